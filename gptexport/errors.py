@@ -1,0 +1,23 @@
+"""The toolkit's own errors, beside the runtime's. `gptexport.cli` maps each to its exit code."""
+
+from gptexport_runtime.errors import GPTExportError
+
+
+class CheckpointError(GPTExportError):
+    """A checkpoint of a known format is damaged, incomplete, or asks for something gptexport does not do."""
+
+
+class UnknownCheckpointError(CheckpointError):
+    """The path holds nothing that gptexport recognises, or a format that it names but does not read."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """Loading the checkpoint would execute code that it carries."""
+
+
+class ExportError(GPTExportError):
+    """The model cannot become the graph that the contract asks for."""
+
+
+class OutputExistsError(GPTExportError):
+    """The output is there already and --force was not given."""

@@ -1,0 +1,130 @@
+"""What the exporter writes and the runtime reads: the one home of names, limits and the manifest format.
+
+Everything in here is data. The exporter imports it; nobody retypes "logits".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from gptexport_runtime.errors import ArtifactError
+
+INPUT_IDS = "input_ids"  # (B,T) int64
+LOGITS = "logits"  # (B,T,V) float32
+AXIS_B = "B"
+AXIS_T = "T"
+
+MANIFEST_FILE = "gptexport.json"
+WEIGHTS_FILE = "weights.data"
+FORMAT = "gptexport-bundle"
+FORMAT_VERSION = 1
+
+GRAPH_LOGITS = "logits"
+GRAPH_FILES = {GRAPH_LOGITS: "logits.onnx"}
+
+# metadata_props of every graph, so that a bare .onnx knows its limits too
+META_BLOCK_SIZE = "gptexport.block_size"
+META_VOCAB_SIZE = "gptexport.vocab_size"
+
+_T = TypeVar("_T")
+
+
+def _build(cls: type[_T], data: object, where: str) -> _T:
+    """`cls(**data)`, unknown keys ignored (a newer writer may add some); a missing or mistyped key is an ArtifactError."""
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{where} is {type(data).__name__}; expected an object. The manifest is damaged: export again.")
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    try:
+        return cls(**{key: value for key, value in data.items() if key in known})
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{where}: {error}. The manifest is damaged: export again.") from error
+
+
+def _positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected a positive integer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a caller must know of the model to feed it. `None`: the artifact does not say."""
+
+    vocab_size: int  # V: ids are 0 ... V-1
+    block_size: int | None = None  # longest T
+    architecture: str = "unknown"
+    n_layer: int | None = None
+    n_head: int | None = None
+    n_embd: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive("vocab_size", self.vocab_size)
+        if self.block_size is not None:
+            _positive("block_size", self.block_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """A file of the bundle: a plain name beside the manifest, its size in bytes and its sha256 (hex)."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not self.file or "/" in self.file or "\\" in self.file or self.file.startswith("."):
+            raise ValueError(f"file is {self.file!r}; expected a plain file name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`gptexport.json`. `model` holds the full config, of which `info` is the part a session needs."""
+
+    model: Mapping[str, Any]
+    source: Mapping[str, Any]  # checkpoint format, its sha256, how the GELU was decided
+    dtype: str  # of the weights; logits are float32
+    target: str
+    opset: int
+    graphs: Mapping[str, FileEntry]
+    weights: FileEntry | None  # None: each graph holds its own
+    parameters: int
+    producer: Mapping[str, str]  # versions of what wrote it
+    audit: Mapping[str, Any] = field(default_factory=dict)  # fusions, expected and achieved
+    parity: Mapping[str, Any] | None = None
+
+    @property
+    def info(self) -> ModelInfo:
+        return _build(ModelInfo, dict(self.model), "manifest: model")
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        """Parse and validate.
+
+        Raises:
+            ArtifactError: not JSON, not a bundle's manifest, of another version, or with missing fields.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ArtifactError(f"{MANIFEST_FILE} is not JSON ({error}). It is damaged: export again.") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ArtifactError(f'{MANIFEST_FILE} is not a bundle manifest: expected "format": "{FORMAT}".')
+        if data.get("format_version") != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{MANIFEST_FILE} has format_version {data.get('format_version')!r}; this gptexport reads "
+                f"{FORMAT_VERSION}. Export again with this version, or upgrade gptexport-runtime."
+            )
+        graphs = data.get("graphs")
+        if not isinstance(graphs, dict) or not graphs:
+            raise ArtifactError("manifest: graphs is missing or empty. The manifest is damaged: export again.")
+        data["graphs"] = {kind: _build(FileEntry, entry, f"manifest: graphs.{kind}") for kind, entry in graphs.items()}
+        if data.get("weights") is not None:
+            data["weights"] = _build(FileEntry, data["weights"], "manifest: weights")
+        manifest = _build(Manifest, data, "manifest")
+        manifest.info  # noqa: B018 - validates `model` now rather than at first use
+        return manifest

@@ -1,0 +1,21 @@
+"""What can go wrong, by whose doing. Every message says what was got, what was expected and what to do."""
+
+
+class GPTExportError(Exception):
+    """Base of every error that gptexport and its runtime raise on purpose."""
+
+
+class InputError(GPTExportError, ValueError):
+    """The caller's token ids (dtype, rank, range, shape) or options are not what the model takes."""
+
+
+class ContextLengthError(InputError):
+    """A row is longer than the model's block_size."""
+
+
+class ArtifactError(GPTExportError):
+    """A bundle, graph or engine is missing, damaged, or of a format this version does not read."""
+
+
+class BackendUnavailableError(GPTExportError):
+    """The asked-for device or library cannot run on this machine; nothing was silently replaced."""
