@@ -1,3 +1,26 @@
 """Run an exported GPT: numpy in, numpy out. Needs numpy and ONNX Runtime; never imports torch, onnx or click."""
 
+from gptexport_runtime.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    ContextLengthError,
+    ExecutionError,
+    GPTExportError,
+    InputError,
+    SessionError,
+)
+from gptexport_runtime.session import Session, load
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ArtifactError",
+    "BackendUnavailableError",
+    "ContextLengthError",
+    "ExecutionError",
+    "GPTExportError",
+    "InputError",
+    "Session",
+    "SessionError",
+    "load",
+]

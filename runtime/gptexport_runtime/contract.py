@@ -33,9 +33,11 @@ _T = TypeVar("_T")
 
 
 def _build(cls: type[_T], data: object, where: str) -> _T:
-    """`cls(**data)`, unknown keys ignored (a newer writer may add some); a missing or mistyped key is an ArtifactError."""
+    """`cls(**data)`; unknown keys, of a newer writer, are ignored; missing or mistyped ones are an ArtifactError."""
     if not isinstance(data, dict):
-        raise ArtifactError(f"{where} is {type(data).__name__}; expected an object. The manifest is damaged: export again.")
+        raise ArtifactError(
+            f"{where} is {type(data).__name__}; expected an object. The manifest is damaged: export again."
+        )
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     try:
         return cls(**{key: value for key, value in data.items() if key in known})

@@ -19,3 +19,11 @@ class ArtifactError(GPTExportError):
 
 class BackendUnavailableError(GPTExportError):
     """The asked-for device or library cannot run on this machine; nothing was silently replaced."""
+
+
+class SessionError(GPTExportError, RuntimeError):
+    """The session is closed, or was opened by the process that this one was forked from."""
+
+
+class ExecutionError(GPTExportError, RuntimeError):
+    """The backend failed while it ran valid ids: out of memory, or a graph that does not keep to its contract."""

@@ -1,0 +1,111 @@
+"""Find the files of an artifact and check that they are whole, before any backend opens them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptexport_runtime.contract import GRAPH_LOGITS, MANIFEST_FILE, FileEntry, Manifest
+from gptexport_runtime.errors import ArtifactError, BackendUnavailableError
+
+GRAPH_SUFFIX = ".onnx"
+ENGINE_SUFFIX = ".engine"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Where the logits graph is, and what the bundle says of it (None: a bare .onnx)."""
+
+    logits: Path
+    manifest: Manifest | None
+
+
+def open_artifact(path: str | os.PathLike[str], *, verify: bool = False) -> Artifact:
+    """Find and check the files of a bundle or of a bare graph.
+
+    Of a bundle's files the sizes are always checked, and the sha256 of the graphs, which are small.
+
+    Args:
+        path: a bundle's folder, its `gptexport.json`, or an `.onnx` file.
+        verify: check the sha256 of the weights too, which reads all of them.
+
+    Raises:
+        ArtifactError: a file is missing, truncated or changed, or `path` is none of these.
+        BackendUnavailableError: `path` is an engine, which this version does not run.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist. Expected a bundle folder or an {GRAPH_SUFFIX} file.")
+    if path.is_dir():
+        if not (path / MANIFEST_FILE).is_file():
+            raise ArtifactError(
+                f"{path} is not a bundle: it has no {MANIFEST_FILE}. "
+                f"Write one with `gptexport onnx`, or pass an {GRAPH_SUFFIX} file itself."
+            )
+        return _open_bundle(path, verify)
+    if path.name == MANIFEST_FILE:
+        return _open_bundle(path.parent, verify)
+    if path.suffix == GRAPH_SUFFIX:
+        return Artifact(path, None)
+    if path.suffix == ENGINE_SUFFIX:
+        raise BackendUnavailableError(
+            f"{path} is a TensorRT engine; this version runs ONNX graphs only. Load the bundle it was built from."
+        )
+    raise ArtifactError(f"{path} is not a bundle folder, its {MANIFEST_FILE}, or an {GRAPH_SUFFIX} file.")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate a bundle's manifest; the files it lists are not looked at.
+
+    Raises:
+        ArtifactError: it is missing, damaged, or of another format version.
+    """
+    try:
+        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{folder / MANIFEST_FILE} cannot be read: {error}") from error
+    try:
+        return Manifest.from_json(text)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder}: {error}") from error
+
+
+def _open_bundle(folder: Path, verify: bool) -> Artifact:
+    manifest = read_manifest(folder)
+    if GRAPH_LOGITS not in manifest.graphs:
+        raise ArtifactError(
+            f"{folder} has no {GRAPH_LOGITS} graph, only {', '.join(manifest.graphs)}. "
+            f"Export again with --graphs {GRAPH_LOGITS}."
+        )
+    for graph in manifest.graphs.values():
+        check_file(folder, graph, check_hash=True)
+    if manifest.weights is not None:
+        check_file(folder, manifest.weights, check_hash=verify)
+    return Artifact(folder / manifest.graphs[GRAPH_LOGITS].file, manifest)
+
+
+def check_file(folder: Path, entry: FileEntry, *, check_hash: bool) -> None:
+    """Check that a file of a bundle is the one that was written: its size, and its sha256 if asked.
+
+    Raises:
+        ArtifactError: it is missing, truncated or changed.
+    """
+    path = folder / entry.file
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing; {MANIFEST_FILE} lists it. Copy the whole folder, or export again.")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise ArtifactError(
+            f"{path} has {size} bytes; {MANIFEST_FILE} says {entry.bytes}. "
+            "It is truncated or was replaced: copy the bundle again, or export again."
+        )
+    if check_hash:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 != entry.sha256:
+            raise ArtifactError(
+                f"{path} has sha256 {sha256}; {MANIFEST_FILE} says {entry.sha256}. "
+                "It was damaged or replaced: copy the bundle again, or export again."
+            )

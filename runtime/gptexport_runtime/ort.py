@@ -1,0 +1,211 @@
+"""ONNX Runtime as a backend: what of it works here, and one graph opened with it and run into the caller's memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptexport_runtime.contract import INPUT_IDS, LOGITS, META_BLOCK_SIZE, META_VOCAB_SIZE, ModelInfo
+from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, ExecutionError
+from gptexport_runtime.providers import (
+    CPU,
+    CUDA,
+    SILENT,
+    conflict,
+    first_line,
+    import_onnxruntime,
+    installed_distributions,
+    why_not_cpu,
+    why_not_cuda,
+)
+
+CONTRACT = f"{INPUT_IDS} tensor(int64) [B,T] -> {LOGITS} tensor(float) [B,T,V], with B and T free"
+
+# CUDA would else round fp32 operands to TF32's 10 bits: other numbers than those of the model
+CUDA_OPTIONS = {"use_tf32": "0"}
+
+
+@dataclass(frozen=True)
+class ProviderProbe:
+    """Whether a device really runs a graph; where not, why, and what to do."""
+
+    device: str  # "cpu" or "cuda"
+    loads: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class RuntimeProbe:
+    """What there is of ONNX Runtime on this machine."""
+
+    version: str | None  # None: not importable
+    distributions: tuple[tuple[str, str], ...]  # (name, version) of each that is installed
+    conflict: str | None  # why what is installed cannot be relied on
+    available: tuple[str, ...]  # the execution providers that the package was built with
+    providers: tuple[ProviderProbe, ...]  # of the CPU and of CUDA, as tried
+
+
+def probe_providers() -> RuntimeProbe:
+    """Try each device in earnest. Raises nothing: what is wrong is in the result."""
+    found = installed_distributions()
+    try:
+        ort = import_onnxruntime()
+    except BackendUnavailableError as error:
+        nothing = tuple(ProviderProbe(device, False, str(error)) for device in ("cpu", "cuda"))
+        return RuntimeProbe(None, found, conflict(found), (), nothing)
+    why_not = {"cpu": why_not_cpu(ort), "cuda": why_not_cuda(ort)}
+    return RuntimeProbe(
+        version=ort.__version__,
+        distributions=found,
+        conflict=conflict(found),
+        available=tuple(ort.get_available_providers()),
+        providers=tuple(ProviderProbe(device, reason is None, reason) for device, reason in why_not.items()),
+    )
+
+
+class OrtGraph:
+    """A logits graph that is open. May be run by several threads at once."""
+
+    backend = "onnxruntime"
+
+    def __init__(self, ort: Any, session: Any, path: Path, device: str, threads: int) -> None:
+        self.device = device
+        self.threads = threads
+        self.info = _read_contract(session, path)
+        self._session = session
+        self._path = path
+        self._options = ort.RunOptions()
+        self._options.log_severity_level = SILENT
+
+    def run(self, ids: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """Compute logits (B,T,V) of ids (B,T), both C-contiguous, straight into `out`.
+
+        Raises:
+            ExecutionError: ONNX Runtime failed.
+        """
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(INPUT_IDS, ids)
+        # bound even when the caller passed no buffer: ONNX Runtime else copies its result into a numpy array
+        binding.bind_output(LOGITS, "cpu", 0, np.float32, out.shape, out.ctypes.data)
+        try:
+            self._session.run_with_iobinding(binding, self._options)
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            unknown = "" if self.info.block_size else " The graph does not tell its block_size: T may be past it."
+            B, T = ids.shape
+            raise ExecutionError(
+                f"{self._path} failed on {self.device} at B={B}, T={T}: {first_line(error)}.{unknown}"
+            ) from error
+
+
+def open_graph(path: Path, device: str, threads: int | None) -> OrtGraph:
+    """Open the logits graph in `path` on `device`: "cpu", "cuda", or "auto", which is CUDA where CUDA works.
+
+    Args:
+        threads: of the CPU for one call; None: as many as this process may use.
+
+    Raises:
+        BackendUnavailableError: ONNX Runtime is missing, or cannot run this graph on the device asked for.
+        ArtifactError: the file is damaged, its external data is missing, or it is not a logits graph.
+    """
+    ort = import_onnxruntime()
+    threads = threads or usable_cores()
+    if device == "cpu":
+        return _open(ort, path, "cpu", threads)
+    reason = why_not_cuda(ort)
+    if reason is None:
+        return _open(ort, path, "cuda", threads)
+    if device == "auto":
+        return _open(ort, path, "cpu", threads)
+    raise BackendUnavailableError(f'device="cuda" is not available: {reason}')
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which in a container or under taskset are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _open(ort: Any, path: Path, device: str, threads: int) -> OrtGraph:
+    provider, provider_options = (CUDA, CUDA_OPTIONS) if device == "cuda" else (CPU, {})
+    options = ort.SessionOptions()
+    options.log_severity_level = SILENT
+    options.intra_op_num_threads = threads
+    try:
+        # by path, not by bytes: the weights are then mapped into memory, not copied
+        session = ort.InferenceSession(str(path), options, providers=[(provider, provider_options)], enable_fallback=0)
+    except Exception as error:
+        raise _load_error(ort, path, device, error) from error
+    session.disable_fallback()  # a run that fails on CUDA would be repeated on the CPU
+    if provider not in session.get_providers():
+        raise BackendUnavailableError(
+            f"{path} did not open on {device}: ONNX Runtime took {', '.join(session.get_providers())} instead."
+        )
+    return OrtGraph(ort, session, path, device, threads)
+
+
+def _load_error(ort: Any, path: Path, device: str, error: Exception) -> ArtifactError | BackendUnavailableError:
+    """Our error for what `InferenceSession` raised, told apart by its name and text: it has nothing better."""
+    text = first_line(error)
+    if type(error).__name__ == "NotImplemented":
+        return BackendUnavailableError(f"onnxruntime {ort.__version__} cannot run {path} on {device}: {text}")
+    if "allocate memory" in text or "out of memory" in text.lower():
+        return BackendUnavailableError(f"{path} does not fit into the memory of {device}: {text}")
+    if "External data path" in text:
+        advice = "Its external data must lie beside it, under the name it was exported with."
+    elif "opset" in text.lower() or "IR version" in text:
+        advice = f"onnxruntime {ort.__version__} may be too old for it: upgrade, or export with a lower --opset."
+    else:
+        advice = "It is damaged or not an ONNX graph: copy it again, or export again."
+    return ArtifactError(f"{path} does not load: {text}. {advice}")
+
+
+def _read_contract(session: Any, path: Path) -> ModelInfo:
+    """The limits of a logits graph.
+
+    Raises:
+        ArtifactError: inputs or outputs are not the contract's, or the graph does not tell its vocabulary.
+    """
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    free = all(not isinstance(dim, int) for value in (*inputs, *outputs) for dim in value.shape[:2])
+    if (
+        [(value.name, value.type, len(value.shape)) for value in inputs] != [(INPUT_IDS, "tensor(int64)", 2)]
+        or [(value.name, value.type, len(value.shape)) for value in outputs] != [(LOGITS, "tensor(float)", 3)]
+        or not free
+    ):
+        raise ArtifactError(
+            f"{path} is not a logits graph: it has {_signature(inputs)} -> {_signature(outputs)}; "
+            f"expected {CONTRACT}. Export it with `gptexport onnx`."
+        )
+    meta = session.get_modelmeta().custom_metadata_map
+    V = outputs[0].shape[2]
+    block_size, vocab_size = _limit(meta, META_BLOCK_SIZE, path), _limit(meta, META_VOCAB_SIZE, path)
+    if isinstance(V, int) and vocab_size not in (None, V):
+        raise ArtifactError(
+            f"{path} contradicts itself: {META_VOCAB_SIZE} is {vocab_size}, but its {LOGITS} have V={V}. Export again."
+        )
+    vocab_size = vocab_size or (V if isinstance(V, int) else None)
+    if vocab_size is None:
+        raise ArtifactError(
+            f"{path} does not tell its vocab_size: V is free and {META_VOCAB_SIZE} missing. Export again."
+        )
+    return ModelInfo(vocab_size=vocab_size, block_size=block_size)
+
+
+def _limit(meta: dict[str, str], key: str, path: Path) -> int | None:
+    text = meta.get(key)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise ArtifactError(f"{path}: {key} is {text!r}; expected a positive integer. Export again.")
+    return int(text)
+
+
+def _signature(values: Any) -> str:
+    return ", ".join(
+        f"{value.name} {value.type} [{','.join('?' if dim is None else str(dim) for dim in value.shape)}]"
+        for value in values
+    )

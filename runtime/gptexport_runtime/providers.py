@@ -1,0 +1,164 @@
+"""Which of ONNX Runtime's execution providers really work here, and why one does not.
+
+ONNX Runtime itself answers a provider that cannot load with a warning and the CPU. So look before asking it: the
+package, then the driver, the device, the provider's libraries, and last a model of one node that must run there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import importlib.metadata
+import io
+import os
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+
+from gptexport_runtime.errors import BackendUnavailableError
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+CPU_PACKAGE = "onnxruntime"
+GPU_PACKAGE = "onnxruntime-gpu"
+INSTALL_CPU = "pip install gptexport-runtime[cpu]"
+INSTALL_GPU = "pip install gptexport-runtime[gpu]"
+
+SILENT = 4  # ONNX Runtime's severity "fatal": what goes wrong is in our exception, so nothing need be printed
+
+# `Neg` from x to y, both float32 of shape (1,): what protobuf makes of the ONNX ModelProto that the comments spell out.
+# Written by hand because the runtime has no onnx to write it with.
+TINY_MODEL = (
+    b"\x08\x08"  # ir_version: 8
+    b"\x3a\x2e"  # graph, 46 bytes:
+    b"\x0a\x0b\x0a\x01x\x12\x01y\x22\x03Neg"  # node: input "x", output "y", op_type "Neg"
+    b"\x12\x01g"  # name: "g"
+    b"\x5a\x0d\x0a\x01x\x12\x08\x0a\x06\x08\x01\x12\x02\x0a\x00"  # input: "x", tensor of float, one unnamed dim
+    b"\x62\x0d\x0a\x01y\x12\x08\x0a\x06\x08\x01\x12\x02\x0a\x00"  # output: "y", likewise
+    b"\x42\x02\x10\x0d"  # opset_import: version 13
+)
+
+
+def import_onnxruntime() -> types.ModuleType:
+    """The `onnxruntime` module.
+
+    Raises:
+        BackendUnavailableError: it is not installed, or does not import.
+    """
+    try:
+        return importlib.import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise BackendUnavailableError(f"onnxruntime does not import: {error}. Install it again.") from error
+        raise BackendUnavailableError(
+            f"onnxruntime is not installed. One of: `{INSTALL_CPU}` or `{INSTALL_GPU}`, never both."
+        ) from error
+    except ImportError as error:  # a damaged install, as when one of two packages was uninstalled
+        advice = conflict(installed_distributions()) or "Install it again."
+        raise BackendUnavailableError(f"onnxruntime does not import: {error}. {advice}") from error
+
+
+def installed_distributions() -> tuple[tuple[str, str], ...]:
+    """(name, version) of the installed packages that bring `onnxruntime`."""
+    found = []
+    for name in (CPU_PACKAGE, GPU_PACKAGE):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append((name, importlib.metadata.version(name)))
+    return tuple(found)
+
+
+def conflict(found: tuple[tuple[str, str], ...]) -> str | None:
+    """Both packages write the same folder (onnxruntime#26996), so which files are there is a matter of chance."""
+    if len(found) < 2:
+        return None
+    names = " and ".join(f"{name} {version}" for name, version in found)
+    return (
+        f"{names} are both installed and overwrite one another: "
+        f"`pip uninstall -y {CPU_PACKAGE} {GPU_PACKAGE}`, then `{INSTALL_CPU}` or `{INSTALL_GPU}`."
+    )
+
+
+def why_not_cpu(ort: types.ModuleType) -> str | None:
+    """None when the CPU provider runs; else why it does not."""
+    return _why_not_running(ort, CPU)
+
+
+def why_not_cuda(ort: types.ModuleType) -> str | None:
+    """None when the CUDA provider runs; else the first thing in its way, and what to do about it."""
+    if CUDA not in ort.get_available_providers():
+        found = installed_distributions()
+        if reason := conflict(found):
+            return reason
+        names = ", ".join(f"{name} {version}" for name, version in found) or f"onnxruntime {ort.__version__}"
+        return (
+            f"{names} has no CUDA; its providers are {', '.join(ort.get_available_providers())}. "
+            f"`pip uninstall -y {CPU_PACKAGE}`, then `{INSTALL_GPU}`."
+        )
+    return _why_no_device() or _why_no_library(ort) or _why_not_running(ort, CUDA)
+
+
+def _why_no_device() -> str | None:
+    driver_name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(driver_name)
+    except OSError as error:
+        return f"there is no NVIDIA driver: {driver_name} does not load ({error}). In a container, start it with GPUs."
+    count = ctypes.c_int(0)
+    # cuInit first: cuDeviceGetCount answers 3, not initialized, without it
+    if code := int(driver.cuInit(0)) or int(driver.cuDeviceGetCount(ctypes.byref(count))):
+        return f"the NVIDIA driver finds no GPU: CUDA error {code}{_visible_devices()}. Check `nvidia-smi`."
+    if count.value == 0:
+        return f"the NVIDIA driver finds no GPU{_visible_devices()}. Check `nvidia-smi`."
+    return None
+
+
+def _visible_devices() -> str:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+
+
+def _why_no_library(ort: types.ModuleType) -> str | None:
+    if sys.platform == "win32":  # where a failed load does not name the library that was missing
+        return None
+    library = Path(ort.__file__ or "").parent / "capi" / "libonnxruntime_providers_cuda.so"
+    error = _load(library)
+    if error is not None and hasattr(ort, "preload_dlls"):
+        # the libraries of nvidia-* wheels are on no search path until ONNX Runtime loads them; it prints as it tries
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+        error = _load(library)
+    if error is None:
+        return None
+    return (
+        f"a library that CUDA needs does not load: {error}. Install the CUDA and cuDNN that onnxruntime-gpu "
+        f"{ort.__version__} was built for: `pip install onnxruntime-gpu[cuda,cudnn]=={ort.__version__}`."
+    )
+
+
+def _load(library: Path) -> str | None:
+    """None when it loads; else the loader's message, which names the library that is missing."""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _why_not_running(ort: types.ModuleType, provider: str) -> str | None:
+    options = ort.SessionOptions()
+    options.log_severity_level = SILENT
+    try:
+        session = ort.InferenceSession(TINY_MODEL, options, providers=[provider], enable_fallback=0)
+        if provider not in session.get_providers():
+            return f"{provider} did not load; ONNX Runtime took {', '.join(session.get_providers())} instead."
+        (y,) = session.run(["y"], {"x": np.array([1.5], dtype=np.float32)})
+    except Exception as error:  # whatever stops it is the answer
+        return f"{provider} does not run: {first_line(error)}"
+    return None if y.tolist() == [-1.5] else f"{provider} computes wrongly: -(1.5) gave {y.tolist()}."
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

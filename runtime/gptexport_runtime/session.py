@@ -1,0 +1,172 @@
+"""Open an exported GPT and run it: numpy in, numpy out, the same checks and errors on every backend."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptexport_runtime import ort
+from gptexport_runtime.bundle import open_artifact
+from gptexport_runtime.contract import Manifest, ModelInfo
+from gptexport_runtime.errors import ArtifactError, InputError, SessionError
+from gptexport_runtime.ids import Batch, to_batch
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Graph(Protocol):
+    """What a backend gives a session: a logits graph that is open. `ids` and `out` are validated and C-contiguous."""
+
+    @property
+    def backend(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    def run(self, ids: NDArray[np.int64], out: NDArray[np.float32]) -> None: ...
+
+
+def load(
+    path: str | os.PathLike[str], device: Device = "auto", *, threads: int | None = None, verify: bool = False
+) -> Session:
+    """Open a bundle or a bare logits graph.
+
+    Args:
+        path: a bundle's folder, its `gptexport.json`, or an `.onnx` file.
+        device: "cuda" never falls back to the CPU; "auto" is CUDA where CUDA works, else the CPU.
+        threads: of the CPU for one call, 1 or more; None: as many as this process may use.
+        verify: check the weights' sha256 too, which reads all of them. Sizes and graphs are always checked.
+
+    Raises:
+        ArtifactError: a file is missing, damaged, or not what was expected.
+        BackendUnavailableError: ONNX Runtime is missing or cannot run on the device; the message says why.
+        InputError: `device` or `threads` is not one of the above.
+    """
+    if device not in get_args(Device):
+        raise InputError(f"device is {device!r}; expected one of {', '.join(get_args(Device))}.")
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise InputError(f"threads is {threads!r}; expected an integer of 1 or more, or None for every usable core.")
+    artifact = open_artifact(path, verify=verify)
+    graph = ort.open_graph(artifact.logits, device, threads)
+    info = graph.info if artifact.manifest is None else artifact.manifest.info
+    _check_agreement(artifact.logits, info, graph.info)
+    return Session(graph, info, artifact.manifest)
+
+
+def _check_agreement(path: Path, manifest: ModelInfo, graph: ModelInfo) -> None:
+    for name in ("vocab_size", "block_size"):
+        expected, got = getattr(manifest, name), getattr(graph, name)
+        if None not in (expected, got) and expected != got:
+            raise ArtifactError(f"{path} has {name} {got}; its manifest says {expected}. Export again.")
+
+
+class Session:
+    """An open model; `load` makes one. Threads may share it. A forked child must open its own.
+
+    Use it in a `with`, or call `close`. Arrays that it returns belong to the caller and are never written again.
+    """
+
+    def __init__(self, graph: Graph, config: ModelInfo, manifest: Manifest | None) -> None:
+        self.backend = graph.backend  # "onnxruntime"
+        self.device = graph.device  # what really runs: "cpu" or "cuda"
+        self.threads = graph.threads
+        self.config = config
+        self.manifest = manifest  # None: a bare graph
+        self._graph: Graph | None = graph
+        self._pid = os.getpid()
+
+    def logits(self, ids: Any, *, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Logits of every position.
+
+        Args:
+            ids: (B,T) array of any integer dtype, or B rows of ints which need not be equally long.
+            out: a buffer to write into and return: float32 (B,T,V), C-contiguous. T is that of the longest row.
+
+        Returns:
+            float32 (B,T,V). Shorter rows are padded on the right, which changes nothing before the padding; the
+            positions past a row's end are NaN, so that they are never mistaken for logits.
+
+        Raises:
+            ContextLengthError: a row is longer than block_size.
+            InputError: `ids` or `out` is not as above.
+            SessionError: the session is closed, or belongs to the parent of this process.
+            ExecutionError: the backend failed.
+        """
+        graph = self._open_graph()
+        batch = to_batch(ids, vocab_size=self.config.vocab_size, block_size=self.config.block_size)
+        shape = (*batch.shape, self.config.vocab_size)
+        if out is None:
+            out = np.empty(shape, dtype=np.float32)
+        else:
+            _check_out(out, shape)
+        graph.run(batch.ids, out)
+        for row, length in zip(out, batch.lengths, strict=True):
+            row[length:] = np.nan
+        return out
+
+    def last_logits(self, ids: Any) -> NDArray[np.float32]:
+        """Logits of each row's last token, not of the padding after it.
+
+        Args:
+            ids: as for `logits`.
+
+        Returns:
+            float32 (B,V).
+
+        Raises:
+            GPTExportError: as `logits`.
+        """
+        graph = self._open_graph()
+        batch = to_batch(ids, vocab_size=self.config.vocab_size, block_size=self.config.block_size)
+        return _last_of_all_logits(graph, batch, self.config.vocab_size)
+
+    def close(self) -> None:
+        """Free the model. A call that another thread is in the middle of still finishes. Closing twice is fine."""
+        self._graph = None
+
+    def __enter__(self) -> Session:
+        self._open_graph()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._graph is None else f"{self.backend} on {self.device}"
+        return f"<Session {state}, vocab_size={self.config.vocab_size}, block_size={self.config.block_size}>"
+
+    def _open_graph(self) -> Graph:
+        if os.getpid() != self._pid:
+            # the backend's threads did not survive the fork: the first call would wait for them for ever
+            raise SessionError(
+                f"this session was opened by process {self._pid} and cannot run in process {os.getpid()}, "
+                "which was forked from it. Call load() in each process, or start processes with 'spawn'."
+            )
+        if self._graph is None:
+            raise SessionError("this session is closed. Open another with load().")
+        return self._graph
+
+
+def _last_of_all_logits(graph: Graph, batch: Batch, vocab_size: int) -> NDArray[np.float32]:
+    """(B,V) by way of (B,T,V), for bundles without a graph that computes the last position alone."""
+    logits = np.empty((*batch.shape, vocab_size), dtype=np.float32)
+    graph.run(batch.ids, logits)
+    return logits[np.arange(len(logits)), batch.lengths - 1]
+
+
+def _check_out(out: object, shape: tuple[int, int, int]) -> None:
+    expected = f"expected a writable, C-contiguous float32 array of shape {shape}"
+    if not isinstance(out, np.ndarray):
+        raise InputError(f"out is a {type(out).__name__}; {expected}.")
+    if out.dtype != np.float32 or out.shape != shape:
+        raise InputError(f"out is {out.dtype} {out.shape}; {expected}.")
+    if not out.flags.c_contiguous or not out.flags.writeable or not out.flags.aligned:
+        flaw = "read-only" if not out.flags.writeable else "not contiguous"
+        raise InputError(f"out is {flaw}; {expected}.")
