@@ -1,0 +1,33 @@
+# make demo   set everything up, train a small GPT, export it, check it, run it without torch
+# make test   set everything up and run the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+SECONDS ?= 90
+
+.PHONY: demo test lint clean
+
+$(VENV)/.done: pyproject.toml runtime/pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gptexport needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e './runtime[cpu]' -e '.[cpu,hf]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis transformers ruff mypy build
+	@touch $@
+
+demo: $(VENV)/.done
+	$(BIN)/python scripts/train_demo.py $(DEMO) --seconds $(SECONDS)
+	$(BIN)/gptexport onnx $(DEMO)/ckpt.pt -o $(DEMO)/gpt --force
+	$(BIN)/gptexport parity $(DEMO)/gpt --against $(DEMO)/ckpt.pt --tokens $(DEMO)/val.bin
+	$(BIN)/python scripts/sample_demo.py $(DEMO)/gpt
+
+test: $(VENV)/.done
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu'
+
+lint: $(VENV)/.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist runtime/build

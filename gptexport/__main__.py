@@ -1,0 +1,5 @@
+"""`python -m gptexport`."""
+
+from gptexport.cli import main
+
+main()

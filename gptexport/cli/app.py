@@ -1,0 +1,92 @@
+"""The command group, and what every failure becomes: one message and an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+import click
+from gptexport_runtime.errors import BackendUnavailableError, GPTExportError
+
+from gptexport import __version__
+from gptexport.cli.doctor import doctor
+from gptexport.cli.inspect import inspect
+from gptexport.cli.onnx import onnx
+from gptexport.cli.output import print_error
+from gptexport.cli.parity import parity
+from gptexport.errors import UnknownCheckpointError, UnsafeCheckpointError
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_BACKEND_UNAVAILABLE = 4
+EXIT_CHECKPOINT = 5
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="gptexport")
+def gptexport() -> None:
+    """Take a GPT out of the notebook: export it, run it without torch, prove that it is the same model.
+
+    \b
+    Examples:
+      gptexport inspect out/ckpt.pt                  what is in this checkpoint?
+      gptexport onnx out/ckpt.pt -o gpt2/            export it to a bundle
+      gptexport parity gpt2/ --against out/ckpt.pt   is the bundle the same model?
+      gptexport doctor                               what can this machine run?
+
+    \b
+    Exit codes: 0 ok, 1 error, 2 usage, 3 parity failed, 4 backend unavailable,
+    5 unsafe or unknown checkpoint.
+    """
+
+
+for command in (onnx, parity, inspect, doctor):
+    gptexport.add_command(command)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _interrupt)  # so that a killed export cleans up as an interrupted one does
+    sys.exit(_run())
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run() -> int:
+    try:
+        result = gptexport.main(prog_name="gptexport", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print_error("Interrupted", "interrupted; nothing was written.")
+        return EXIT_INTERRUPTED
+    except BackendUnavailableError as error:
+        print_error(type(error).__name__, str(error))
+        return EXIT_BACKEND_UNAVAILABLE
+    except (UnknownCheckpointError, UnsafeCheckpointError) as error:
+        print_error(type(error).__name__, str(error))
+        return EXIT_CHECKPOINT
+    except GPTExportError as error:
+        print_error(type(error).__name__, str(error))
+        return EXIT_ERROR
+    except MemoryError:
+        print_error("MemoryError", "out of memory. Close other programs, or use a machine with more.")
+        return EXIT_ERROR
+    except BrokenPipeError:  # `gptexport inspect … | head`
+        sys.stdout = None  # type: ignore[assignment]
+        return EXIT_ERROR
+    except Exception as error:
+        if _wants_traceback():
+            raise
+        print_error(type(error).__name__, f"{error}\nThis is a bug in gptexport: run again with -v and report the traceback.")
+        return EXIT_ERROR
+
+
+def _wants_traceback() -> bool:
+    return any(argument in ("-v", "--verbose") for argument in sys.argv)

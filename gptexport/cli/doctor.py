@@ -1,0 +1,30 @@
+"""`gptexport doctor`: what can this machine run?"""
+
+from __future__ import annotations
+
+import click
+
+from gptexport.cli.output import Output, facts, output_options, table
+
+
+@click.command(short_help="What can this machine run?")
+@output_options("doctor")
+def doctor(output: Output) -> None:
+    """Say what this machine can run: providers that really load, versions, conflicts, threads.
+
+    \b
+    Examples:
+      gptexport doctor
+      gptexport doctor --json
+    """
+    from gptexport.doctor import examine
+
+    output.step("loading each provider of ONNX Runtime")
+    health = examine()
+    versions = facts([(name, version or "not installed") for name, version in health.versions.items()])
+    machine = facts([("cores", health.cores), ("memory", health.memory), ("instructions", " ".join(health.instructions))])
+    providers = table(
+        [(p.name, "yes" if p.loads else "no", p.reason or "") for p in health.providers], ("device", "runs", "why not")
+    )
+    problems = "\n".join(f"problem: {problem}" for problem in health.problems) or "no problems found"
+    output.result({"ok": True, **health.to_dict()}, "\n\n".join([machine, versions, providers, problems]))

@@ -1,0 +1,82 @@
+"""`gptexport onnx`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gptexport.cli.output import Output, output_options, size
+
+
+@click.command(short_help="Export a checkpoint to ONNX.")
+@click.argument("checkpoint")
+@click.option("-o", "--out", "out", required=True, type=click.Path(path_type=Path), help="A folder, or a name that ends in .onnx.")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--gelu", type=click.Choice(["tanh", "erf"]), help="What the training code used, where the checkpoint does not say.")
+@click.option("--vocab-size", type=click.IntRange(min=1), help="Keep the first N tokens: drops the padding of the vocabulary.")
+@click.option("--block-size", type=click.IntRange(min=1), help="Longest sequence, where a module of your own does not say.")
+@click.option("--opset", type=click.IntRange(18, 24), default=23, show_default=True, help="23 keeps attention whole.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@output_options("onnx")
+def onnx(
+    output: Output,
+    checkpoint: str,
+    out: Path,
+    dtype: str,
+    gelu: str | None,
+    vocab_size: int | None,
+    block_size: int | None,
+    opset: int,
+    force: bool,
+) -> None:
+    """Export CHECKPOINT to ONNX, with dynamic batch and length.
+
+    \b
+    Examples:
+      gptexport onnx out/ckpt.pt -o gpt2/                  nanoGPT
+      gptexport onnx log/model_19072.pt -o gpt2/           build-nanogpt
+      gptexport onnx openai-community/gpt2 -o gpt2/        Hugging Face: a hub id or a folder
+      gptexport onnx my_model.py:make_gpt -o gpt2/         your own nn.Module
+      gptexport onnx out/ckpt.pt -o gpt2.onnx              the graph alone, for other tools
+      gptexport onnx out/ckpt.pt -o gpt2/ --vocab-size 50257   without the padded tokens
+
+    \b
+    A bundle is a folder: gptexport.json, logits.onnx (input_ids (B,T) -> logits (B,T,V)),
+    weights.data. Nothing is written until everything has been checked.
+    """
+    from gptexport.staging import check_output
+
+    check_output(out, force=force)  # before the seconds that importing torch takes
+    output.step(f"reading {checkpoint}")
+
+    from gptexport.checkpoints import load_checkpoint
+    from gptexport.export import export_onnx
+
+    loaded = load_checkpoint(checkpoint, gelu=gelu, vocab_size=vocab_size, block_size=block_size)  # type: ignore[arg-type]
+    output.step(f"{loaded.format} checkpoint, {sum(p.numel() for p in loaded.model.parameters()) / 1e6:,.1f} M parameters")
+    for note in loaded.notes:
+        output.note(note)
+    kept = [loaded]
+    del loaded
+    done = export_onnx(kept.pop(), out, dtype=dtype, opset=opset, force=force, progress=output.step)  # type: ignore[arg-type]
+
+    audit = ", ".join(f"{row['achieved']} of {row['expected']} {op}" for op, row in done.manifest.audit.items())
+    ran = (
+        "not run: ONNX Runtime has no bfloat16 on the CPU"
+        if done.check_error is None
+        else f"run at shapes not traced: {done.check_error:.1e} relative RMS from eager"
+    )
+    output.step(f"{audit or 'nothing to audit'}; {ran}")
+    output.result(
+        {
+            "ok": True,
+            "path": str(out),
+            "bytes": done.bytes,
+            "parameters": done.manifest.parameters,
+            "model": dict(done.manifest.model),
+            "audit": dict(done.manifest.audit),
+            "check_relative_rms": done.check_error,
+        },
+        f"{out}: {size(done.bytes)}\nnext: gptexport parity {out} --against {checkpoint}",
+    )

@@ -1,0 +1,101 @@
+"""How every command speaks: data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import click
+
+SCHEMA_VERSION = 1
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Output:
+    """The voice of one command, as its --json, -q and -v say."""
+
+    command: str
+    as_json: bool
+    quiet: bool
+    verbose: bool
+    began: float = field(default_factory=time.monotonic)
+
+    def step(self, text: str) -> None:
+        """Progress, for people: what is being done now, and when it began."""
+        if not self.quiet:
+            click.echo(click.style(f"{time.monotonic() - self.began:6.1f}s  ", dim=True) + text, err=True)
+
+    def note(self, text: str) -> None:
+        """What a person should know, though nothing failed."""
+        if not self.quiet:
+            click.echo(click.style("   note  ", fg="yellow") + text, err=True)
+
+    def result(self, data: dict[str, Any], text: str) -> None:
+        """The one object of --json, or `text` for people."""
+        if self.as_json:
+            click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "command": self.command, **data}, indent=2))
+        else:
+            click.echo(text)
+
+
+def output_options(command: str) -> Callable[[F], F]:
+    """Give a command --json, -q and -v, and hand it their `Output` as its first argument."""
+
+    def decorate(function: F) -> F:
+        from functools import wraps
+
+        @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; everything else on stderr.")
+        @click.option("-q", "--quiet", is_flag=True, help="No progress.")
+        @click.option("-v", "--verbose", is_flag=True, help="More detail; tracebacks for bugs.")
+        @wraps(function)
+        def run(*args: Any, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
+            return function(Output(command, as_json, quiet, verbose), *args, **kwargs)
+
+        return run  # type: ignore[return-value]
+
+    return decorate
+
+
+def print_error(kind: str, message: str) -> None:
+    """One message on stderr; with --json also the one object on stdout."""
+    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+    if "--json" in sys.argv:
+        error = {"type": kind, "message": message}
+        click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "ok": False, "error": error}, indent=2))
+
+
+def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
+    """Columns that line up: text to the left, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    right = [bool(rows) and all(isinstance(row[i], int | float) or _numeric(str(row[i])) for row in rows) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(list(header)), line(["─" * w for w in widths]), *map(line, cells)])
+
+
+def facts(pairs: Sequence[tuple[str, object]]) -> str:
+    """Names and values, one a line."""
+    width = max(len(name) for name, _ in pairs)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in pairs if value is not None)
+
+
+def size(count: int) -> str:
+    """Bytes for people, in powers of ten as disks are sold."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _numeric(text: str) -> bool:
+    return text[:1].isdigit() or text in ("–", "")

@@ -1,0 +1,92 @@
+"""What this machine can run. Tries things rather than trusting lists; torch-free, so that a broken torch is no obstacle."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gptexport_runtime.ort import probe_providers
+
+PACKAGES = (
+    "gptexport",
+    "gptexport-runtime",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "huggingface_hub",
+)
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A device as ONNX Runtime serves it."""
+
+    name: str
+    loads: bool
+    reason: str | None  # why not
+
+
+@dataclass(frozen=True)
+class Health:
+    """What `gptexport doctor` found. `problems` are things to mend, each with the command that mends it."""
+
+    python: str
+    cores: int  # that this process may use, so the threads a session takes
+    memory: str
+    instructions: list[str]
+    versions: dict[str, str | None]
+    providers: list[Provider]
+    problems: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def examine() -> Health:
+    """Look at packages and hardware, and load each provider once."""
+    probe = probe_providers()
+    problems = []
+    if probe.conflict:
+        problems.append(probe.conflict)
+    return Health(
+        python=platform.python_version(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory=_memory(),
+        instructions=_instructions(),
+        versions={name: _version(name) for name in PACKAGES},
+        providers=[Provider(p.device, p.loads, p.reason) for p in probe.providers],
+        problems=problems,
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    except (ValueError, OSError, AttributeError):
+        return "unknown"
+
+
+def _instructions() -> list[str]:
+    """The vector instructions that decide speed, where the system says."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return []
+    flags = set(cpuinfo.read_text().split())
+    return [name for name in INSTRUCTIONS if name in flags]

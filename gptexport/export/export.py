@@ -1,0 +1,116 @@
+"""A loaded checkpoint becomes a bundle, or one .onnx file: trace, make portable, write, check, and only then show it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from gptexport_runtime.contract import GRAPH_FILES, GRAPH_LOGITS, MANIFEST_FILE, WEIGHTS_FILE, Manifest
+
+from gptexport.checkpoints import Checkpoint
+from gptexport.config import DType
+from gptexport.dtypes import TORCH_DTYPES
+from gptexport.export.check import audit, check_graph, run_samples, take_samples
+from gptexport.export.portable import make_portable
+from gptexport.export.trace import DEFAULT_OPSET, trace_logits
+from gptexport.export.write import WeightsFile, write_graph
+from gptexport.staging import commit_files, commit_folder, data_file, staged, write_file
+
+INLINE_BYTES = 100 << 20  # a lone .onnx keeps weights up to this inside; protobuf itself ends at 2 GiB
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what was found on the way."""
+
+    path: Path
+    manifest: Manifest
+    check_error: float | None  # worst relative RMS against eager at untraced shapes; None: not runnable on this CPU
+    bytes: int
+
+
+def export_onnx(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    dtype: DType = "float32",
+    opset: int = DEFAULT_OPSET,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _step: None,
+) -> Exported:
+    """Write `checkpoint` as a bundle folder, or as a lone graph where `out` ends in .onnx.
+
+    Consumes the checkpoint: its model's weights are given back as soon as they are on disk.
+
+    Raises:
+        ExportError: the model cannot become the contract's graph; nothing is written.
+        OutputExistsError: `out` is there and `force` is not given, or is not gptexport's to replace.
+    """
+    lone = out.suffix == ".onnx"
+    with staged(out, force=force) as stage:
+        model = checkpoint.model.to(TORCH_DTYPES[dtype])
+        limits = {"block_size": checkpoint.block_size, "vocab_size": checkpoint.vocab_size}
+        parameters = sum(p.numel() for p in model.parameters())
+        weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        progress("running the eager model at shapes to check against")
+        samples = take_samples(model, **limits)
+        progress(f"tracing at opset {opset}")
+        trace = trace_logits(model, block_size=checkpoint.block_size, opset=opset)
+        make_portable(trace.graph, model, **limits)
+
+        progress(f"writing {weight_bytes / 1e6:,.0f} MB of weights")
+        folder = stage if lone else stage / out.name
+        folder.mkdir(exist_ok=True)
+        graph_path = folder / (out.name if lone else GRAPH_FILES[GRAPH_LOGITS])
+        weights = None
+        if not lone or weight_bytes > INLINE_BYTES:
+            file = WeightsFile(folder / (data_file(out).name if lone else WEIGHTS_FILE))
+            file.take(trace.graph)
+            weights = file.close()
+        graph = write_graph(trace.graph, graph_path)
+        expected = trace.expected
+        checkpoint = replace(checkpoint, model=torch.nn.Module())
+        del model, trace  # the weights' memory, before ONNX Runtime takes its own
+
+        progress("checking the written graph")
+        achieved = check_graph(graph_path)
+        manifest = Manifest(
+            model=_describe(checkpoint),
+            source={
+                "format": checkpoint.format,
+                "sha256": checkpoint.sha256,
+                "gelu_source": checkpoint.gelu_source,
+                "options": dict(checkpoint.options),
+            },
+            dtype=dtype,
+            target="portable",
+            opset=opset,
+            graphs={GRAPH_LOGITS: graph},
+            weights=weights,
+            parameters=parameters,
+            producer=_versions(),
+            audit=audit(expected, achieved, strict=checkpoint.config is not None),
+        )
+        check_error = run_samples(graph_path, samples, dtype)
+        if lone:
+            commit_files(stage, out, [entry.file for entry in (weights, graph) if entry is not None])
+        else:
+            write_file(folder / MANIFEST_FILE, manifest.to_json().encode())
+            commit_folder(stage, out)
+    return Exported(out, manifest, check_error, graph.bytes + (weights.bytes if weights else 0))
+
+
+def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    if checkpoint.config is not None:
+        return {"architecture": "gpt2", **checkpoint.config.to_dict()}
+    return {"architecture": "module", "block_size": checkpoint.block_size, "vocab_size": checkpoint.vocab_size}
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("gptexport", "torch", "onnx", "onnxscript")}
+    return {**packages, "python": platform.python_version()}

@@ -1,0 +1,170 @@
+"""Eager PyTorch to a raw ONNX graph with dynamic B and T. No checkpoint, no file, no target in here."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnxscript.optimizer
+import torch
+import torch.nn as nn
+from gptexport_runtime.contract import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
+
+from gptexport.errors import ExportError
+
+MIN_OPSET, DEFAULT_OPSET, MAX_OPSET = 18, 23, 24
+FOLDABLE_ELEMENTS = 64  # constants up to this many elements are shape arithmetic; larger ones are weights
+
+# The operations whose count must survive the trace, with the opset since when ONNX has them whole.
+WHOLE_OPS = {
+    "scaled_dot_product_attention": ("Attention", 23),
+    "layer_norm": ("LayerNormalization", 17),
+    "gelu": ("Gelu", 20),
+}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A traced graph, and how many of each WHOLE_OPS node the PyTorch program promises."""
+
+    graph: ir.Model
+    expected: dict[str, int]
+
+
+class _Float32Logits(nn.Module):
+    """Logits leave the graph as float32, whatever dtype the weights have: numpy has no bfloat16."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(input_ids)
+        return logits.float()
+
+
+def trace_logits(model: nn.Module, *, block_size: int, opset: int = DEFAULT_OPSET) -> Trace:
+    """Trace `model.forward(idx (B,T) int64) -> (B,T,V)` to a graph input_ids -> logits with axes named B and T.
+
+    Weights stay where they are: the graph refers to the model's own tensors.
+
+    Raises:
+        ExportError: the forward fixes B or T, cannot be traced, or ONNX lacks one of its operations.
+    """
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise ExportError(f"opset is {opset}; expected {MIN_OPSET} to {MAX_OPSET} (default {DEFAULT_OPSET}).")
+    if block_size < 2:
+        raise ExportError(f"block_size is {block_size}; a graph with a dynamic T needs at least 2.")
+    with _quiet_exporter():
+        program = _export_program(_Float32Logits(model).eval(), block_size)
+        try:
+            onnx_program = torch.onnx.export(
+                program,
+                opset_version=opset,
+                dynamo=True,
+                input_names=[INPUT_IDS],
+                output_names=[LOGITS],
+                optimize=False,  # torch's own optimization folds Transpose(weight), and so stores tied weights twice
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(f"the traced model cannot be written at opset {opset}: {_reason(error)}") from error
+        assert onnx_program is not None
+        graph = onnx_program.model
+        onnxscript.optimizer.optimize_ir(graph, should_fold=_should_fold)
+    _name_axes(graph)
+    return Trace(graph, expected=_promised(program, opset))
+
+
+def _export_program(model: nn.Module, block_size: int) -> torch.export.ExportedProgram:
+    B = torch.export.Dim(AXIS_B, min=1)
+    T = torch.export.Dim(AXIS_T, min=1, max=block_size)
+    example = torch.zeros(2, min(7, block_size), dtype=torch.long)
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, (example,), dynamic_shapes={INPUT_IDS: {0: B, 1: T}}, strict=False)
+    except Exception as error:
+        reason = _reason(error)
+        fixed = re.search(r"marked (B|T) as dynamic but your code specialized it to be a constant \((\d+)\)", reason)
+        if fixed:
+            axis, value = fixed.groups()
+            raise ExportError(
+                f"the forward fixes {axis} to {value} while it is traced, so the graph would run at that size alone. "
+                f"Take {axis} from idx.shape inside forward, and neither convert it to a Python number nor compare it."
+            ) from error
+        raise ExportError(
+            "the forward cannot be traced with dynamic B and T. Common causes: control flow that depends on values "
+            f"or on T, .item(), or a buffer of fixed length. torch.export says: {reason}"
+        ) from error
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """Fold shape arithmetic only. A folded weight would be a second copy of it, under a name nobody knows."""
+    for value in node.inputs:
+        constant = value.const_value if value is not None else None
+        if constant is not None and constant.size > FOLDABLE_ELEMENTS:
+            return False
+    return None
+
+
+def _name_axes(graph: ir.Model) -> None:
+    """Give the dynamic axes their contract names, everywhere; the exporter calls them s95 or so."""
+    (input_ids,) = graph.graph.inputs
+    assert input_ids.shape is not None
+    names: dict[str, str] = {}
+    for dim, axis in zip(input_ids.shape, (AXIS_B, AXIS_T), strict=True):
+        if not isinstance(dim, ir.SymbolicDim) or dim.value is None:
+            raise ExportError(f"the exporter fixed {axis} to {dim} silently; the graph would run at that size alone.")
+        names[dim.value] = axis
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    for value in _values(graph.graph):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                pattern.sub(lambda match: names[match.group()], dim.value)
+                if isinstance(dim, ir.SymbolicDim) and dim.value is not None
+                else dim
+                for dim in value.shape
+            )
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
+
+
+def _promised(program: torch.export.ExportedProgram, opset: int) -> dict[str, int]:
+    called = Counter(
+        str(node.target).split(".")[1] for node in program.graph.nodes if str(node.target).startswith("aten.")
+    )
+    return {onnx_op: called[aten_op] for aten_op, (onnx_op, since) in WHOLE_OPS.items() if opset >= since}
+
+
+def _reason(error: BaseException) -> str:
+    """The first telling lines of an exporter's error, which may run to pages, without paths of the machine."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    lines = [line.strip() for line in str(root).splitlines() if line.strip() and "File " not in line]
+    return f"{type(root).__name__}: " + " ".join(lines[:6])[:600]
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hide the exporter's notes about itself (torchvision is not installed, LeafSpec is deprecated): nobody can act on them."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)

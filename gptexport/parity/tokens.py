@@ -1,0 +1,71 @@
+"""Which (B,T) parity looks at, and which token ids it feeds there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gptexport.errors import GPTExportError
+
+Shape = tuple[int, int]  # (B, T)
+Ids = npt.NDArray[np.int64]
+
+LLMC_TOKENS_MAGIC = 20240520
+
+
+def default_grid(block_size: int) -> list[Shape]:
+    """The corners and some odd places: (1,1), (1,2), B > 1, odd lengths, the whole context."""
+    wanted = [(1, 1), (1, 2), (8, 5), (3, 17), (2, block_size // 2 | 1), (1, block_size)]
+    grid: list[Shape] = []
+    for B, T in wanted:
+        shape = (B, min(T, block_size))
+        if shape not in grid:
+            grid.append(shape)
+    return grid
+
+
+class TokenSource:
+    """Token ids for any shape: windows of a token file, or uniform draws from the vocabulary. Deterministic."""
+
+    def __init__(self, vocab_size: int, tokens: Ids | None = None) -> None:
+        self.vocab_size = vocab_size
+        self.tokens = tokens
+
+    def batch(self, shape: Shape, seed: int = 0) -> Ids:
+        """Ids (B,T) int64; other rows for another seed."""
+        B, T = shape
+        draw = np.random.default_rng([seed, B, T])
+        if self.tokens is None:
+            return draw.integers(0, self.vocab_size, shape)
+        if len(self.tokens) < T:
+            raise GPTExportError(f"the token file holds {len(self.tokens)} tokens; shape {B}x{T} needs at least {T}.")
+        starts = draw.integers(0, len(self.tokens) - T + 1, B)
+        return np.stack([self.tokens[start : start + T] for start in starts]).astype(np.int64)
+
+
+def read_tokens(path: Path, vocab_size: int) -> Ids:
+    """Read a token file: `.npy` (build-nanogpt), llm.c `.bin` (by its header), raw uint16 `.bin` (nanoGPT).
+
+    Raises:
+        GPTExportError: it is none of these, or holds ids that the model does not have.
+    """
+    try:
+        if path.suffix == ".npy":
+            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        elif path.suffix == ".bin":
+            raw = np.memmap(path, dtype=np.uint16, mode="r")
+            header = raw[:6].view(np.int32)
+            is_llmc = len(raw) >= 512 and header[0] == LLMC_TOKENS_MAGIC and header[1] == 1
+            tokens = raw[512:] if is_llmc else raw  # llm.c: 256 int32 of header
+        else:
+            raise GPTExportError(f"{path} is not a token file: expected .bin (nanoGPT, llm.c) or .npy (build-nanogpt).")
+    except (ValueError, OSError) as error:
+        raise GPTExportError(f"{path} cannot be read as tokens: {error}") from error
+    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer) or not len(tokens):
+        raise GPTExportError(f"{path} holds {tokens.dtype} of shape {tokens.shape}; expected a row of integers.")
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocab_size:
+        raise GPTExportError(f"{path} holds ids {low} to {high}; the model has 0 to {vocab_size - 1}. Is it another tokenizer's?")
+    return tokens  # type: ignore[no-any-return]

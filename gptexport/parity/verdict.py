@@ -1,0 +1,180 @@
+"""Numbers become a verdict: pass or fail, with every reason.
+
+The yardstick is the model's own rounding noise, the error of eager PyTorch in the same dtype against float64
+(FlashAttention's tests set the precedent: at most twice the error of the plain implementation). A fixed tolerance
+cannot do this: a wrong GELU passes atol=1e-2, and a right export misses atol=1e-5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gptexport.parity.metrics import ShapeStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """What a dtype must keep. The caps judge the yardstick itself: noise above them is no evidence of anything."""
+
+    noise_ratio: float = 2.0  # RMS(actual - float64) / RMS(eager - float64)
+    max_ratio: float = 4.0  # the same of the largest errors
+    relative_rms: float
+    kl_mean: float  # nats, for logits whose spread is 1 or less; grows with the square of the spread
+
+
+EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+GATES = {
+    "float32": Gates(relative_rms=1e-5, kl_mean=1e-9),
+    "float16": Gates(relative_rms=1e-2, kl_mean=1e-4),
+    "bfloat16": Gates(relative_rms=5e-2, kl_mean=1e-3),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """The yardstick, pooled over the grid, relative to the logits: one lucky shape must not raise an alarm."""
+
+    rms: float
+    max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeVerdict:
+    """One row of the table."""
+
+    shape: tuple[int, int]
+    noise_ratio: float
+    max_ratio: float
+    relative_rms: float
+    eager_relative_rms: float
+    max_abs: float
+    kl_mean: float
+    top1_agreement: float
+    flips: int
+    flips_outside_ties: int
+    reasons: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.reasons
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invariance:
+    """The largest change in logits that must not change: of earlier positions, and of a row alone."""
+
+    name: str
+    max_change: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.max_change <= self.allowed  # NaN fails
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Truthy when the artifact is the same model as the checkpoint."""
+
+    dtype: str
+    gates: Gates | None
+    shapes: tuple[ShapeVerdict, ...]
+    invariances: tuple[Invariance, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.reasons
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    @property
+    def noise_ratio(self) -> float | None:
+        """The worst over the grid; None where the two could not be compared at all."""
+        return max((row.noise_ratio for row in self.shapes), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json and the manifest. Not-finite numbers become null: JSON has none."""
+        data = {**asdict(self), "passed": self.passed, "noise_ratio": self.noise_ratio}
+        for row, verdict in zip(data["shapes"], self.shapes, strict=True):
+            row["passed"] = verdict.passed
+        for row, invariance in zip(data["invariances"], self.invariances, strict=True):
+            row["passed"] = invariance.passed
+        return _jsonable(data)  # type: ignore[no-any-return]
+
+
+def pool_noise(stats: list[ShapeStats], dtype: str) -> Noise:
+    """Eager's error over the whole grid, and at least what rounding a perfect result to `dtype` would do."""
+    square = sum(s.eager.rms**2 * s.positions for s in stats)
+    expected = sum(s.expected_rms**2 * s.positions for s in stats)
+    relative = float(np.sqrt(square / expected)) if expected else 0.0
+    peak = max(s.expected_max for s in stats)
+    relative_max = max(s.eager.max for s in stats) / peak if peak else 0.0
+    return Noise(rms=max(relative, EPS[dtype] / 2), max=max(relative_max, EPS[dtype] / 2))
+
+
+def judge(stats: list[ShapeStats], invariances: list[Invariance], dtype: str) -> Verdict:
+    """Hold every shape against the gates of `dtype`, and say every reason to fail."""
+    gates = GATES[dtype]
+    if not all(s.eager.finite for s in stats):
+        reason = f"the eager model itself gives NaN or Inf in {dtype}, so there is nothing to compare with"
+        return Verdict(dtype=dtype, gates=gates, shapes=(), invariances=tuple(invariances), reasons=(reason,))
+    noise = pool_noise(stats, dtype)
+    rows = tuple(_judge_shape(s, noise, gates, tie=2 * max(s.eager.max for s in stats)) for s in stats)
+    reasons = [f"{B}x{T}: {reason}" for row in rows for B, T in [row.shape] for reason in row.reasons]
+    reasons += [
+        f"{i.name}: logits that must not change did, by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
+        for i in invariances
+        if not i.passed
+    ]
+    return Verdict(dtype=dtype, gates=gates, shapes=rows, invariances=tuple(invariances), reasons=tuple(reasons))
+
+
+def _judge_shape(s: ShapeStats, noise: Noise, gates: Gates, tie: float) -> ShapeVerdict:
+    tiny = np.finfo(np.float64).tiny  # a model whose logits are all zero has no noise to divide by
+    scale = max(s.expected_rms, tiny)
+    ratio = s.actual.rms / max(s.eager.rms, noise.rms * scale)
+    max_ratio = s.actual.max / max(s.eager.max, noise.max * max(s.expected_max, tiny))
+    relative = s.actual.rms / scale
+    kl_cap = gates.kl_mean * max(1.0, s.expected_spread**2)
+    outside = sum(margin > tie for margin in s.flip_margins)
+    reasons = []
+    if not s.actual.finite:
+        reasons.append("NaN or Inf in the logits")
+    else:
+        checks = [
+            (ratio, gates.noise_ratio, "RMS error is {:.3g} × the noise of eager; at most {:g}"),
+            (max_ratio, gates.max_ratio, "largest error is {:.3g} × eager's; at most {:g}"),
+            (relative, gates.relative_rms, "relative RMS error is {:.1e}; at most {:.0e}"),
+            (s.actual.kl_mean, kl_cap, "mean KL is {:.1e}; at most {:.1e}"),
+        ]
+        reasons += [text.format(value, gate) for value, gate, text in checks if not value <= gate]
+        if outside:
+            reasons.append(f"{outside} of {s.positions} argmax flips are not near-ties")
+    return ShapeVerdict(
+        shape=s.shape,
+        noise_ratio=ratio,
+        max_ratio=max_ratio,
+        relative_rms=relative,
+        eager_relative_rms=s.eager.rms / scale,
+        max_abs=s.actual.max,
+        kl_mean=s.actual.kl_mean,
+        top1_agreement=s.top1_agreement,
+        flips=len(s.flip_margins),
+        flips_outside_ties=outside,
+        reasons=tuple(reasons),
+    )
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
