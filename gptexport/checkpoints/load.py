@@ -1,0 +1,143 @@
+"""`load_checkpoint`: locate, recognise, read, compare with the config, build."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from gptexport.checkpoints import build_nanogpt, huggingface, module, nanogpt
+from gptexport.checkpoints.locate import locate
+from gptexport.checkpoints.payload import recognise_payload
+from gptexport.checkpoints.recognise import recognise
+from gptexport.checkpoints.strict import assemble, check_weights, dtype_name
+from gptexport.checkpoints.torch_file import read_torch_file
+from gptexport.checkpoints.types import Checkpoint, Foreign, Stored
+from gptexport.config import Gelu
+from gptexport.errors import CheckpointError, UnknownCheckpointError
+
+GPT2_VOCAB = 50257  # of GPT-2's tokenizer
+
+
+def load_checkpoint(
+    source: str, *, gelu: Gelu | None = None, vocab_size: int | None = None, block_size: int | None = None
+) -> Checkpoint:
+    """Load a checkpoint strictly and safely.
+
+    Args:
+        source: a file, a folder, a hub id, or a user's own `module.py:factory` (that one is Python and is run).
+        gelu: overrides what the file or its format says; not for a module.
+        vocab_size: keep only the first N logits, for a vocabulary that was padded in training.
+        block_size: the longest T; a GPT-2's can only shrink (wpe loses rows), a module's is taken as given.
+
+    Raises:
+        CheckpointError: not there, damaged, incomplete, or asks for something that gptexport does not do.
+        UnknownCheckpointError: nothing that is recognised, or a format that is only recognised.
+        UnsafeCheckpointError: loading it would run code that it carries.
+    """
+    _check_options(gelu, vocab_size, block_size)
+    asked = {"gelu": gelu, "vocab_size": vocab_size, "block_size": block_size}
+    options = {name: value for name, value in asked.items() if value is not None}
+    return replace(_load(source, gelu, vocab_size, block_size), options=options)
+
+
+def _load(source: str, gelu: Gelu | None, vocab_size: int | None, block_size: int | None) -> Checkpoint:
+    if module.is_module(source):
+        if gelu is not None:
+            raise CheckpointError(
+                f"{source}: --gelu is for GPT-2 checkpoints; your own module computes its own activation"
+            )
+        return module.load(source, vocab_size=vocab_size, block_size=block_size)
+    path = locate(source)
+    stored = read(path)
+    if isinstance(stored, Foreign):
+        advice = f". {stored.advice}" if stored.advice else ""
+        raise UnknownCheckpointError(f"{path}: {stored.what}{advice}")
+    return _finish(stored, gelu, vocab_size, block_size)
+
+
+def read(path: Path) -> Stored | Foreign:
+    """What the path holds, weights still mapped and not yet compared with the config.
+
+    Raises:
+        CheckpointError: it is damaged, or its config is; UnsafeCheckpointError: it carries code.
+    """
+    kind = recognise(path)
+    if kind == "huggingface":
+        return huggingface.read(path)
+    if kind != "torch":
+        return kind
+    file = read_torch_file(path)
+    match recognise_payload(file.payload, path):
+        case "nanogpt":
+            return nanogpt.read(file.payload, path)
+        case "build-nanogpt":
+            return build_nanogpt.read(file.payload, path, config_globals=file.config_globals)
+        case foreign:
+            return foreign
+
+
+def notes_of(stored: Stored, gelu: Gelu | None = None, vocab_size: int | None = None) -> tuple[str, ...]:
+    """What a person should know about what is stored and what was made of it."""
+    notes = list(stored.notes)
+    said, V = stored.config.gelu, stored.config.vocab_size
+    if gelu is None and stored.gelu_source == "format":
+        other = "tanh" if said == "erf" else "erf"
+        notes.append(
+            f"GELU taken as {said}, as in {stored.format}: the file does not say. If trained otherwise: --gelu {other}"
+        )
+    if gelu not in (None, said) and stored.gelu_source == "checkpoint":
+        notes.append(f"--gelu {gelu} overrides the checkpoint, which says {said}")
+    if vocab_size is None and GPT2_VOCAB < V < GPT2_VOCAB + 256 and V % 64 == 0:
+        notes.append(
+            f"the vocabulary looks padded, {V} rows for GPT-2's {GPT2_VOCAB} tokens: pass --vocab-size {GPT2_VOCAB}"
+        )
+    if dtypes := sorted({dtype_name(weight) for weight in stored.weights.values()} - {"float32"}):
+        notes.append(f"weights stored in {' and '.join(dtypes)}, cast to float32")
+    return tuple(notes)
+
+
+def sha256_of(files: tuple[Path, ...]) -> str:
+    """The file's SHA-256; of several, that of their sorted `name sha256` lines."""
+    hashes = []
+    for path in files:
+        with path.open("rb") as file:
+            hashes.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+    if len(hashes) == 1:
+        return hashes[0][1]
+    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in sorted(hashes)).encode()).hexdigest()
+
+
+def _finish(stored: Stored, gelu: Gelu | None, vocab_size: int | None, block_size: int | None) -> Checkpoint:
+    check_weights(stored)  # whole, before anything is cut from it
+    config = replace(
+        stored.config,
+        gelu=gelu or stored.config.gelu,
+        vocab_size=_shrunk(stored.path, "--vocab-size", vocab_size, stored.config.vocab_size),
+        block_size=_shrunk(stored.path, "--block-size", block_size, stored.config.block_size),
+    )
+    return Checkpoint(
+        model=assemble(config, stored.weights),
+        config=config,
+        format=stored.format,
+        block_size=config.block_size,
+        vocab_size=config.vocab_size,
+        gelu_source="option" if gelu is not None else stored.gelu_source,
+        sha256=sha256_of(stored.files),
+        notes=notes_of(stored, gelu, vocab_size),
+    )
+
+
+def _shrunk(path: Path, option: str, wanted: int | None, stored: int) -> int:
+    if wanted is not None and wanted > stored:
+        raise CheckpointError(
+            f"{path}: {option} {wanted} is more than the checkpoint has, {stored}; it can only shrink"
+        )
+    return stored if wanted is None else wanted
+
+
+def _check_options(gelu: str | None, vocab_size: int | None, block_size: int | None) -> None:
+    if gelu is not None and gelu not in get_args(Gelu):
+        raise CheckpointError(f"--gelu is {gelu!r}; expected one of {', '.join(get_args(Gelu))}")
+    for option, value in (("--vocab-size", vocab_size), ("--block-size", block_size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise CheckpointError(f"{option} is {value!r}; expected a positive integer")

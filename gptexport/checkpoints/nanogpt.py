@@ -1,0 +1,73 @@
+"""nanoGPT's `ckpt.pt`: `model`, and the `model_args` it was made with.
+
+GELU is erf, which is what nanoGPT's model.py computes; the file does not say. `lm_head.weight` is always stored, also
+when it is tied to wte, so that a file without it is incomplete.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptexport.checkpoints.names import clean_state_dict, is_tied
+from gptexport.checkpoints.types import Stored
+from gptexport.config import Gelu, GPTConfig
+from gptexport.errors import CheckpointError
+
+FORMAT = "nanogpt"
+GELU: Gelu = "erf"
+_SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
+_NO_EFFECT = ("dropout",)  # off in eval mode
+
+
+def read(payload: Mapping[str, Any], path: Path) -> Stored:
+    """What a nanoGPT checkpoint says, its weights still mapped.
+
+    Raises:
+        CheckpointError: model_args lacks a field, has one that gptexport does not know, or a wrong value in it.
+    """
+    weights, problems = clean_state_dict(payload["model"])
+    config = config_of(payload["model_args"], where=f"{path}: model_args", gelu=GELU, tied=is_tied(weights))
+    return Stored(
+        format=FORMAT,
+        path=path,
+        config=config,
+        gelu_source="format",
+        weights=weights,
+        files=(path,),
+        training=training(payload, ("iter_num", "best_val_loss")),
+        problems=problems,
+    )
+
+
+def config_of(fields: Any, *, where: str, gelu: Gelu, tied: bool) -> GPTConfig:
+    """The config in a training script's own fields, every one of them accounted for.
+
+    Raises:
+        CheckpointError: a field is missing, unknown or of the wrong kind; the field is named.
+    """
+    if not isinstance(fields, Mapping):
+        raise CheckpointError(f"{where} is a {type(fields).__name__}; expected a dict with {', '.join(_SIZES)}")
+    if missing := [name for name in _SIZES if name not in fields]:
+        got = ", ".join(map(str, fields)) or "nothing"
+        raise CheckpointError(f"{where} lacks {', '.join(missing)} (it has {got}); the model cannot be rebuilt without")
+    if unknown := [str(name) for name in fields if name not in (*_SIZES, *_NO_EFFECT, "bias")]:
+        raise CheckpointError(
+            f"{where} has {', '.join(unknown)}, which GPT-2 as nanoGPT builds it does not have. If the model's forward "
+            "differs from nanoGPT's, export it through its own code: gptexport onnx module.py:factory"
+        )
+    bias = fields.get("bias", True)  # checkpoints from before the option have them all
+    if not isinstance(bias, bool):
+        raise CheckpointError(f"{where}: bias is {bias!r}; expected True or False")
+    try:
+        return GPTConfig(**{name: fields[name] for name in _SIZES}, bias=bias, gelu=gelu, tied=tied)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def training(payload: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, int | float]:
+    """The numbers among the named entries: plain ones, or tensors that hold one."""
+    values = {name: payload.get(name) for name in names}
+    scalars = {name: v.item() if isinstance(v, torch.Tensor) and v.numel() == 1 else v for name, v in values.items()}
+    return {name: v for name, v in scalars.items() if isinstance(v, int | float) and not isinstance(v, bool)}

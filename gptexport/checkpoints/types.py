@@ -1,0 +1,73 @@
+"""What the parts of this package hand to each other and to the rest of gptexport."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn as nn
+
+from gptexport.config import GPTConfig
+
+GeluSource = Literal["checkpoint", "format", "option"]  # the file says it, the format's convention, --gelu
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model ready for export: eval mode, no gradients, float32 parameters, on the CPU."""
+
+    model: nn.Module  # forward(idx (B,T) int64) -> logits (B,T,V), always
+    config: GPTConfig | None  # None for a user's own module
+    format: str  # "nanogpt" | "build-nanogpt" | "huggingface" | "module"
+    block_size: int
+    vocab_size: int  # V of the logits, after --vocab-size
+    gelu_source: GeluSource | None
+    sha256: str  # of the checkpoint's file; of the sorted (name, sha256) lines where there are several
+    notes: tuple[str, ...] = ()  # what a person should be told
+    options: Mapping[str, int | str] = field(default_factory=dict)  # what load_checkpoint was asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """What `gptexport inspect` tells about a checkpoint."""
+
+    source: str
+    format: str  # as in Checkpoint, or the name of a format that is only recognised
+    description: str
+    readable: bool  # load_checkpoint would read it
+    config: GPTConfig | None = None
+    gelu_source: GeluSource | None = None
+    tied: bool | None = None
+    parameters: int | None = None  # tied ones once
+    dtypes: Mapping[str, int] = field(default_factory=dict)  # stored dtype -> number of tensors
+    unsafe_globals: tuple[str, ...] = ()  # code that loading the file unsafely would run
+    training: Mapping[str, int | float] = field(default_factory=dict)  # step, loss, where the file says
+    files: tuple[str, ...] = ()
+    file_size: int = 0  # bytes, of all the files
+    problems: tuple[str, ...] = ()  # why load_checkpoint would refuse it
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A GPT-2 checkpoint as it was opened: its config, and its weights still mapped from the file."""
+
+    format: str
+    path: Path
+    config: GPTConfig  # tied by what is stored, gelu by the file or the format
+    gelu_source: GeluSource
+    weights: Mapping[str, torch.Tensor]  # under GPT's names, linears (out,in); not yet compared with the config
+    files: tuple[Path, ...]
+    training: Mapping[str, int | float] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()  # found while the names were mapped: not a tensor, the same name twice
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """Something with a name that gptexport does not read."""
+
+    format: str
+    what: str  # "a llm.c model, 12 layers of width 768"
+    advice: str = ""
