@@ -95,24 +95,26 @@ def _from_rows(rows: Sequence[Any], vocab_size: int, block_size: int | None) -> 
 
 def _row(row: Any, b: int, vocab_size: int) -> NDArray[Any]:
     """One row as a 1-D integer array."""
-    if isinstance(row, str | bytes | bytearray) or not (isinstance(row, Sequence) or hasattr(row, "__array__")):
+    if isinstance(row, np.ndarray) or (hasattr(row, "__array__") and not isinstance(row, np.generic)):
+        array = _as_array(row)
+        if array.ndim == 1 and len(array) == 0:
+            raise _empty_row(b)
+        if array.dtype.kind not in "iu" or array.ndim != 1:
+            raise InputError(f"row {b} of ids has dtype {array.dtype} and shape {array.shape}; expected 1-D integers.")
+        return array
+    if not isinstance(row, Sequence) or isinstance(row, str | bytes | bytearray):
         raise InputError(f"row {b} of ids is {_kind(row)}; expected a list of ints.")
     if len(row) == 0:
-        raise InputError(f"row {b} of ids is empty; expected 1 or more tokens in every row. Leave the row out.")
-    if isinstance(row, Sequence):
-        # numpy would read True as 1, and integers past 64 bits as floats or objects
-        for t, value in enumerate(row):
-            if not isinstance(value, int | np.integer) or isinstance(value, bool):
-                raise InputError(f"ids[{b}][{t}] is {_kind(value)}; expected an int.")
-        try:
-            return np.array(row, dtype=np.int64)
-        except OverflowError:
-            t, value = next((t, int(value)) for t, value in enumerate(row) if not 0 <= value < vocab_size)
-            raise _out_of_range(b, t, value, vocab_size) from None
-    array = _as_array(row)
-    if array.dtype.kind not in "iu" or array.ndim != 1:
-        raise InputError(f"row {b} of ids has dtype {array.dtype} and shape {array.shape}; expected 1-D integers.")
-    return array
+        raise _empty_row(b)
+    # numpy would read True as 1, and integers past 64 bits as floats or objects
+    for t, value in enumerate(row):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise InputError(f"ids[{b}][{t}] is {_kind(value)}; expected an int.")
+    try:
+        return np.array(row, dtype=np.int64)
+    except OverflowError:
+        t, value = next((t, int(value)) for t, value in enumerate(row) if not 0 <= value < vocab_size)
+        raise _out_of_range(b, t, value, vocab_size) from None
 
 
 def _as_array(value: Any) -> NDArray[Any]:
@@ -147,6 +149,10 @@ def _out_of_range(b: int, t: int, value: int, vocab_size: int) -> InputError:
         f"ids[{b}][{t}] is {value}; expected 0 <= id < {vocab_size}, the model's vocab_size. "
         "Was it encoded with another model's tokenizer?"
     )
+
+
+def _empty_row(b: int) -> InputError:
+    return InputError(f"row {b} of ids is empty; expected 1 or more tokens in every row. Leave the row out.")
 
 
 def _kind(value: object) -> str:

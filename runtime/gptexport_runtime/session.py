@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, get_args
@@ -53,16 +54,21 @@ def load(
         raise InputError(f"threads is {threads!r}; expected an integer of 1 or more, or None for every usable core.")
     artifact = open_artifact(path, verify=verify)
     graph = ort.open_graph(artifact.logits, device, threads)
-    info = graph.info if artifact.manifest is None else artifact.manifest.info
-    _check_agreement(artifact.logits, info, graph.info)
+    info = graph.info if artifact.manifest is None else _agreed(artifact.manifest.info, graph.info, artifact.logits)
     return Session(graph, info, artifact.manifest)
 
 
-def _check_agreement(path: Path, manifest: ModelInfo, graph: ModelInfo) -> None:
+def _agreed(manifest: ModelInfo, graph: ModelInfo, path: Path) -> ModelInfo:
+    """The manifest's limits, and the graph's where the manifest is silent.
+
+    Raises:
+        ArtifactError: they contradict one another.
+    """
     for name in ("vocab_size", "block_size"):
         expected, got = getattr(manifest, name), getattr(graph, name)
         if None not in (expected, got) and expected != got:
             raise ArtifactError(f"{path} has {name} {got}; its manifest says {expected}. Export again.")
+    return replace(manifest, block_size=manifest.block_size or graph.block_size)
 
 
 class Session:
@@ -167,6 +173,10 @@ def _check_out(out: object, shape: tuple[int, int, int]) -> None:
         raise InputError(f"out is a {type(out).__name__}; {expected}.")
     if out.dtype != np.float32 or out.shape != shape:
         raise InputError(f"out is {out.dtype} {out.shape}; {expected}.")
-    if not out.flags.c_contiguous or not out.flags.writeable or not out.flags.aligned:
-        flaw = "read-only" if not out.flags.writeable else "not contiguous"
-        raise InputError(f"out is {flaw}; {expected}.")
+    for flaw, found in (
+        ("read-only", not out.flags.writeable),
+        ("not contiguous", not out.flags.c_contiguous),
+        ("unaligned", not out.flags.aligned),
+    ):
+        if found:
+            raise InputError(f"out is {flaw}; {expected}.")

@@ -1,0 +1,45 @@
+"""A tiny bundle and the logits PyTorch computed for it in float64: scripts/make_runtime_fixture.py wrote both."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gptexport_runtime
+import numpy as np
+import pytest
+from gptexport_runtime.providers import import_onnxruntime, why_not_cuda
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Expected:
+    ids: np.ndarray[Any, Any]  # (B,T)
+    logits: np.ndarray[Any, Any]  # (B,T,V) float64
+
+
+@pytest.fixture(scope="session")
+def expected() -> Expected:
+    with np.load(DATA / "expected.npz") as data:
+        return Expected(data["ids"], data["logits"])
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A copy, to damage."""
+    return Path(shutil.copytree(DATA / "tiny", tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def session() -> Iterator[gptexport_runtime.Session]:
+    with gptexport_runtime.load(DATA / "tiny", device="cpu") as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def cuda() -> None:
+    """Skips where CUDA does not run."""
+    if reason := why_not_cuda(import_onnxruntime()):
+        pytest.skip(reason)
