@@ -22,5 +22,6 @@ __all__ = [
     "InputError",
     "Session",
     "SessionError",
+    "__version__",
     "load",
 ]

@@ -160,4 +160,5 @@ def _kind(value: object) -> str:
     if value is None:
         return "None"
     text = repr(value) if isinstance(value, str | bytes | int | float | np.generic) else ""
-    return f"a {type(value).__name__}" + (f" ({text})" if 0 < len(text) <= 40 else "")
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeio' else 'a'} {name}" + (f" ({text})" if 0 < len(text) <= 40 else "")

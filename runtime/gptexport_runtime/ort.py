@@ -73,14 +73,12 @@ class OrtGraph:
 
     backend = "onnxruntime"
 
-    def __init__(self, ort: Any, session: Any, path: Path, device: str, threads: int) -> None:
+    def __init__(self, session: Any, path: Path, device: str, threads: int) -> None:
         self.device = device
         self.threads = threads
         self.info = _read_contract(session, path)
         self._session = session
         self._path = path
-        self._options = ort.RunOptions()
-        self._options.log_severity_level = SILENT
 
     def run(self, ids: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """Compute logits (B,T,V) of ids (B,T), both C-contiguous, straight into `out`.
@@ -93,7 +91,7 @@ class OrtGraph:
         # bound even when the caller passed no buffer: ONNX Runtime else copies its result into a numpy array
         binding.bind_output(LOGITS, "cpu", 0, np.float32, out.shape, out.ctypes.data)
         try:
-            self._session.run_with_iobinding(binding, self._options)
+            self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             unknown = "" if self.info.block_size else " The graph does not tell its block_size: T may be past it."
             B, T = ids.shape
@@ -144,7 +142,7 @@ def _open(ort: Any, path: Path, device: str, threads: int) -> OrtGraph:
         raise BackendUnavailableError(
             f"{path} did not open on {device}: ONNX Runtime took {', '.join(session.get_providers())} instead."
         )
-    return OrtGraph(ort, session, path, device, threads)
+    return OrtGraph(session, path, device, threads)
 
 
 def _load_error(ort: Any, path: Path, device: str, error: Exception) -> ArtifactError | BackendUnavailableError:

@@ -87,7 +87,7 @@ MANIFEST = Manifest.from_json((TINY / "gptexport.json").read_text())
 GRAPH, WEIGHTS = MANIFEST.graphs["logits"], MANIFEST.weights
 assert WEIGHTS is not None
 OTHER_MODEL = {"vocab_size": 61, "block_size": 32}
-ESCAPING = {"file": "../weights.data", "bytes": 1, "sha256": ""}
+ESCAPING = {"file": "sub/../../weights.data", "bytes": 1, "sha256": ""}
 
 # what is done to the bundle, what is opened, what the error says
 DAMAGED: dict[str, tuple[Callable[[Path], object], str, str]] = {
@@ -98,7 +98,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no text": (write("gptexport.json", b"\xff\xfe"), "gptexport.json", "gptexport.json cannot be read: 'utf-8'"),
     "other JSON": (write("gptexport.json", b"{}"), "", "is not a bundle manifest"),
     "no logits": (edit(graphs={"score": GRAPH.__dict__}), "", "has no logits graph, only score"),
-    "escape": (edit(weights=ESCAPING), "", "file is '../weights.data'; expected a plain file name"),
+    "escape": (edit(weights=ESCAPING), "", "file is 'sub/../../weights.data'; expected a plain file name"),
     "other V": (edit(model={"vocab_size": 62}), "", "has vocab_size 61; its manifest says 62"),
     "other block": (edit(model=OTHER_MODEL), "", "has block_size 16; its manifest says 32"),
     "no graph": (remove("logits.onnx"), "", "logits.onnx is missing; gptexport.json lists it"),

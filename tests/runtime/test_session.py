@@ -130,8 +130,8 @@ def test_threads_share_a_session(session: Session, expected: Any) -> None:
 def test_closed_session_says_so() -> None:
     with gptexport_runtime.load(TINY, "cpu") as session:
         session.logits([[1]])
-    session.close()
     assert "closed" in repr(session)
+    session.close()  # twice is fine
     for call in (lambda: session.logits([[1]]), lambda: session.last_logits([[1]]), session.__enter__):
         with pytest.raises(SessionError, match=r"closed\. Open another with load"):
             call()
