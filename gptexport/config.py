@@ -47,6 +47,14 @@ class GPTConfig:
     def mlp_width(self) -> int:
         return self.n_inner if self.n_inner is not None else 4 * self.n_embd
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model holds, a tied head once."""
+        C, M, V = self.n_embd, self.mlp_width, self.vocab_size
+        weights = self.n_layer * (4 * C * C + 2 * C * M + 2 * C) + C  # and the gains of the layer norms
+        biases = (self.n_layer * (3 * C + C + M + C + 2 * C) + C) * self.bias
+        return (V + self.block_size) * C + weights + biases + V * C * (not self.tied)
+
     def attn_scale(self, layer: int) -> float:
         """What attention scores of block `layer` (0-based) are multiplied by before the softmax."""
         scale = self.head_size**-0.5 if self.scale_attn_weights else 1.0

@@ -17,12 +17,10 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from gptexport.config import GPTConfig
-from gptexport.models.gpt2 import GPT
 
 CONFIGS = {
     "124M": GPTConfig(),
@@ -50,9 +48,15 @@ def main() -> None:
     parser.add_argument("--size", choices=CONFIGS, default="124M")
     parser.add_argument("--format", choices=("nanogpt", "huggingface"), default="nanogpt")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)  # in a process of its own: see run
     args = parser.parse_args()
+    if args.write:
+        write_checkpoint(args.write, CONFIGS[args.size], args.format)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint, weights = write_checkpoint(Path(folder), CONFIGS[args.size], args.format)
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--write", folder], check=True)
+        checkpoint = Path(folder) / "ckpt.pt" if args.format == "nanogpt" else Path(folder)
+        weights = 4 * CONFIGS[args.size].parameters
         bundle = str(Path(folder) / "bundle")
         cli = [sys.executable, "-m", "gptexport"]
         commands = {
@@ -65,23 +69,26 @@ def main() -> None:
         for _ in range(args.rounds):
             for name, command in commands.items():
                 runs[name].append(run(command))
-    print(f"{args.size}, {args.format}, weights {weights / 1e6:.0f} MB, torch {torch.__version__}, {os.cpu_count()} cores")
+    print(f"{args.size}, {args.format}, weights {weights / 1e6:.0f} MB, torch {version('torch')}, {os.cpu_count()} cores")
     for name, of_command in runs.items():
         seconds = statistics.median(r.seconds for r in of_command)
         peak = statistics.median(r.peak_mb for r in of_command)
         print(f"{name:28} {seconds:7.2f} s   peak {peak:7.0f} MB = {peak * 1e6 / weights:.2f} × the weights")
 
 
-def write_checkpoint(folder: Path, config: GPTConfig, kind: str) -> tuple[Path, int]:
-    """A checkpoint in its real format, and the bytes of its float32 weights (tied ones once)."""
+def write_checkpoint(folder: Path, config: GPTConfig, kind: str) -> None:
+    """A checkpoint in its real format."""
+    import torch
+
+    from gptexport.models.gpt2 import GPT
+
     torch.manual_seed(0)
     state = GPT(config).state_dict()
-    weights = sum(p.numel() * 4 for name, p in state.items() if name != "lm_head.weight")
     if kind == "nanogpt":
         names = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")
         args = {name: getattr(config, name) for name in names} | {"dropout": 0.0}
         torch.save({"model": state, "model_args": args, "iter_num": 0, "best_val_loss": 0.0}, folder / "ckpt.pt")
-        return folder / "ckpt.pt", weights
+        return
     from safetensors.torch import save_file
 
     del state["lm_head.weight"]
@@ -93,11 +100,13 @@ def write_checkpoint(folder: Path, config: GPTConfig, kind: str) -> tuple[Path, 
     fields = {"n_positions": config.block_size, "vocab_size": config.vocab_size, "activation_function": "gelu_new"}
     sizes = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd")}
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **fields, **sizes}))
-    return folder, weights
 
 
 def run(command: list[str]) -> Run:
-    """Run to the end; wait4 gives the peak memory of this process alone."""
+    """Run to the end; wait4 gives the peak memory of this process alone.
+
+    A child's peak begins at its parent's size, so this script must stay small: it never imports torch itself.
+    """
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

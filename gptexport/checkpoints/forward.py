@@ -120,9 +120,10 @@ def _find(output: Any, source: str, B: int, T: int, vocab_size: int | None) -> K
 
 def _check_shape(logits: torch.Tensor, source: str, B: int, T: int) -> None:
     shape = tuple(logits.shape)
-    if logits.is_floating_point() and len(shape) == 3 and shape[:2] == (B, T):
+    floats = logits.is_floating_point()
+    if floats and len(shape) == 3 and shape[:2] == (B, T):
         return
-    if T > 1 and (shape[:-1] == (B, 1) or (len(shape) == 2 and shape[0] == B)):
+    if floats and T > 1 and (shape[:-1] == (B, 1) or (len(shape) == 2 and shape[0] == B)):
         raise CheckpointError(
             f"{source}: your forward returns the last position only: logits {shape} for ids ({B}, {T}). Export needs "
             "those of all positions, (B,T,V). nanoGPT's does so when targets are None: remove its [:, [-1], :] there, "

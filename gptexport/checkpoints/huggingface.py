@@ -150,7 +150,7 @@ def _tie(tied: bool, weights: dict[str, torch.Tensor], folder: Path) -> bool:
     if _HEAD in weights and _WTE in weights and not is_tied(weights):
         raise CheckpointError(
             f"{folder}: config.json says tie_word_embeddings, but the stored lm_head.weight differs from wte.weight; "
-            "one of them would be lost. If the head was trained on its own, set tie_word_embeddings to false in config.json"
+            "one of them would be lost. If the head was trained on its own, set tie_word_embeddings to false there"
         )
     if _WTE in weights:
         weights.setdefault(_HEAD, weights[_WTE])

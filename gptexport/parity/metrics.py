@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,32 +41,40 @@ class ShapeStats:
         return 1.0 - len(self.flip_margins) / self.positions
 
 
-def compare(expected: Logits, eager: Logits, actual: Logits) -> ShapeStats:
-    """Compare logits (B,T,V) of the session (`actual`) and of the eager model with the float64 reference."""
-    B, T, V = expected.shape
+def compare(draws: Iterable[tuple[Logits, Logits, Logits]]) -> ShapeStats:
+    """Compare the session's logits, and the eager model's, with the float64 reference.
+
+    Args:
+        draws: (expected, eager, actual), each (B,T,V), for one or more draws of ids of the same shape. Taken one by
+            one, so that a generator keeps only one in memory.
+    """
     sums = np.zeros(2)  # of expected^2, of its centred square
     peak = 0.0
     parts = [_Part(), _Part()]
     margins: list[float] = []
-    for reference, *candidates in _chunks(expected, eager, actual):
-        log_p = _log_softmax(reference)
-        sums += np.square(reference).sum(), np.square(reference - reference.mean(axis=-1, keepdims=True)).sum()
-        peak = max(peak, float(np.abs(reference).max()))
-        for part, candidate in zip(parts, candidates, strict=True):
-            part.add(reference, log_p, candidate)
-        flipped = candidates[1].argmax(axis=-1) != reference.argmax(axis=-1)
-        if flipped.any() and V > 1:
-            top = np.partition(reference[flipped], V - 2, axis=-1)[:, -2:]
-            margins += (top[:, 1] - top[:, 0]).tolist()
-    count = expected.size
+    count = positions = 0
+    for draw in draws:
+        B, T, V = draw[0].shape
+        count += draw[0].size
+        positions += B * T
+        for reference, *candidates in _chunks(*draw):
+            log_p = _log_softmax(reference)
+            sums += np.square(reference).sum(), np.square(reference - reference.mean(axis=-1, keepdims=True)).sum()
+            peak = max(peak, float(np.abs(reference).max()))
+            for part, candidate in zip(parts, candidates, strict=True):
+                part.add(reference, log_p, candidate)
+            flipped = candidates[1].argmax(axis=-1) != reference.argmax(axis=-1)
+            if flipped.any() and V > 1:
+                top = np.partition(reference[flipped], V - 2, axis=-1)[:, -2:]
+                margins += (top[:, 1] - top[:, 0]).tolist()
     return ShapeStats(
         shape=(B, T),
-        positions=B * T,
+        positions=positions,
         expected_rms=float(np.sqrt(sums[0] / count)),
         expected_max=peak,
         expected_spread=float(np.sqrt(sums[1] / count)),
-        eager=parts[0].stats(count, B * T),
-        actual=parts[1].stats(count, B * T),
+        eager=parts[0].stats(count, positions),
+        actual=parts[1].stats(count, positions),
         flip_margins=tuple(margins),
     )
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn as nn
 from gptexport_runtime import Session
@@ -15,7 +14,7 @@ from gptexport.checkpoints import Checkpoint
 from gptexport.dtypes import TORCH_DTYPES
 from gptexport.errors import GPTExportError
 from gptexport.parity.metrics import Logits, ShapeStats, compare
-from gptexport.parity.tokens import Ids, Shape, TokenSource
+from gptexport.parity.tokens import Ids, Shape, TokenSource, draws_of
 from gptexport.parity.verdict import GATES, Invariance, Verdict, judge, pool_noise
 
 
@@ -50,9 +49,8 @@ def check_parity(
     stats: list[ShapeStats] = []
     for shape in shapes:
         progress("comparing at B,T = {},{}".format(*shape))
-        ids = source.batch(shape)
-        expected = _run_reference(reference, ids)
-        stats.append(compare(expected, _run(eager, ids).astype(np.float32), session.logits(ids)))
+        batches = (source.batch(shape, seed) for seed in range(draws_of(shape)))
+        stats.append(compare((_run_reference(reference, ids), _run(eager, ids), session.logits(ids)) for ids in batches))
     del reference
     if not all(s.eager.finite for s in stats):
         return judge(stats, [], dtype)
@@ -73,12 +71,13 @@ def _mismatch(session: Session, checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _run(model: nn.Module, ids: Ids) -> npt.NDArray[np.float64]:
+def _run(model: nn.Module, ids: Ids) -> Logits:
     with torch.no_grad():
-        return model(torch.from_numpy(ids)).double().numpy()  # type: ignore[no-any-return]
+        logits = model(torch.from_numpy(ids))
+        return logits.numpy() if logits.dtype == torch.float64 else logits.float().numpy()  # numpy has no bfloat16
 
 
-def _run_reference(model: nn.Module, ids: Ids) -> npt.NDArray[np.float64]:
+def _run_reference(model: nn.Module, ids: Ids) -> Logits:
     try:
         return _run(model, ids)
     except RuntimeError as error:

@@ -12,6 +12,8 @@ from gptexport.errors import GPTExportError
 Shape = tuple[int, int]  # (B, T)
 Ids = npt.NDArray[np.int64]
 
+MIN_POSITIONS = 32
+
 LLMC_TOKENS_MAGIC = 20240520
 
 
@@ -24,6 +26,12 @@ def default_grid(block_size: int) -> list[Shape]:
         if shape not in grid:
             grid.append(shape)
     return grid
+
+
+def draws_of(shape: Shape) -> int:
+    """How many batches to draw at a shape: the noise of one position alone is a matter of luck."""
+    B, T = shape
+    return -(-MIN_POSITIONS // (B * T))
 
 
 class TokenSource:

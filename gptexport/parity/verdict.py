@@ -7,6 +7,7 @@ cannot do this: a wrong GELU passes atol=1e-2, and a right export misses atol=1e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +18,12 @@ from gptexport.parity.metrics import ShapeStats
 
 @dataclass(frozen=True, kw_only=True)
 class Gates:
-    """What a dtype must keep. The caps judge the yardstick itself: noise above them is no evidence of anything."""
+    """What a dtype must keep.
+
+    The ratios decide. The caps judge the yardstick itself: they bind only where eager is noisier than its dtype ever
+    makes a working model, so that being as wrong as eager is no evidence. A float32 model whose weights amplify
+    rounding reaches 1e-5 relative RMS; one that runs in TF32 by mistake starts at 3e-4.
+    """
 
     noise_ratio: float = 2.0  # RMS(actual - float64) / RMS(eager - float64)
     max_ratio: float = 4.0  # the same of the largest errors
@@ -27,7 +33,7 @@ class Gates:
 
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 GATES = {
-    "float32": Gates(relative_rms=1e-5, kl_mean=1e-9),
+    "float32": Gates(relative_rms=1e-4, kl_mean=1e-8),
     "float16": Gates(relative_rms=1e-2, kl_mean=1e-4),
     "bfloat16": Gates(relative_rms=5e-2, kl_mean=1e-3),
 }
@@ -55,11 +61,11 @@ class ShapeVerdict:
     top1_agreement: float
     flips: int
     flips_outside_ties: int
-    reasons: tuple[str, ...]
+    missed: tuple[str, ...]  # the gates that this shape misses, by name
 
     @property
     def passed(self) -> bool:
-        return not self.reasons
+        return not self.missed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +130,9 @@ def judge(stats: list[ShapeStats], invariances: list[Invariance], dtype: str) ->
         reason = f"the eager model itself gives NaN or Inf in {dtype}, so there is nothing to compare with"
         return Verdict(dtype=dtype, gates=gates, shapes=(), invariances=tuple(invariances), reasons=(reason,))
     noise = pool_noise(stats, dtype)
-    rows = tuple(_judge_shape(s, noise, gates, tie=2 * max(s.eager.max for s in stats)) for s in stats)
-    reasons = [f"{B}x{T}: {reason}" for row in rows for B, T in [row.shape] for reason in row.reasons]
+    tie = 2 * max(s.eager.max for s in stats)
+    rows = tuple(_judge_shape(s, noise, gates, tie) for s in stats)
+    reasons = _reasons(rows, gates)
     reasons += [
         f"{i.name}: logits that must not change did, by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
         for i in invariances
@@ -142,19 +149,16 @@ def _judge_shape(s: ShapeStats, noise: Noise, gates: Gates, tie: float) -> Shape
     relative = s.actual.rms / scale
     kl_cap = gates.kl_mean * max(1.0, s.expected_spread**2)
     outside = sum(margin > tie for margin in s.flip_margins)
-    reasons = []
-    if not s.actual.finite:
-        reasons.append("NaN or Inf in the logits")
-    else:
-        checks = [
-            (ratio, gates.noise_ratio, "RMS error is {:.3g} × the noise of eager; at most {:g}"),
-            (max_ratio, gates.max_ratio, "largest error is {:.3g} × eager's; at most {:g}"),
-            (relative, gates.relative_rms, "relative RMS error is {:.1e}; at most {:.0e}"),
-            (s.actual.kl_mean, kl_cap, "mean KL is {:.1e}; at most {:.1e}"),
-        ]
-        reasons += [text.format(value, gate) for value, gate, text in checks if not value <= gate]
-        if outside:
-            reasons.append(f"{outside} of {s.positions} argmax flips are not near-ties")
+    missed = ["finite"] * (not s.actual.finite)
+    if s.actual.finite:
+        checks = {
+            "noise_ratio": ratio <= gates.noise_ratio,
+            "max_ratio": max_ratio <= gates.max_ratio,
+            "relative_rms": relative <= gates.relative_rms,
+            "kl_mean": s.actual.kl_mean <= kl_cap,
+            "flips_outside_ties": not outside,
+        }
+        missed = [name for name, kept in checks.items() if not kept]
     return ShapeVerdict(
         shape=s.shape,
         noise_ratio=ratio,
@@ -166,8 +170,28 @@ def _judge_shape(s: ShapeStats, noise: Noise, gates: Gates, tie: float) -> Shape
         top1_agreement=s.top1_agreement,
         flips=len(s.flip_margins),
         flips_outside_ties=outside,
-        reasons=tuple(reasons),
+        missed=tuple(missed),
     )
+
+
+def _reasons(rows: tuple[ShapeVerdict, ...], gates: Gates) -> list[str]:
+    """One sentence for each gate that is missed anywhere, with its worst shape."""
+    sentences: dict[str, Callable[[ShapeVerdict], str]] = {
+        "finite": lambda _: "NaN or Inf in the logits",
+        "noise_ratio": lambda row: f"RMS error is {row.noise_ratio:.3g} × eager's noise; at most {gates.noise_ratio:g}",
+        "max_ratio": lambda row: f"largest error is {row.max_ratio:.3g} × eager's; at most {gates.max_ratio:g}",
+        "relative_rms": lambda row: f"relative RMS error is {row.relative_rms:.1e}; at most {gates.relative_rms:.0e}",
+        "kl_mean": lambda row: f"mean KL is {row.kl_mean:.1e}; at most {gates.kl_mean:.0e} × the logits' variance",
+        "flips_outside_ties": lambda row: f"{row.flips_outside_ties} argmax flips that are not near-ties",
+    }
+    reasons = []
+    for gate, sentence in sentences.items():
+        missing = [row for row in rows if gate in row.missed]
+        if missing:
+            worst = max(missing, key=lambda row: float(getattr(row, gate, 0.0)))
+            where = "{}x{}".format(*worst.shape) + (f", and {len(missing) - 1} more shapes" if len(missing) > 1 else "")
+            reasons.append(f"{sentence(worst)} (at {where})")
+    return reasons
 
 
 def _jsonable(value: Any) -> Any:
