@@ -1,7 +1,7 @@
 """Tiny checkpoints in the real formats, for every test that needs one.
 
-Sizes are odd and the weights unfriendly on purpose: large enough that a wrong GELU, a transposed square matrix or a lost
-bias shows in the logits; gains are not 1 and biases not 0.
+Sizes are odd and the weights unfriendly on purpose: large enough that a wrong GELU, a transposed square matrix or a
+lost bias shows in the logits; gains are not 1 and biases not 0.
 """
 
 import sys

@@ -1,0 +1,170 @@
+"""What is named but not read: it says what it is and where to convert it, in load_checkpoint and in inspect."""
+
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from builders import random_weights, tiny_huggingface, tiny_nanogpt
+from safetensors.torch import save_file
+
+from gptexport.checkpoints import describe_checkpoint, load_checkpoint
+from gptexport.errors import CheckpointError, UnknownCheckpointError
+
+
+def raw(data: bytes) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+def saved(payload: object) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        torch.save(payload, path)
+        return path
+
+    return write
+
+
+def folder(**files: bytes) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        path.mkdir()
+        for name, data in files.items():
+            (path / name.replace("__", ".")).write_bytes(data)
+        return path
+
+    return write
+
+
+def llmc(magic: int) -> bytes:
+    return struct.pack("<256i", magic, 5, 1024, 50257, 12, 12, 768, 50304, *[0] * 248) + b"\0" * 64
+
+
+def safetensors_alone(path: Path) -> Path:
+    save_file({"wte.weight": torch.zeros(3, 3)}, path)
+    return path
+
+
+def onnx_model(path: Path) -> Path:
+    graph = onnx.helper.make_graph([], "g", [], [])
+    onnx.save(onnx.helper.make_model(graph, producer_name="pytorch"), path)
+    return path
+
+
+def torchscript(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("m/data.pkl", "m/code/__torch__.py", "m/constants.pkl"):
+            archive.writestr(name, b"x")
+    return path
+
+
+def npz(path: Path) -> Path:
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+    return path
+
+
+def bare_hf_weights(path: Path) -> Path:
+    hf = tiny_huggingface(path, safetensors=False)
+    return hf / "pytorch_model.bin"
+
+
+ZERO = torch.zeros(2, 2)
+NANOCHAT = {"transformer.h.0.attn.c_q.weight": ZERO, "resid_lambdas": ZERO, "transformer.wte.weight": ZERO}
+LITGPT = {"lm_head.weight": ZERO, "transformer.h.0.attn.attn.weight": ZERO, "transformer.h.0.norm_1.weight": ZERO}
+LITGPT_QKV = {"lm_head.weight": ZERO, "transformer.h.0.attn.qkv.weight": ZERO}
+MODDED = {"step": 5, "code": "import os", "model": {"_orig_mod.blocks.0.attn.qkv_w": ZERO}, "optimizers": []}
+LLAMA = {"model.layers.0.self_attn.q_proj.weight": ZERO}
+TF_INDEX = b"\0" * 100 + struct.pack("<Q", 0xDB4775248B80FB57)
+
+NAMED = [
+    ("llm.c", raw(llmc(20240326)), r"llm\.c model \(bfloat16, n_layer 12, .*padded to 50304\).*export_hf"),
+    ("llm.c-state", raw(llmc(20240527)), "optimizer state"),
+    ("llm.c-tokens", raw(llmc(20240520)), "token file"),
+    ("nanochat", saved(NANOCHAT), "nanochat.*module.py:factory"),
+    ("litgpt", saved(LITGPT), "LitGPT.*convert_from_litgpt"),
+    ("litgpt", saved(LITGPT_QKV), "LitGPT"),
+    ("litgpt", folder(lit_model__pth=b"x", model_config__yaml=b"x"), "LitGPT"),
+    ("modded-nanogpt", saved(MODDED), "modded-nanogpt"),
+    ("openai-tf", folder(hparams__json=b"{}", checkpoint=b"x"), "TensorFlow.*openai-community/gpt2"),
+    ("openai-tf", raw(TF_INDEX), "TensorFlow"),
+    ("gguf", raw(b"GGUF\3\0\0\0" + b"\0" * 40), "GGUF"),
+    ("onnx", onnx_model, "ONNX"),
+    ("tensorrt", raw(b"ftrt" + b"\0" * 40), "TensorRT"),
+    ("safetensors", safetensors_alone, "safetensors alone.*config.json"),
+    ("safetensors", folder(model__safetensors=b"x"), "without a config.json"),
+    ("state-dict", saved(random_weights()), "do not say n_head.*module.py:factory"),
+    ("state-dict", bare_hf_weights, "Give the folder with its config.json"),
+    ("state-dict", saved({"model": random_weights()}), "do not say n_head"),
+    ("state-dict", saved(LLAMA), r"not GPT-2 \(model\.layers\.0"),
+    ("adapter", folder(adapter_config__json=b"{}", adapter_model__safetensors=b"x"), "LoRA.*merge_and_unload"),
+    ("folder", folder(ckpt__pt=b"x"), r"training folder.*Give the file: .*ckpt\.pt"),
+    ("bundle", folder(gptexport__json=b"{}"), "bundle"),
+    ("empty", raw(b""), "empty file"),
+    ("empty", folder(), "without anything"),
+    ("unknown", folder(notes__txt=b"x"), r"no checkpoint in it \(it holds notes\.txt\)"),
+    ("text", raw("naïve text\n".encode() * 600), "text file"),
+    ("git-lfs", raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "git lfs pull"),
+    ("html", raw(b"<!DOCTYPE html><html>"), "web page"),
+    ("torchscript", torchscript, "TorchScript"),
+    ("npz", npz, r"\.npz"),
+    ("npy", raw(b"\x93NUMPY\1\0" + b" " * 40), "NumPy array"),
+    ("hdf5", raw(b"\x89HDF\r\n\x1a\n" + b"\0" * 40), "HDF5"),
+    ("unknown", raw(np.arange(5000, dtype=np.uint16).tobytes()), "nothing that gptexport recognises"),
+    ("unknown", saved([1, 2]), "a saved list"),
+    ("unknown", saved({"epoch": 1, "weights": {}}), "keys: epoch, weights"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"), NAMED, ids=[f"{i}-{name}" for i, (name, _, _) in enumerate(NAMED)]
+)
+def test_it_is_named_and_not_read(tmp_path: Path, name: str, make: Callable[[Path], Path], message: str) -> None:
+    path = make(tmp_path / "thing")
+    with pytest.raises(UnknownCheckpointError, match=message):
+        load_checkpoint(str(path))
+    info = describe_checkpoint(str(path))
+    assert (info.format, info.readable, info.config) == (name, False, None)
+    assert info.description
+
+
+def test_names_that_only_a_file_name_tells(tmp_path: Path) -> None:
+    for name, format in [
+        ("model.ckpt.data-00000-of-00001", "openai-tf"),
+        ("train.py", "python"),
+        ("config.json", "json"),
+    ]:
+        path = tmp_path / name
+        path.write_bytes(b"\xff\xfe\x01\x02" if name.startswith("model") else b"{}")
+        assert describe_checkpoint(str(path)).format == format
+
+
+def test_a_folder_of_checkpoints_names_them(tmp_path: Path) -> None:
+    tiny_huggingface(tmp_path / "checkpoint-500")
+    with pytest.raises(UnknownCheckpointError, match=r"Give one of them: .*checkpoint-500"):
+        load_checkpoint(str(tmp_path))
+
+
+def test_another_model_type_is_described(tmp_path: Path) -> None:
+    path = tmp_path / "llama"
+    path.mkdir()
+    (path / "config.json").write_text('{"model_type": "llama"}')
+    info = describe_checkpoint(str(path))
+    assert not info.readable and "model_type 'llama'" in info.description
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_nanogpt(tmp_path / "ckpt.pt")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(str(path))
