@@ -49,44 +49,43 @@ for command in (onnx, parity, inspect, doctor):
 def main() -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _interrupt)  # so that a killed export cleans up as an interrupted one does
-    sys.exit(_run())
+    sys.exit(run(sys.argv[1:]))
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _run() -> int:
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; no exception leaves but, with -v, that of a bug."""
+    as_json = "--json" in arguments
     try:
-        result = gptexport.main(prog_name="gptexport", standalone_mode=False)
+        result = gptexport.main(arguments, prog_name="gptexport", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        print_error("Interrupted", "interrupted; nothing was written.")
+        print_error("Interrupted", "interrupted; nothing was written.", as_json)
         return EXIT_INTERRUPTED
     except BackendUnavailableError as error:
-        print_error(type(error).__name__, str(error))
+        print_error(type(error).__name__, str(error), as_json)
         return EXIT_BACKEND_UNAVAILABLE
     except (UnknownCheckpointError, UnsafeCheckpointError) as error:
-        print_error(type(error).__name__, str(error))
+        print_error(type(error).__name__, str(error), as_json)
         return EXIT_CHECKPOINT
     except GPTExportError as error:
-        print_error(type(error).__name__, str(error))
+        print_error(type(error).__name__, str(error), as_json)
         return EXIT_ERROR
     except MemoryError:
-        print_error("MemoryError", "out of memory. Close other programs, or use a machine with more.")
+        print_error("MemoryError", "out of memory. Close other programs, or use a machine with more.", as_json)
         return EXIT_ERROR
     except BrokenPipeError:  # `gptexport inspect … | head`
         sys.stdout = None  # type: ignore[assignment]
         return EXIT_ERROR
     except Exception as error:
-        if _wants_traceback():
+        if {"-v", "--verbose"} & set(arguments):
             raise
-        print_error(type(error).__name__, f"{error}\nThis is a bug in gptexport: run again with -v and report the traceback.")
+        advice = "This is a bug in gptexport: run again with -v and report the traceback."
+        print_error(type(error).__name__, f"{error}\n{advice}", as_json)
         return EXIT_ERROR
-
-
-def _wants_traceback() -> bool:
-    return any(argument in ("-v", "--verbose") for argument in sys.argv)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -62,10 +61,10 @@ def output_options(command: str) -> Callable[[F], F]:
     return decorate
 
 
-def print_error(kind: str, message: str) -> None:
+def print_error(kind: str, message: str, as_json: bool) -> None:
     """One message on stderr; with --json also the one object on stdout."""
     click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
-    if "--json" in sys.argv:
+    if as_json:
         error = {"type": kind, "message": message}
         click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "ok": False, "error": error}, indent=2))
 
