@@ -54,7 +54,9 @@ def inspect_graph(path: Path) -> GraphInfo:
         raise ArtifactError(f"{path} is not an ONNX file, or is damaged ({error}). Export again.") from error
     if not model.graph.node:
         raise ArtifactError(f"{path} is not an ONNX file: it holds no graph. Export again.")
-    weights = [t for t in model.graph.initializer if t.data_type not in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)]
+    weights = [
+        t for t in model.graph.initializer if t.data_type not in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    ]
     meta = {entry.key: entry.value for entry in model.metadata_props}
     return GraphInfo(
         file=path.name,

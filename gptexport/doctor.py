@@ -1,4 +1,4 @@
-"""What this machine can run. Tries things rather than trusting lists; torch-free, so that a broken torch is no obstacle."""
+"""What this machine can run. It tries rather than trusts lists; torch-free, so that a broken torch is no obstacle."""
 
 from __future__ import annotations
 

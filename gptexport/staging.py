@@ -62,11 +62,15 @@ def check_output(out: Path, *, force: bool) -> None:
         if out.is_dir():
             raise OutputExistsError(f"{out} is a folder; expected a file name, or a folder name without .onnx.")
     elif not out.is_dir():
-        raise OutputExistsError(f"{out} is a file; a bundle is a folder. Choose another -o (or a name that ends in .onnx).")
+        raise OutputExistsError(
+            f"{out} is a file; a bundle is a folder. Choose another -o (or a name that ends in .onnx)."
+        )
     elif not any(out.iterdir()):
         return
     elif not (out / MANIFEST_FILE).is_file():
-        raise OutputExistsError(f"{out} is a folder with other things in it, which gptexport never replaces. Choose another -o.")
+        raise OutputExistsError(
+            f"{out} is a folder with other things in it, which gptexport never replaces. Choose another -o."
+        )
     if not force:
         raise OutputExistsError(f"{out} exists already. Pass --force to replace it, or choose another -o.")
 

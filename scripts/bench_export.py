@@ -69,7 +69,9 @@ def main() -> None:
         for _ in range(args.rounds):
             for name, command in commands.items():
                 runs[name].append(run(command))
-    print(f"{args.size}, {args.format}, weights {weights / 1e6:.0f} MB, torch {version('torch')}, {os.cpu_count()} cores")
+    print(
+        f"{args.size}, {args.format}, weights {weights / 1e6:.0f} MB, torch {version('torch')}, {os.cpu_count()} cores"
+    )
     for name, of_command in runs.items():
         seconds = statistics.median(r.seconds for r in of_command)
         peak = statistics.median(r.peak_mb for r in of_command)

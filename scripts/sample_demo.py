@@ -1,6 +1,6 @@
 """Logits and sampled text from a bundle of the byte-level demo model, without torch.
 
-    python scripts/sample_demo.py demo/gpt --characters 300
+python scripts/sample_demo.py demo/gpt --characters 300
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ def main() -> None:
     model = GPT(CONFIG)
     init_weights(model)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"training {parameters / 1e6:.1f} M parameters on {len(train) / 1e6:.1f} MB of Python for {args.seconds:.0f} s")
+    print(
+        f"training {parameters / 1e6:.1f} M parameters on {len(train) / 1e6:.1f} MB of Python for {args.seconds:.0f} s"
+    )
     step, loss = fit(model, train, val, args.seconds)
     save(model, args.out, step, loss)
     val[: 1 << 20].astype(np.uint16).tofile(args.out / "val.bin")
@@ -104,7 +106,10 @@ def fit(model: GPT, train: np.ndarray, val: np.ndarray, seconds: float) -> tuple
         now = time.monotonic()
         if now - last_eval >= EVAL_EVERY:
             val_loss, last_eval = evaluate(model, val), time.monotonic()
-            print(f"\r{now - began:5.0f} s  step {step:5d}  loss {loss.item():.3f}  val {val_loss:.3f} nats/byte", flush=True)
+            print(
+                f"\r{now - began:5.0f} s  step {step:5d}  loss {loss.item():.3f}  val {val_loss:.3f} nats/byte",
+                flush=True,
+            )
         elif sys.stdout.isatty():
             print(f"\r{now - began:5.0f} s  step {step:5d}  loss {loss.item():.3f}", end="", flush=True)
     val_loss = evaluate(model, val)
@@ -116,7 +121,13 @@ def save(model: GPT, out: Path, step: int, loss: float) -> None:
     out.mkdir(parents=True, exist_ok=True)
     fields = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")
     model_args = {name: getattr(CONFIG, name) for name in fields} | {"dropout": 0.0}
-    checkpoint = {"model": model.state_dict(), "model_args": model_args, "iter_num": step, "best_val_loss": loss, "config": {}}
+    checkpoint = {
+        "model": model.state_dict(),
+        "model_args": model_args,
+        "iter_num": step,
+        "best_val_loss": loss,
+        "config": {},
+    }
     torch.save(checkpoint, out / "ckpt.pt")
 
 

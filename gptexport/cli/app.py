@@ -81,7 +81,7 @@ def run(arguments: list[str]) -> int:
         print_error("MemoryError", "out of memory. Close other programs, or use a machine with more.", as_json)
         return EXIT_ERROR
     except BrokenPipeError:  # `gptexport inspect … | head`
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return EXIT_ERROR
     except Exception as error:
         if {"-v", "--verbose"} & set(arguments):

@@ -22,7 +22,9 @@ def doctor(output: Output) -> None:
     output.step("loading each provider of ONNX Runtime")
     health = examine()
     versions = facts([(name, version or "not installed") for name, version in health.versions.items()])
-    machine = facts([("cores", health.cores), ("memory", health.memory), ("instructions", " ".join(health.instructions))])
+    machine = facts(
+        [("cores", health.cores), ("memory", health.memory), ("instructions", " ".join(health.instructions))]
+    )
     providers = table(
         [(p.name, "yes" if p.loads else "no", p.reason or "") for p in health.providers], ("device", "runs", "why not")
     )

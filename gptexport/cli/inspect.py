@@ -38,7 +38,9 @@ def inspect(ctx: click.Context, output: Output, path: str, verify: bool) -> None
         from gptexport.artifacts import inspect_bundle
 
         bundle = inspect_bundle(place, verify=verify)
-        output.result({"ok": not bundle.problems, "kind": "bundle", "path": path, **_bundle_json(bundle)}, _bundle_text(bundle))
+        output.result(
+            {"ok": not bundle.problems, "kind": "bundle", "path": path, **_bundle_json(bundle)}, _bundle_text(bundle)
+        )
         if bundle.problems:
             ctx.exit(1)
     elif place.suffix == ".onnx" and place.is_file():

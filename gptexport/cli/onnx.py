@@ -11,11 +11,19 @@ from gptexport.cli.output import Output, output_options, size
 
 @click.command(short_help="Export a checkpoint to ONNX.")
 @click.argument("checkpoint")
-@click.option("-o", "--out", "out", required=True, type=click.Path(path_type=Path), help="A folder, or a name that ends in .onnx.")
+@click.option(
+    "-o", "--out", "out", required=True, type=click.Path(path_type=Path), help="A folder, or a name that ends in .onnx."
+)
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
-@click.option("--gelu", type=click.Choice(["tanh", "erf"]), help="What the training code used, where the checkpoint does not say.")
-@click.option("--vocab-size", type=click.IntRange(min=1), help="Keep the first N tokens: drops the padding of the vocabulary.")
-@click.option("--block-size", type=click.IntRange(min=1), help="Longest sequence, where a module of your own does not say.")
+@click.option(
+    "--gelu", type=click.Choice(["tanh", "erf"]), help="What the training code used, where the checkpoint does not say."
+)
+@click.option(
+    "--vocab-size", type=click.IntRange(min=1), help="Keep the first N tokens: drops the padding of the vocabulary."
+)
+@click.option(
+    "--block-size", type=click.IntRange(min=1), help="Longest sequence, where a module of your own does not say."
+)
 @click.option("--opset", type=click.IntRange(18, 24), default=23, show_default=True, help="23 keeps attention whole.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options("onnx")
@@ -54,7 +62,9 @@ def onnx(
     from gptexport.export import export_onnx
 
     loaded = load_checkpoint(checkpoint, gelu=gelu, vocab_size=vocab_size, block_size=block_size)  # type: ignore[arg-type]
-    output.step(f"{loaded.format} checkpoint, {sum(p.numel() for p in loaded.model.parameters()) / 1e6:,.1f} M parameters")
+    output.step(
+        f"{loaded.format} checkpoint, {sum(p.numel() for p in loaded.model.parameters()) / 1e6:,.1f} M parameters"
+    )
     for note in loaded.notes:
         output.note(note)
     kept = [loaded]

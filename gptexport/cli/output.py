@@ -73,7 +73,10 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     """Columns that line up: text to the left, numbers to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
-    right = [bool(rows) and all(isinstance(row[i], int | float) or _numeric(str(row[i])) for row in rows) for i in range(len(header))]
+    right = [
+        bool(rows) and all(isinstance(row[i], int | float) or _numeric(str(row[i])) for row in rows)
+        for i in range(len(header))
+    ]
 
     def line(row: Sequence[str]) -> str:
         padded = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXIT_PARITY_FAILED = 3
 
 
-class Shapes(click.ParamType):
+class Shapes(click.ParamType[list[tuple[int, int]]]):
     """`1x1,3x17`: a list of (B,T)."""
 
     name = "BxT,..."
@@ -37,11 +37,19 @@ class Shapes(click.ParamType):
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option("--against", "checkpoint", required=True, metavar="CHECKPOINT", help="What it was exported from.")
 @click.option("--shapes", type=Shapes(), help="The (B,T) to compare at.  [default: a grid up to block_size]")
-@click.option("--tokens", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Real text: .bin or .npy of ids.")
-@click.option("--gelu", type=click.Choice(["tanh", "erf"]), help="What the training code used, where the checkpoint does not say.")
-@click.option("--block-size", type=click.IntRange(min=1), help="Longest sequence, where a module of your own does not say.")
+@click.option(
+    "--tokens", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Real text: .bin or .npy of ids."
+)
+@click.option(
+    "--gelu", type=click.Choice(["tanh", "erf"]), help="What the training code used, where the checkpoint does not say."
+)
+@click.option(
+    "--block-size", type=click.IntRange(min=1), help="Longest sequence, where a module of your own does not say."
+)
 @click.option("--vocab-size", type=click.IntRange(min=1), help="As at the export, for a lone .onnx; a bundle knows.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where the artifact runs.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where the artifact runs."
+)
 @output_options("parity")
 @click.pass_context
 def parity(
@@ -54,7 +62,7 @@ def parity(
     gelu: str | None,
     vocab_size: int | None,
     block_size: int | None,
-    device: str,
+    device: Literal["cpu", "cuda"],
 ) -> None:
     """Check ARTIFACT, a bundle or an .onnx, against the CHECKPOINT it was exported from.
 
@@ -88,7 +96,9 @@ def parity(
         )
         too_long = [f"{B}x{T}" for B, T in shapes or [] if loaded.block_size < T]
         if too_long:
-            raise click.BadParameter(f"{', '.join(too_long)}: T is beyond block_size {loaded.block_size}.", param_hint="--shapes")
+            raise click.BadParameter(
+                f"{', '.join(too_long)}: T is beyond block_size {loaded.block_size}.", param_hint="--shapes"
+            )
         verdict = check_parity(
             session,
             loaded,
@@ -127,10 +137,15 @@ def _text(verdict: Verdict) -> str:
         header = ("B×T", "noise ratio", "max ratio", "rel. RMS", "eager's", "mean KL", "top-1", "flips (real)", "")
         parts.append(table(rows, header))
     if verdict.invariances:
-        rows2 = [(i.name, f"{i.max_change:.1e}", f"{i.allowed:.1e}", "ok" if i.passed else "FAIL") for i in verdict.invariances]
+        rows2 = [
+            (i.name, f"{i.max_change:.1e}", f"{i.allowed:.1e}", "ok" if i.passed else "FAIL")
+            for i in verdict.invariances
+        ]
         parts.append(table(rows2, ("must not change", "changed by", "rounding explains", "")))
     if verdict.passed:
-        parts.append(f"PASS  the same model in {verdict.dtype}: at worst {verdict.noise_ratio:.2f} × eager's own rounding noise.")
+        parts.append(
+            f"PASS  the same model in {verdict.dtype}: at worst {verdict.noise_ratio:.2f} × eager's own rounding noise."
+        )
     else:
         parts.append("\n".join(["FAIL  not the same model:", *(f"  {reason}" for reason in verdict.reasons)]))
     return "\n\n".join(parts)

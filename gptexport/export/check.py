@@ -108,7 +108,11 @@ def audit(expected: dict[str, int], achieved: dict[str, int], *, strict: bool) -
         ExportError: fewer than expected, where `strict` (gptexport's own models; a user's may have reasons).
     """
     rows = {op: {"expected": count, "achieved": achieved.get(op, 0)} for op, count in expected.items()}
-    short = [f"{op}: {row['achieved']} of {row['expected']}" for op, row in rows.items() if row["achieved"] < row["expected"]]
+    short = [
+        f"{op}: {row['achieved']} of {row['expected']}" for op, row in rows.items() if row["achieved"] < row["expected"]
+    ]
     if short and strict:
-        raise ExportError(f"operations fell apart in the trace ({', '.join(short)}). This is a bug in gptexport: please report it.")
+        raise ExportError(
+            f"operations fell apart in the trace ({', '.join(short)}). This is a bug in gptexport: please report it."
+        )
     return rows

@@ -1,4 +1,4 @@
-"""A loaded checkpoint becomes a bundle, or one .onnx file: trace, make portable, write, check, and only then show it."""
+"""A loaded checkpoint becomes a bundle, or one .onnx file: trace, make portable, write, check, then show it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A raw trace becomes the portable graph: readable names, weights in the layout they are read in, nothing of the machine."""
+"""A raw trace becomes the portable graph: readable names, weights as they are read, nothing of the machine."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _name_weights(graph: ir.Graph, model: nn.Module) -> None:
     for value in list(graph.initializers.values()):
         tensor = weight_of(value)
         if tensor is not None:
-            name = names.get((tensor.data_ptr(), tuple(tensor.shape)))
-            if name is not None and name not in graph.initializers:
-                value.name = name  # onnx_ir keeps the graph's index of initializers in step
+            known = names.get((tensor.data_ptr(), tuple(tensor.shape)))
+            if known is not None and known not in graph.initializers:
+                value.name = known  # onnx_ir keeps the graph's index of initializers in step
 
 
 def _transpose_weights(graph: ir.Graph) -> None:
@@ -71,6 +71,10 @@ def _strip_metadata(graph: ir.Model) -> None:
     graph.graph.name = "logits"
     for node in graph.graph:
         node.metadata_props.clear()
-    for value in [*graph.graph.inputs, *graph.graph.initializers.values(), *(v for n in graph.graph for v in n.outputs)]:
+    for value in [
+        *graph.graph.inputs,
+        *graph.graph.initializers.values(),
+        *(v for n in graph.graph for v in n.outputs),
+    ]:
         value.metadata_props.clear()
         value.doc_string = None

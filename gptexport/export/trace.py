@@ -157,7 +157,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Hide the exporter's notes about itself (torchvision is not installed, LeafSpec is deprecated): nobody can act on them."""
+    """Hide the exporter's notes about itself, such as that torchvision is not installed: nobody can act on them."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -8,11 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn as nn
-from gptexport_runtime import Session
+from gptexport_runtime import GPTExportError, Session
 
 from gptexport.checkpoints import Checkpoint
 from gptexport.dtypes import TORCH_DTYPES
-from gptexport.errors import GPTExportError
 from gptexport.parity.metrics import Logits, ShapeStats, compare
 from gptexport.parity.tokens import Ids, Shape, TokenSource, draws_of
 from gptexport.parity.verdict import GATES, Invariance, Verdict, judge, pool_noise
@@ -50,7 +49,9 @@ def check_parity(
     for shape in shapes:
         progress("comparing at B,T = {},{}".format(*shape))
         batches = (source.batch(shape, seed) for seed in range(draws_of(shape)))
-        stats.append(compare((_run_reference(reference, ids), _run(eager, ids), session.logits(ids)) for ids in batches))
+        stats.append(
+            compare((_run_reference(reference, ids), _run(eager, ids), session.logits(ids)) for ids in batches)
+        )
     del reference
     if not all(s.eager.finite for s in stats):
         return judge(stats, [], dtype)
@@ -73,8 +74,9 @@ def _mismatch(session: Session, checkpoint: Checkpoint) -> tuple[str, ...]:
 
 def _run(model: nn.Module, ids: Ids) -> Logits:
     with torch.no_grad():
-        logits = model(torch.from_numpy(ids))
-        return logits.numpy() if logits.dtype == torch.float64 else logits.float().numpy()  # numpy has no bfloat16
+        logits: torch.Tensor = model(torch.from_numpy(ids))
+    wide = logits if logits.dtype == torch.float64 else logits.float()  # numpy has no bfloat16
+    return np.asarray(wide)
 
 
 def _run_reference(model: nn.Module, ids: Ids) -> Logits:

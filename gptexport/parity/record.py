@@ -14,7 +14,7 @@ from gptexport.staging import replace_file
 
 
 def record_verdict(bundle: Path, manifest: Manifest, verdict: Verdict, checkpoint_sha256: str) -> None:
-    """Write the verdict into the bundle's manifest, whole or not at all. No time of day: a rerun writes the same bytes."""
+    """Write the verdict into the bundle's manifest, whole or not at all. No date: a rerun writes the same bytes."""
     record: dict[str, Any] = {
         **verdict.to_dict(),
         "checkpoint_sha256": checkpoint_sha256,

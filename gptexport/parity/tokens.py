@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-
-from gptexport.errors import GPTExportError
+from gptexport_runtime import GPTExportError
 
 Shape = tuple[int, int]  # (B, T)
 Ids = npt.NDArray[np.int64]
@@ -75,5 +74,7 @@ def read_tokens(path: Path, vocab_size: int) -> Ids:
         raise GPTExportError(f"{path} holds {tokens.dtype} of shape {tokens.shape}; expected a row of integers.")
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocab_size:
-        raise GPTExportError(f"{path} holds ids {low} to {high}; the model has 0 to {vocab_size - 1}. Is it another tokenizer's?")
+        raise GPTExportError(
+            f"{path} holds ids {low} to {high}; the model has 0 to {vocab_size - 1}. Is it another tokenizer's?"
+        )
     return tokens  # type: ignore[no-any-return]
