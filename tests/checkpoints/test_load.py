@@ -104,6 +104,14 @@ def test_a_path_that_is_not_there(source: str) -> None:
     assert "Hugging Face cache" not in str(raised.value)
 
 
+def test_a_missing_file_in_a_folder_that_is_there_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match="out/gpt2: no such file or folder") as raised:
+        load_checkpoint("out/gpt2")
+    assert "Hugging Face cache" not in str(raised.value)
+
+
 def test_a_folder_named_gpt2_hints_at_the_hub() -> None:
     with pytest.raises(CheckpointError, match=r"named in full: openai-community/gpt2"):
         load_checkpoint("gpt2")

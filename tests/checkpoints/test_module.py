@@ -69,6 +69,7 @@ def test_a_class_a_function_or_an_instance(tmp_path: Path, body: str, what: str)
     assert (checkpoint.block_size, checkpoint.vocab_size) == (16, 11)
     assert not any(m.training for m in checkpoint.model.modules())
     assert not any(p.requires_grad for p in checkpoint.model.parameters())
+    assert not any("_orig_mod" in name for name in checkpoint.model.state_dict()), "what torch.compile wrapped"
 
 
 OUTPUTS = [
@@ -125,6 +126,12 @@ def test_vocab_size_slices_the_logits(tmp_path: Path) -> None:
 def test_gelu_is_not_for_modules(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="--gelu is for GPT-2 checkpoints"):
         load_checkpoint(f"{write(tmp_path)}:Tiny", gelu="erf")
+
+
+def test_forward_only_ever_runs_in_eval_mode(tmp_path: Path) -> None:
+    body = "class Mine(Tiny):\n    def forward(self, idx):\n        assert not self.training\n"
+    body += "        return self.logits(idx)\n"
+    assert load(tmp_path, body, "Mine").vocab_size == 11
 
 
 def test_half_precision_modules_are_cast(tmp_path: Path) -> None:

@@ -84,8 +84,9 @@ def test_a_config_class_that_runs_code_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "created").exists()
 
 
-def test_a_config_class_of_another_name_is_refused(tmp_path: Path) -> None:
-    path = tiny_build_nanogpt(tmp_path / "model.pt", class_name="ModelArgs")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_config_class_of_another_name_is_refused(tmp_path: Path, legacy: bool) -> None:
+    path = tiny_build_nanogpt(tmp_path / "model.pt", class_name="ModelArgs", legacy=legacy)
     with pytest.raises(UnsafeCheckpointError, match=r"__main__\.ModelArgs"):
         load_checkpoint(str(path))
 
