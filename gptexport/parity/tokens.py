@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 from gptexport_runtime import GPTExportError
@@ -12,8 +10,6 @@ Shape = tuple[int, int]  # (B, T)
 Ids = npt.NDArray[np.int64]
 
 MIN_POSITIONS = 32
-
-LLMC_TOKENS_MAGIC = 20240520
 
 
 def default_grid(block_size: int) -> list[Shape]:
@@ -50,31 +46,3 @@ class TokenSource:
             raise GPTExportError(f"the token file holds {len(self.tokens)} tokens; shape {B}x{T} needs at least {T}.")
         starts = draw.integers(0, len(self.tokens) - T + 1, B)
         return np.stack([self.tokens[start : start + T] for start in starts]).astype(np.int64)
-
-
-def read_tokens(path: Path, vocab_size: int) -> Ids:
-    """Read a token file: `.npy` (build-nanogpt), llm.c `.bin` (by its header), raw uint16 `.bin` (nanoGPT).
-
-    Raises:
-        GPTExportError: it is none of these, or holds ids that the model does not have.
-    """
-    try:
-        if path.suffix == ".npy":
-            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        elif path.suffix == ".bin":
-            raw = np.memmap(path, dtype=np.uint16, mode="r")
-            header = raw[:6].view(np.int32)
-            is_llmc = len(raw) >= 512 and header[0] == LLMC_TOKENS_MAGIC and header[1] == 1
-            tokens = raw[512:] if is_llmc else raw  # llm.c: 256 int32 of header
-        else:
-            raise GPTExportError(f"{path} is not a token file: expected .bin (nanoGPT, llm.c) or .npy (build-nanogpt).")
-    except (ValueError, OSError) as error:
-        raise GPTExportError(f"{path} cannot be read as tokens: {error}") from error
-    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer) or not len(tokens):
-        raise GPTExportError(f"{path} holds {tokens.dtype} of shape {tokens.shape}; expected a row of integers.")
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= vocab_size:
-        raise GPTExportError(
-            f"{path} holds ids {low} to {high}; the model has 0 to {vocab_size - 1}. Is it another tokenizer's?"
-        )
-    return tokens  # type: ignore[no-any-return]

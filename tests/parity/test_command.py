@@ -1,0 +1,178 @@
+"""`gptexport parity`: usage errors, token files, --json, and the verdict in the manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults import scale_weight, tampered
+
+SHAPES = ("--shapes", "1x3,2x17")
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    """The right export, to write a verdict into."""
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("text", ["3", "3x", "x3", "0x3", "3x0", "-1x3", "3x5x7", "1x1,,2x2", "axb", "1.5x2", ""])
+def test_a_shape_that_is_none_is_a_usage_error(gptexport, copy: Path, checkpoint: Path, text: str) -> None:
+    ran = gptexport("parity", copy, "--against", checkpoint, "--shapes", text)
+    assert ran.code == 2
+    assert "is not a shape; expected BxT with both at least 1" in ran.err
+
+
+def test_a_shape_beyond_the_context_is_a_usage_error(gptexport, copy: Path, checkpoint: Path) -> None:
+    ran = gptexport("parity", copy, "--against", checkpoint, "--shapes", "1x17,2x18,1x99")
+    assert ran.code == 2
+    assert "2x18, 1x99: T is beyond block_size 17" in ran.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--against",), ("--against", "c", "--device", "tpu"), ("--against", "c", "--gelu", "relu")]
+)
+def test_wrong_options_are_usage_errors(gptexport, copy: Path, arguments: tuple[str, ...]) -> None:
+    assert gptexport("parity", copy, *arguments).code == 2
+
+
+def test_what_is_not_there(gptexport, copy: Path, checkpoint: Path, tmp_path: Path) -> None:
+    assert gptexport("parity", tmp_path / "gone", "--against", checkpoint).code == 2
+    assert gptexport("parity", copy, "--against", tmp_path / "gone.pt").code == 1
+    assert gptexport("parity", copy, "--against", checkpoint, "--tokens", tmp_path / "gone.bin").code == 2
+
+
+def test_a_damaged_bundle_is_refused(gptexport, copy: Path, checkpoint: Path) -> None:
+    """The weights' hash is checked too: a verdict on damaged weights would be about another model."""
+    weights = bytearray((copy / "weights.data").read_bytes())
+    weights[100] ^= 1
+    (copy / "weights.data").write_bytes(weights)
+    ran = gptexport("parity", copy, "--against", checkpoint)
+    assert ran.code == 1
+    assert "weights.data has sha256" in ran.err
+
+
+def test_json_schema(gptexport, copy: Path, checkpoint: Path) -> None:
+    ran = gptexport("parity", copy, "--against", checkpoint, "--json", *SHAPES)
+    result = json.loads(ran.out)
+    assert result["schema_version"] == 1
+    assert (result["command"], result["ok"], result["passed"]) == ("parity", True, True)
+    assert result["dtype"] == "float32"
+    assert result["gates"]["noise_ratio"] == 2.0
+    assert [row["shape"] for row in result["shapes"]] == [[1, 3], [2, 17]]
+    assert result["noise_ratio"] == max(row["noise_ratio"] for row in result["shapes"])
+    numbers = {"noise_ratio", "max_ratio", "relative_rms", "eager_relative_rms", "max_abs", "kl_mean", "top1_agreement"}
+    for row in result["shapes"]:
+        assert numbers <= row.keys()
+        assert all(isinstance(row[name], float) for name in numbers)
+        assert row["missed"] == [] and row["flips_outside_ties"] == 0
+
+
+def test_json_has_no_nan(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """NaN is not JSON; strict parsers must be able to read a failing verdict."""
+    made = tampered(bundle, tmp_path / "b", scale_weight("ln_f.weight", np.nan))
+    ran = gptexport("parity", made, "--against", checkpoint, "--json", *SHAPES)
+    assert ran.code == 3
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    for text in (ran.out, (made / "gptexport.json").read_text()):
+        json.loads(text, parse_constant=refuse)
+
+
+def test_progress_goes_to_stderr(gptexport, copy: Path, checkpoint: Path) -> None:
+    ran = gptexport("parity", copy, "--against", checkpoint, *SHAPES)
+    assert "comparing at B,T = 2,17" in ran.err and "comparing" not in ran.out
+    assert gptexport("parity", copy, "--against", checkpoint, "-q", *SHAPES).err == ""
+
+
+def test_the_verdict_is_kept_in_the_manifest(gptexport, copy: Path, checkpoint: Path) -> None:
+    assert "not checked" in gptexport("inspect", copy).out
+    assert gptexport("parity", copy, "--against", checkpoint, *SHAPES).code == 0
+    manifest = json.loads((copy / "gptexport.json").read_text())
+    record = manifest["parity"]
+    assert record["passed"] is True
+    assert record["graphs_sha256"] == {"logits": manifest["graphs"]["logits"]["sha256"]}
+    assert record["weights_sha256"] == manifest["weights"]["sha256"]
+    assert record["checkpoint_sha256"] == manifest["source"]["sha256"]
+    assert "passed, noise ratio" in gptexport("inspect", copy).out
+    again = (copy / "gptexport.json").read_bytes()
+    assert gptexport("parity", copy, "--against", checkpoint, *SHAPES).code == 0
+    assert (copy / "gptexport.json").read_bytes() == again, "a rerun writes the same bytes"
+
+
+def test_a_failure_replaces_an_earlier_pass(gptexport, copy: Path, checkpoint: Path) -> None:
+    assert gptexport("parity", copy, "--against", checkpoint, *SHAPES).code == 0
+    assert gptexport("parity", copy, "--against", checkpoint, "--gelu", "tanh", *SHAPES).code == 3
+    assert json.loads((copy / "gptexport.json").read_text())["parity"]["passed"] is False
+    assert "FAILED" in gptexport("inspect", copy).out
+
+
+def test_the_manifest_itself_names_the_bundle(gptexport, copy: Path, checkpoint: Path) -> None:
+    assert gptexport("parity", copy / "gptexport.json", "--against", checkpoint, *SHAPES).code == 0
+    assert json.loads((copy / "gptexport.json").read_text())["parity"]["passed"] is True
+
+
+class TestTokens:
+    """--tokens: real text, in the formats that people have."""
+
+    IDS = (np.arange(400) * 31 % 97).astype(np.uint16)
+
+    def write(self, path: Path, kind: str) -> Path:
+        if kind == "build-nanogpt":
+            np.save(path, self.IDS)
+        elif kind == "llm.c":
+            header = np.zeros(256, np.int32)
+            header[:3] = 20240520, 1, len(self.IDS)
+            path.write_bytes(header.tobytes() + self.IDS.tobytes())
+        else:
+            self.IDS.tofile(path)
+        return path
+
+    @pytest.mark.parametrize("kind", ["nanogpt", "build-nanogpt", "llm.c"])
+    def test_each_format(self, gptexport, copy: Path, checkpoint: Path, tmp_path: Path, kind: str) -> None:
+        path = self.write(tmp_path / ("val.npy" if kind == "build-nanogpt" else "val.bin"), kind)
+        ran = gptexport("parity", copy, "--against", checkpoint, "--tokens", path, *SHAPES)
+        assert ran.code == 0, ran.err
+
+    @pytest.mark.parametrize("kind", ["nanogpt", "build-nanogpt", "llm.c"])
+    def test_each_format_gives_the_same_ids(self, tmp_path: Path, kind: str) -> None:
+        from gptexport.parity import read_tokens
+
+        path = self.write(tmp_path / ("val.npy" if kind == "build-nanogpt" else "val.bin"), kind)
+        assert np.array_equal(read_tokens(path, 97), self.IDS)
+
+    def test_ids_that_the_model_does_not_have(self, gptexport, copy: Path, checkpoint: Path, tmp_path: Path) -> None:
+        (self.IDS + 60).tofile(tmp_path / "val.bin")
+        ran = gptexport("parity", copy, "--against", checkpoint, "--tokens", tmp_path / "val.bin")
+        assert ran.code == 1
+        assert "the model has 0 to 96. Is it another tokenizer's?" in ran.err
+
+    def test_a_text_shorter_than_a_shape(self, gptexport, copy: Path, checkpoint: Path, tmp_path: Path) -> None:
+        self.IDS[:9].tofile(tmp_path / "val.bin")
+        ran = gptexport("parity", copy, "--against", checkpoint, "--tokens", tmp_path / "val.bin", *SHAPES)
+        assert ran.code == 1
+        assert "holds 9 tokens; shape 2x17 needs at least 17" in ran.err
+
+    @pytest.mark.parametrize("data", [b"", b"x", b"odd"])
+    def test_a_file_that_is_no_tokens(
+        self, gptexport, copy: Path, checkpoint: Path, tmp_path: Path, data: bytes
+    ) -> None:
+        for name in ("val.bin", "val.npy", "val.dat"):
+            (tmp_path / name).write_bytes(data)
+            ran = gptexport("parity", copy, "--against", checkpoint, "--tokens", tmp_path / name)
+            assert ran.code == 1 and name in ran.err, ran.err
+
+    @pytest.mark.parametrize("array", [np.zeros((2, 3), np.int32), np.zeros(5), np.zeros(0, np.int64)])
+    def test_an_array_that_is_no_row_of_ids(self, tmp_path: Path, array: np.ndarray) -> None:
+        from gptexport_runtime import GPTExportError
+
+        from gptexport.parity import read_tokens
+
+        np.save(tmp_path / "val.npy", array)
+        with pytest.raises(GPTExportError, match="expected a row of integers"):
+            read_tokens(tmp_path / "val.npy", 97)
