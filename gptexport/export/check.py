@@ -79,7 +79,8 @@ def run_samples(path: Path, samples: list[Sample], dtype: str) -> float | None:
     if dtype == "bfloat16":
         return None  # ONNX Runtime's CPU provider has no bfloat16 kernels
     worst = 0.0
-    with gptexport_runtime.load(path, device="cpu") as session:
+    # without prepacking: the export's memory is bounded, and speed does not matter here
+    with gptexport_runtime.load(path, device="cpu", prepack=False) as session:
         for sample in samples:
             try:
                 actual = session.logits(sample.ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from gptexport.dtypes import TORCH_DTYPES
 from gptexport.export.check import audit, check_graph, run_samples, take_samples
 from gptexport.export.portable import make_portable
 from gptexport.export.trace import DEFAULT_OPSET, trace_logits
-from gptexport.export.write import WeightsFile, write_graph
+from gptexport.export.write import WeightsFile, keep_inside, write_graph
 from gptexport.staging import commit_files, commit_folder, data_file, staged, write_file
 
 INLINE_BYTES = 100 << 20  # a lone .onnx keeps weights up to this inside; protobuf itself ends at 2 GiB
@@ -61,7 +62,7 @@ def export_onnx(
         samples = take_samples(model, **limits)
         progress(f"tracing at opset {opset}")
         trace = trace_logits(model, block_size=checkpoint.block_size, opset=opset)
-        make_portable(trace.graph, model, **limits)
+        make_portable(trace, model, **limits)
 
         progress(f"writing {weight_bytes / 1e6:,.0f} MB of weights")
         folder = stage if lone else stage / out.name
@@ -70,12 +71,15 @@ def export_onnx(
         weights = None
         if not lone or weight_bytes > INLINE_BYTES:
             file = WeightsFile(folder / (data_file(out).name if lone else WEIGHTS_FILE))
-            file.take(trace.graph)
+            file.take(trace)
             weights = file.close()
+        else:
+            keep_inside(trace)
         graph = write_graph(trace.graph, graph_path)
         expected = trace.expected
         checkpoint = replace(checkpoint, model=torch.nn.Module())
-        del model, trace  # the weights' memory, before ONNX Runtime takes its own
+        del model, trace
+        gc.collect()  # the traced program holds the weights in reference cycles; ONNX Runtime needs their room
 
         progress("checking the written graph")
         achieved = check_graph(graph_path)

@@ -8,12 +8,14 @@ import torch.nn as nn
 from gptexport_runtime.contract import META_BLOCK_SIZE, META_VOCAB_SIZE
 
 import gptexport
+from gptexport.export.trace import Trace
 
 
-def make_portable(graph: ir.Model, model: nn.Module, *, block_size: int, vocab_size: int) -> None:
-    """Rewrite `graph`, traced from `model`, in place. Any ONNX backend of its opset runs the result."""
-    _name_weights(graph.graph, model)
-    _transpose_weights(graph.graph)
+def make_portable(trace: Trace, model: nn.Module, *, block_size: int, vocab_size: int) -> None:
+    """Rewrite `trace`, of `model`, in place. Any ONNX backend of its opset runs the result."""
+    _name_weights(trace, model)
+    _transpose_weights(trace)
+    graph = trace.graph
     _strip_metadata(graph)
     graph.producer_name = "gptexport"
     graph.producer_version = gptexport.__version__
@@ -21,48 +23,38 @@ def make_portable(graph: ir.Model, model: nn.Module, *, block_size: int, vocab_s
     graph.metadata_props[META_VOCAB_SIZE] = str(vocab_size)
 
 
-def weight_of(value: ir.Value | None) -> torch.Tensor | None:
-    """The PyTorch tensor behind an initializer, or None for what the exporter made itself (shape arithmetic)."""
-    raw = getattr(value.const_value, "raw", None) if value is not None else None
-    return raw if isinstance(raw, torch.Tensor) else None
-
-
-def _name_weights(graph: ir.Graph, model: nn.Module) -> None:
+def _name_weights(trace: Trace, model: nn.Module) -> None:
     """Weights are called what the model's state_dict calls them; a tied one by its first name."""
-    names: dict[tuple[int, tuple[int, ...]], str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        names.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name)
-    for value in list(graph.initializers.values()):
-        tensor = weight_of(value)
-        if tensor is not None:
-            known = names.get((tensor.data_ptr(), tuple(tensor.shape)))
-            if known is not None and known not in graph.initializers:
-                value.name = known  # onnx_ir keeps the graph's index of initializers in step
+    names: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in model.state_dict().items():
+        names.setdefault((tensor.data_ptr(), tensor.shape), name)
+    for traced, tensor in list(trace.weights.items()):
+        known = names.get((tensor.data_ptr(), tensor.shape))
+        if known is not None and known not in trace.weights:
+            trace.graph.graph.initializers[traced].name = known  # the graph's index follows
+            trace.weights[known] = trace.weights.pop(traced)
 
 
-def _transpose_weights(graph: ir.Graph) -> None:
+def _transpose_weights(trace: Trace) -> None:
     """nn.Linear keeps (out, in) and MatMul reads (in, out): store what is read, instead of a Transpose per weight.
 
     A weight with other readers, such as a tied head, stays as it is behind its Transpose: it is on disk once.
     """
+    graph = trace.graph.graph
     for node in list(graph):
-        if node.op_type != "Transpose":
+        source, result = node.inputs[0] if node.inputs else None, node.outputs[0]
+        if node.op_type != "Transpose" or source is None or source.name not in trace.weights:
             continue
-        source, result = node.inputs[0], node.outputs[0]
-        tensor = weight_of(source)
-        if source is None or tensor is None or tensor.dim() != 2 or len(list(source.uses())) > 1:
+        tensor = trace.weights[source.name]
+        if tensor.dim() != 2 or len(source.uses()) > 1:
             continue
-        stored = ir.Value(
-            name=f"{source.name}.T",
-            type=source.type,
-            shape=ir.Shape(tensor.t().shape),
-            const_value=ir.tensor_adapters.TorchTensor(tensor.t(), name=f"{source.name}.T"),
-        )
-        graph.register_initializer(stored)
+        name = f"{source.name}.T"
+        stored = ir.Value(name=name, type=source.type, shape=ir.Shape(tensor.t().shape))
+        graph.initializers[name] = stored
+        trace.weights[name] = tensor.t()
         result.replace_all_uses_with(stored)
         graph.remove(node, safe=True)
-        assert source.name is not None
-        del graph.initializers[source.name]
+        del graph.initializers[source.name], trace.weights[source.name]
 
 
 def _strip_metadata(graph: ir.Model) -> None:

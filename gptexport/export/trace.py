@@ -19,7 +19,7 @@ from gptexport_runtime.contract import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
 from gptexport.errors import ExportError
 
 MIN_OPSET, DEFAULT_OPSET, MAX_OPSET = 18, 23, 24
-FOLDABLE_ELEMENTS = 64  # constants up to this many elements are shape arithmetic; larger ones are weights
+NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnx_ir.passes.common.initializer_deduplication")
 
 # The operations whose count must survive the trace, with the opset since when ONNX has them whole.
 WHOLE_OPS = {
@@ -31,10 +31,11 @@ WHOLE_OPS = {
 
 @dataclass(frozen=True)
 class Trace:
-    """A traced graph, and how many of each WHOLE_OPS node the PyTorch program promises."""
+    """The structure and the weights of a model, apart: passes over the graph can neither fold nor keep a weight."""
 
-    graph: ir.Model
-    expected: dict[str, int]
+    graph: ir.Model  # initializers that are weights have no value in here
+    weights: dict[str, torch.Tensor]  # by initializer; the model's own tensors, not copies
+    expected: dict[str, int]  # how many of each WHOLE_OPS node the PyTorch program promises
 
 
 class _Float32Logits(nn.Module):
@@ -51,8 +52,6 @@ class _Float32Logits(nn.Module):
 
 def trace_logits(model: nn.Module, *, block_size: int, opset: int = DEFAULT_OPSET) -> Trace:
     """Trace `model.forward(idx (B,T) int64) -> (B,T,V)` to a graph input_ids -> logits with axes named B and T.
-
-    Weights stay where they are: the graph refers to the model's own tensors.
 
     Raises:
         ExportError: the forward fixes B or T, cannot be traced, or ONNX lacks one of its operations.
@@ -76,10 +75,12 @@ def trace_logits(model: nn.Module, *, block_size: int, opset: int = DEFAULT_OPSE
         except Exception as error:
             raise ExportError(f"the traced model cannot be written at opset {opset}: {_reason(error)}") from error
         assert onnx_program is not None
-        graph = onnx_program.model
-        onnxscript.optimizer.optimize_ir(graph, should_fold=_should_fold)
+        weights = _take_weights(onnx_program.model.graph)
+        graph = onnx_program.model.clone()  # the exporter's own keeps weights that it merged, out of sight
+        onnxscript.optimizer.optimize_ir(graph)
     _name_axes(graph)
-    return Trace(graph, expected=_promised(program, opset))
+    weights = {name: tensor for name, tensor in weights.items() if name in graph.graph.initializers}
+    return Trace(graph, weights, expected=_promised(program, opset))
 
 
 def _export_program(model: nn.Module, block_size: int) -> torch.export.ExportedProgram:
@@ -104,13 +105,19 @@ def _export_program(model: nn.Module, block_size: int) -> torch.export.ExportedP
         ) from error
 
 
-def _should_fold(node: ir.Node) -> bool | None:
-    """Fold shape arithmetic only. A folded weight would be a second copy of it, under a name nobody knows."""
-    for value in node.inputs:
-        constant = value.const_value if value is not None else None
-        if constant is not None and constant.size > FOLDABLE_ELEMENTS:
-            return False
-    return None
+def _take_weights(graph: ir.Graph) -> dict[str, torch.Tensor]:
+    """Part the weights from the structure. The exporter's own constants, shape arithmetic, stay in the graph.
+
+    Two reasons: constant folding would store Transpose(weight) as a second copy under a name nobody knows, and
+    onnxscript's rewrite rules keep the last graph they saw for ever, with all that it holds.
+    """
+    weights = {}
+    for name, value in graph.initializers.items():
+        raw = getattr(value.const_value, "raw", None)
+        if isinstance(raw, torch.Tensor):
+            weights[name] = raw.detach()
+            value.const_value = None
+    return weights
 
 
 def _name_axes(graph: ir.Model) -> None:
@@ -158,13 +165,15 @@ def _reason(error: BaseException) -> str:
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Hide the exporter's notes about itself, such as that torchvision is not installed: nobody can act on them."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,22 @@ import onnx_ir as ir
 import torch
 from gptexport_runtime.contract import FileEntry
 
-from gptexport.export.portable import weight_of
+from gptexport.export.trace import Trace
 from gptexport.staging import write_file
 
 PAGE = 4096  # external data that begins on a page can be memory-mapped (onnx.proto, TensorProto.external_data)
+
+IR_DTYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.float64: ir.DataType.DOUBLE,
+    torch.int64: ir.DataType.INT64,
+    torch.int32: ir.DataType.INT32,
+    torch.uint8: ir.DataType.UINT8,
+    torch.int8: ir.DataType.INT8,
+    torch.bool: ir.DataType.BOOL,
+}
 
 
 @dataclass(frozen=True)
@@ -35,29 +46,19 @@ class WeightsFile:
         self._size = 0
         self._places: dict[tuple[str, bytes], _Place] = {}
 
-    def take(self, graph: ir.Model, progress: Callable[[int], None] = lambda _bytes: None) -> None:
-        """Move the weights of `graph` in here; its initializers point at the file afterwards.
-
-        Args:
-            progress: called with the bytes of each weight, as it is done.
-        """
-        for value in graph.graph.initializers.values():
-            tensor = weight_of(value)
-            if tensor is None:
-                continue
-            tensor = tensor.detach().contiguous()
-            place = self._add(tensor)
-            assert value.const_value is not None and value.name is not None
-            value.const_value = ir.ExternalTensor(
+    def take(self, trace: Trace) -> None:
+        """Write the weights of `trace`; its graph's initializers point at this file afterwards."""
+        for name, tensor in trace.weights.items():
+            place = self._add(tensor.contiguous())
+            trace.graph.graph.initializers[name].const_value = ir.ExternalTensor(
                 location=self.path.name,
                 offset=place.offset,
                 length=place.length,
-                dtype=value.const_value.dtype,
+                dtype=IR_DTYPES[tensor.dtype],
                 shape=ir.Shape(tensor.shape),
-                name=value.name,
+                name=name,
                 base_dir=self.path.parent,
             )
-            progress(place.length)
 
     def _add(self, tensor: torch.Tensor) -> _Place:
         data = _bytes_of(tensor)
@@ -89,8 +90,15 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
 
 
+def keep_inside(trace: Trace) -> None:
+    """Give the graph its weights back, to be written as one file with it."""
+    for name, tensor in trace.weights.items():
+        value = ir.tensor_adapters.TorchTensor(tensor.contiguous(), name=name)
+        trace.graph.graph.initializers[name].const_value = value
+
+
 def write_graph(graph: ir.Model, path: Path) -> FileEntry:
-    """Serialize; what was not moved to a WeightsFile goes inside."""
+    """Serialize. Weights are in a WeightsFile, or inside by `keep_inside`."""
     data = ir.to_proto(graph).SerializeToString(deterministic=True)
     write_file(path, data)
     return FileEntry(file=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

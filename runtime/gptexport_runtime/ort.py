@@ -100,11 +100,12 @@ class OrtGraph:
             ) from error
 
 
-def open_graph(path: Path, device: str, threads: int | None) -> OrtGraph:
+def open_graph(path: Path, device: str, *, threads: int | None = None, prepack: bool = True) -> OrtGraph:
     """Open the logits graph in `path` on `device`: "cpu", "cuda", or "auto", which is CUDA where CUDA works.
 
     Args:
         threads: of the CPU for one call; None: as many as this process may use.
+        prepack: let the CPU's kernels keep a copy of the weights in the layout that they read.
 
     Raises:
         BackendUnavailableError: ONNX Runtime is missing, or cannot run this graph on the device asked for.
@@ -113,12 +114,12 @@ def open_graph(path: Path, device: str, threads: int | None) -> OrtGraph:
     ort = import_onnxruntime()
     threads = threads or usable_cores()
     if device == "cpu":
-        return _open(ort, path, "cpu", threads)
+        return _open(ort, path, "cpu", threads, prepack)
     reason = why_not_cuda(ort)
     if reason is None:
-        return _open(ort, path, "cuda", threads)
+        return _open(ort, path, "cuda", threads, prepack)
     if device == "auto":
-        return _open(ort, path, "cpu", threads)
+        return _open(ort, path, "cpu", threads, prepack)
     raise BackendUnavailableError(f'device="cuda" is not available: {reason}')
 
 
@@ -127,11 +128,13 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _open(ort: Any, path: Path, device: str, threads: int) -> OrtGraph:
+def _open(ort: Any, path: Path, device: str, threads: int, prepack: bool) -> OrtGraph:
     provider, provider_options = (CUDA, CUDA_OPTIONS) if device == "cuda" else (CPU, {})
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     options.intra_op_num_threads = threads
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         # by path, not by bytes: the weights are then mapped into memory, not copied
         session = ort.InferenceSession(str(path), options, providers=[(provider, provider_options)], enable_fallback=0)

@@ -33,7 +33,12 @@ class Graph(Protocol):
 
 
 def load(
-    path: str | os.PathLike[str], device: Device = "auto", *, threads: int | None = None, verify: bool = False
+    path: str | os.PathLike[str],
+    device: Device = "auto",
+    *,
+    threads: int | None = None,
+    prepack: bool = True,
+    verify: bool = False,
 ) -> Session:
     """Open a bundle or a bare logits graph.
 
@@ -41,6 +46,8 @@ def load(
         path: a bundle's folder, its `gptexport.json`, or an `.onnx` file.
         device: "cuda" never falls back to the CPU; "auto" is CUDA where CUDA works, else the CPU.
         threads: of the CPU for one call, 1 or more; None: as many as this process may use.
+        prepack: keep the weights a second time in memory, laid out as the CPU's kernels read them. False: use them
+            as they are in the file, mapped; half the memory, and slower.
         verify: check the weights' sha256 too, which reads all of them. Sizes and graphs are always checked.
 
     Raises:
@@ -53,7 +60,7 @@ def load(
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise InputError(f"threads is {threads!r}; expected an integer of 1 or more, or None for every usable core.")
     artifact = open_artifact(path, verify=verify)
-    graph = ort.open_graph(artifact.logits, device, threads)
+    graph = ort.open_graph(artifact.logits, device, threads=threads, prepack=prepack)
     info = graph.info if artifact.manifest is None else _agreed(artifact.manifest.info, graph.info, artifact.logits)
     return Session(graph, info, artifact.manifest)
 
