@@ -58,10 +58,9 @@ def export_onnx(
         limits = {"block_size": checkpoint.block_size, "vocab_size": checkpoint.vocab_size}
         parameters = sum(p.numel() for p in model.parameters())
         weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-        progress("running the eager model at shapes to check against")
-        samples = take_samples(model, **limits)
         progress(f"tracing at opset {opset}")
         trace = trace_logits(model, block_size=checkpoint.block_size, opset=opset)
+        samples = take_samples(model, **limits, longest=trace.longest)
         make_portable(trace, model, **limits)
 
         progress(f"writing {weight_bytes / 1e6:,.0f} MB of weights")

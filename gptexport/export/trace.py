@@ -36,6 +36,7 @@ class Trace:
     graph: ir.Model  # initializers that are weights have no value in here
     weights: dict[str, torch.Tensor]  # by initializer; the model's own tensors, not copies
     expected: dict[str, int]  # how many of each WHOLE_OPS node the PyTorch program promises
+    longest: int  # the T up to which torch.export vouches for the graph: block_size, or one less
 
 
 class _Float32Logits(nn.Module):
@@ -61,7 +62,7 @@ def trace_logits(model: nn.Module, *, block_size: int, opset: int = DEFAULT_OPSE
     if block_size < 2:
         raise ExportError(f"block_size is {block_size}; a graph with a dynamic T needs at least 2.")
     with _quiet_exporter():
-        program = _export_program(_Float32Logits(model).eval(), block_size)
+        program, longest = _export_program(_Float32Logits(model).eval(), block_size)
         try:
             onnx_program = torch.onnx.export(
                 program,
@@ -80,18 +81,25 @@ def trace_logits(model: nn.Module, *, block_size: int, opset: int = DEFAULT_OPSE
         onnxscript.optimizer.optimize_ir(graph)
     _name_axes(graph)
     weights = {name: tensor for name, tensor in weights.items() if name in graph.graph.initializers}
-    return Trace(graph, weights, expected=_promised(program, opset))
+    return Trace(graph, weights, _promised(program, opset), longest)
 
 
-def _export_program(model: nn.Module, block_size: int) -> torch.export.ExportedProgram:
-    B = torch.export.Dim(AXIS_B, min=1)
-    T = torch.export.Dim(AXIS_T, min=1, max=block_size)
-    example = torch.zeros(2, min(7, block_size), dtype=torch.long)
+def _export_program(model: nn.Module, block_size: int) -> tuple[torch.export.ExportedProgram, int]:
+    """The program, and the longest T that torch.export vouches for.
+
+    A mask that is cut to `mask[:T, :T]`, as in the lecture, is its own special case to PyTorch where the cut cuts
+    nothing, at T = block_size: torch.export then refuses that one length. The graph has no special case, so trace
+    without that length; the caller must check there.
+    """
     try:
-        with torch.no_grad():
-            return torch.export.export(model, (example,), dynamic_shapes={INPUT_IDS: {0: B, 1: T}}, strict=False)
+        return _export_up_to(model, block_size), block_size
     except Exception as error:
         reason = _reason(error)
+        if (
+            re.search(rf"generated guard L\['{INPUT_IDS}'\]\.size\(\)\[1\] != {block_size}\b", reason)
+            and block_size > 2
+        ):
+            return _export_up_to(model, block_size - 1), block_size - 1
         fixed = re.search(r"marked (B|T) as dynamic but your code specialized it to be a constant \((\d+)\)", reason)
         if fixed:
             axis, value = fixed.groups()
@@ -103,6 +111,14 @@ def _export_program(model: nn.Module, block_size: int) -> torch.export.ExportedP
             "the forward cannot be traced with dynamic B and T. Common causes: control flow that depends on values "
             f"or on T, .item(), or a buffer of fixed length. torch.export says: {reason}"
         ) from error
+
+
+def _export_up_to(model: nn.Module, longest: int) -> torch.export.ExportedProgram:
+    B = torch.export.Dim(AXIS_B, min=1)
+    T = torch.export.Dim(AXIS_T, min=1, max=longest)
+    example = torch.zeros(2, min(7, longest), dtype=torch.long)
+    with torch.no_grad():
+        return torch.export.export(model, (example,), dynamic_shapes={INPUT_IDS: {0: B, 1: T}}, strict=False)
 
 
 def _take_weights(graph: ir.Graph) -> dict[str, torch.Tensor]:
