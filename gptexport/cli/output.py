@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TextIO, TypeVar
 
 import click
 
@@ -23,6 +26,7 @@ class Output:
     as_json: bool
     quiet: bool
     verbose: bool
+    stdout: TextIO
     began: float = field(default_factory=time.monotonic)
 
     def step(self, text: str) -> None:
@@ -38,23 +42,25 @@ class Output:
     def result(self, data: dict[str, Any], text: str) -> None:
         """The one object of --json, or `text` for people."""
         if self.as_json:
-            click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "command": self.command, **data}, indent=2))
-        else:
-            click.echo(text)
+            text = json.dumps({"schema_version": SCHEMA_VERSION, "command": self.command, **data}, indent=2)
+        click.echo(text, file=self.stdout)
 
 
 def output_options(command: str) -> Callable[[F], F]:
-    """Give a command --json, -q and -v, and hand it their `Output` as its first argument."""
+    """Give a command --json, -q and -v, and hand it their `Output` as its first argument.
+
+    Whatever else is printed while the command runs, by a user's own module for one, goes to stderr.
+    """
 
     def decorate(function: F) -> F:
-        from functools import wraps
-
         @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; everything else on stderr.")
         @click.option("-q", "--quiet", is_flag=True, help="No progress.")
         @click.option("-v", "--verbose", is_flag=True, help="More detail; tracebacks for bugs.")
         @wraps(function)
         def run(*args: Any, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
-            return function(Output(command, as_json, quiet, verbose), *args, **kwargs)
+            output = Output(command, as_json, quiet, verbose, sys.stdout)
+            with redirect_stdout(sys.stderr):
+                return function(output, *args, **kwargs)
 
         return run  # type: ignore[return-value]
 

@@ -42,6 +42,23 @@ def test_json_is_one_object_on_stdout(gptexport: Cli, tmp_path: Path) -> None:
     assert data["check_relative_rms"] < 1e-5
 
 
+def test_what_a_users_module_prints_is_not_data(gptexport: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch.nn as nn\n"
+        "class Chatty(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.emb = nn.Embedding(11, 11)\n"
+        "        self.block_size = 8\n"
+        "    def forward(self, idx):\n"
+        "        print('hello')\n"
+        "        return self.emb(idx)\n"
+    )
+    ran = gptexport("onnx", f"{tmp_path / 'mine.py'}:Chatty", "-o", tmp_path / "gpt", "--json", "-q")
+    assert (ran.code, json.loads(ran.out)["ok"]) == (0, True)
+    assert "hello" in ran.err
+
+
 def trap(path: Path, canary: Path) -> Path:
     """A checkpoint that would run code."""
 
