@@ -11,7 +11,6 @@ import ctypes
 import importlib
 import importlib.metadata
 import io
-import os
 import sys
 import types
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from gptexport_runtime.errors import BackendUnavailableError
+from gptexport_runtime.gpu import why_no_gpu
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -97,27 +97,7 @@ def why_not_cuda(ort: types.ModuleType) -> str | None:
             f"{names} has no CUDA; its providers are {', '.join(ort.get_available_providers())}. "
             f"`pip uninstall -y {CPU_PACKAGE}`, then `{INSTALL_GPU}`."
         )
-    return _why_no_device() or _why_no_library(ort) or _why_not_running(ort, CUDA)
-
-
-def _why_no_device() -> str | None:
-    driver_name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(driver_name)
-    except OSError as error:
-        return f"there is no NVIDIA driver: {driver_name} does not load ({error}). In a container, start it with GPUs."
-    count = ctypes.c_int(0)
-    # cuInit first: cuDeviceGetCount answers 3, not initialized, without it
-    if code := int(driver.cuInit(0)) or int(driver.cuDeviceGetCount(ctypes.byref(count))):
-        return f"the NVIDIA driver finds no GPU: CUDA error {code}{_visible_devices()}. Check `nvidia-smi`."
-    if count.value == 0:
-        return f"the NVIDIA driver finds no GPU{_visible_devices()}. Check `nvidia-smi`."
-    return None
-
-
-def _visible_devices() -> str:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+    return why_no_gpu() or _why_no_library(ort) or _why_not_running(ort, CUDA)
 
 
 def _why_no_library(ort: types.ModuleType) -> str | None:
