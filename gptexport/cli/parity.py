@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from gptexport.cli.output import Output, output_options, table
+from gptexport.cli.output import Output, output_options
+from gptexport.cli.parity_text import hint_text, verdict_text
 
 if TYPE_CHECKING:
-    from gptexport_runtime.contract import Manifest
-
-    from gptexport.config import GPTConfig
-    from gptexport.parity import Verdict
+    from gptexport.checkpoints import Checkpoint
+    from gptexport.config import Gelu
 
 EXIT_PARITY_FAILED = 3
 
@@ -33,13 +32,29 @@ class Shapes(click.ParamType[list[tuple[int, int]]]):
         return shapes
 
 
+class Gate(click.ParamType[tuple[str, str]]):
+    """`noise_ratio=3`."""
+
+    name = "NAME=NUMBER"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, sign, number = str(value).partition("=")
+        if not sign:
+            self.fail(f"{value!r} is not a gate; expected NAME=NUMBER, such as noise_ratio=3.", param, ctx)
+        return name, number
+
+
 @click.command(short_help="Check an export against its checkpoint.")
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
-@click.option("--against", "checkpoint", required=True, metavar="CHECKPOINT", help="What it was exported from.")
+@click.option("--against", "checkpoint", metavar="CHECKPOINT", help="What it was exported from.")
 @click.option("--shapes", type=Shapes(), help="The (B,T) to compare at.  [default: a grid up to block_size]")
+@click.option("--quick", is_flag=True, help="A first answer: two small shapes, and no search for whom to blame.")
 @click.option(
-    "--tokens", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Real text: .bin or .npy of ids."
+    "--tokens",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Real text: .bin or .npy of ids, or with --tokenizer plain text.",
 )
+@click.option("--tokenizer", metavar="NAME|FILE", help="bytes, gpt2, a tokenizer.json, or nanoGPT's meta.pkl.")
 @click.option(
     "--gelu", type=click.Choice(["tanh", "erf"]), help="What the training code used, where the checkpoint does not say."
 )
@@ -50,19 +65,27 @@ class Shapes(click.ParamType[list[tuple[int, int]]]):
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where the artifact runs."
 )
+@click.option("--gate", "gates", type=Gate(), multiple=True, help="Another gate than the dtype's own. Repeatable.")
+@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Keep what was measured, as JSON.")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write one HTML file of it all.")
 @output_options("parity")
 @click.pass_context
 def parity(
     ctx: click.Context,
     output: Output,
     artifact: Path,
-    checkpoint: str,
+    checkpoint: str | None,
     shapes: list[tuple[int, int]] | None,
+    quick: bool,
     tokens: Path | None,
-    gelu: str | None,
-    vocab_size: int | None,
+    tokenizer: str | None,
+    gelu: Gelu | None,
     block_size: int | None,
+    vocab_size: int | None,
     device: Literal["cpu", "cuda"],
+    gates: tuple[tuple[str, str], ...],
+    save: Path | None,
+    report: Path | None,
 ) -> None:
     """Check ARTIFACT, a bundle or an .onnx, against the CHECKPOINT it was exported from.
 
@@ -71,92 +94,80 @@ def parity(
       gptexport parity gpt2/ --against out/ckpt.pt
       gptexport parity gpt2/ --against openai-community/gpt2 --shapes 1x1,3x17,1x1024
       gptexport parity gpt2/ --against out/ckpt.pt --tokens data/val.bin    on real text
+      gptexport parity gpt2/ --against out/ckpt.pt --report parity.html --save parity.json
+      gptexport parity parity.json --gate noise_ratio=3    judge what was saved, without the model
 
     \b
     The yardstick is the model's own rounding noise: both the artifact and eager PyTorch in
     the same dtype are compared with the model in float64. The artifact may err at most twice
-    as much as eager does. The verdict goes into the bundle's manifest.
+    as much as eager does. Where it errs more, the first wrong step is named, with what it looks
+    like. The verdict goes into the bundle's manifest, unless it is that of --quick or --gate.
     Exit code 0: the same model; 3: not the same.
     """
-    from gptexport_runtime import load
+    from gptexport.parity.gates import GATES, changed_gates
+    from gptexport.parity.measured import is_measured, load_measured
+    from gptexport.parity.tokenizers import load_tokenizer
 
-    with load(artifact, device=device, verify=True) as session:
-        output.step(f"reading {checkpoint}")
-        from gptexport.checkpoints import load_checkpoint
-        from gptexport.parity import check_parity, default_grid, read_tokens
-        from gptexport.parity.record import record_verdict
+    words = load_tokenizer(tokenizer) if tokenizer else None
+    diagnosis, hint = None, ""
+    if is_measured(artifact):
+        measured = load_measured(artifact)
+        verdict = measured.judge(changed_gates(GATES[measured.gates], dict(gates)))
+    elif checkpoint is None:
+        raise click.UsageError("Missing option '--against': the checkpoint that ARTIFACT was exported from.")
+    else:
+        from gptexport_runtime import load
+        from gptexport_runtime.bundle import open_artifact
 
-        manifest = session.manifest
-        exported = manifest.source.get("options", {}) if manifest else {}
-        loaded = load_checkpoint(
-            checkpoint,
-            gelu=gelu,  # type: ignore[arg-type] # never the export's --gelu: a wrong one is what parity is there to find
-            vocab_size=vocab_size or exported.get("vocab_size"),
-            block_size=block_size or exported.get("block_size"),
-        )
-        too_long = [f"{B}x{T}" for B, T in shapes or [] if loaded.block_size < T]
-        if too_long:
-            raise click.BadParameter(
-                f"{', '.join(too_long)}: T is beyond block_size {loaded.block_size}.", param_hint="--shapes"
+        with load(artifact, device=device, verify=True) as session:
+            output.step(f"reading {checkpoint}")
+            from gptexport.checkpoints import load_checkpoint
+            from gptexport.parity import default_grid, diagnose, measure_parity, quick_grid, read_tokens
+            from gptexport.parity.record import record_verdict
+
+            manifest = session.manifest
+            exported = manifest.source.get("options", {}) if manifest else {}
+            loaded = load_checkpoint(
+                checkpoint,
+                gelu=gelu,  # never the export's --gelu: a wrong one is what parity is there to find
+                vocab_size=vocab_size or exported.get("vocab_size"),
+                block_size=block_size or exported.get("block_size"),
             )
-        verdict = check_parity(
-            session,
-            loaded,
-            shapes or default_grid(loaded.block_size),
-            dtype=manifest.dtype if manifest else "float32",
-            tokens=read_tokens(tokens, loaded.vocab_size) if tokens else None,
-            progress=output.step,
-        )
-        if manifest is not None:
-            record_verdict(artifact if artifact.is_dir() else artifact.parent, manifest, verdict, loaded.sha256)
+            _check_shapes(shapes, loaded)
+            ids = read_tokens(tokens, loaded.vocab_size, words) if tokens else None
+            measured = measure_parity(
+                session,
+                loaded,
+                shapes or (quick_grid if quick else default_grid)(loaded.block_size),
+                dtype=manifest.dtype if manifest else "float32",
+                tokens=ids,
+                progress=output.step,
+            )
+            verdict = measured.judge(changed_gates(GATES[measured.gates], dict(gates)))
+            if not verdict:
+                graph = open_artifact(artifact).logits
+                diagnosis = diagnose(session, loaded, graph, verdict, tokens=ids, blame=not quick, progress=output.step)
+            if manifest is not None and not quick and not gates:
+                folder = artifact if artifact.is_dir() else artifact.parent
+                record_verdict(folder, manifest, verdict, loaded.sha256)
+            hint = hint_text(verdict, manifest, loaded.config)
+    if save is not None:
+        measured.save(save)
+    if report is not None:
+        from gptexport.parity.report import write_report
+
+        write_report(report, measured, verdict, diagnosis, words)
     output.result(
-        {"ok": True, "artifact": str(artifact), **verdict.to_dict()},
-        _text(verdict) + _hint(verdict, manifest, loaded.config),
+        {"ok": True, "artifact": str(artifact), **verdict.to_dict(), **(diagnosis.to_dict() if diagnosis else {})},
+        verdict_text(verdict, diagnosis, real_text=measured.real_text) + hint,
     )
     if not verdict:
         ctx.exit(EXIT_PARITY_FAILED)
 
 
-def _text(verdict: Verdict) -> str:
-    parts = []
-    if verdict.shapes:
-        rows = [
-            (
-                "{}x{}".format(*row.shape),
-                f"{row.noise_ratio:.2f}",
-                f"{row.max_ratio:.2f}",
-                f"{row.relative_rms:.1e}",
-                f"{row.eager_relative_rms:.1e}",
-                f"{row.kl_mean:.0e}",
-                f"{100 * row.top1_agreement:.2f} %",
-                f"{row.flips} ({row.flips_outside_ties})",
-                "ok" if row.passed else "FAIL",
-            )
-            for row in verdict.shapes
-        ]
-        header = ("B×T", "noise ratio", "max ratio", "rel. RMS", "eager's", "mean KL", "top-1", "flips (real)", "")
-        parts.append(table(rows, header))
-    if verdict.invariances:
-        rows2 = [
-            (i.name, f"{i.max_change:.1e}", f"{i.allowed:.1e}", "ok" if i.passed else "FAIL")
-            for i in verdict.invariances
-        ]
-        parts.append(table(rows2, ("must not change", "changed by", "rounding explains", "")))
-    if verdict.passed:
-        parts.append(
-            f"PASS  the same model in {verdict.dtype}: at worst {verdict.noise_ratio:.2f} × eager's own rounding noise."
+def _check_shapes(shapes: list[tuple[int, int]] | None, loaded: Checkpoint) -> None:
+    too_long = [f"{B}x{T}" for B, T in shapes or [] if loaded.block_size < T]
+    if too_long:
+        raise click.BadParameter(
+            f"{', '.join(too_long)}: T is beyond block_size {loaded.block_size}.", param_hint="--shapes"
         )
-    else:
-        parts.append("\n".join(["FAIL  not the same model:", *(f"  {reason}" for reason in verdict.reasons)]))
-    return "\n\n".join(parts)
-
-
-def _hint(verdict: Verdict, manifest: Manifest | None, config: GPTConfig | None) -> str:
-    gelu = config.gelu if config else None
-    exported = manifest.model.get("gelu") if manifest else None
-    if verdict.passed or exported is None or gelu is None or exported == gelu:
-        return ""
-    return (
-        f"\n\nThe bundle was exported with GELU {exported}; this checkpoint's is taken to be {gelu}. "
-        f"If it was trained with {exported}, pass --gelu {exported} here too."
-    )

@@ -1,20 +1,21 @@
-"""Run eager, its float64 twin and the session users run side by side."""
+"""Run eager, its float64 reference and the session users run side by side."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
-import torch
 import torch.nn as nn
-from gptexport_runtime import GPTExportError, Session
+from gptexport_runtime import Session
 
 from gptexport.checkpoints import Checkpoint
-from gptexport.dtypes import TORCH_DTYPES
-from gptexport.parity.metrics import Logits, ShapeStats, compare
+from gptexport.parity.gates import GATES
+from gptexport.parity.measured import Measured
+from gptexport.parity.metrics import Draw, Logits, ShapeStats, compare
+from gptexport.parity.reference import eager_in, run, run_reference
 from gptexport.parity.tokens import Ids, Shape, TokenSource, draws_of
-from gptexport.parity.verdict import GATES, Invariance, Verdict, judge, pool_noise
+from gptexport.parity.verdict import Invariance, Verdict, pool_noise
 
 
 def check_parity(
@@ -26,40 +27,57 @@ def check_parity(
     tokens: Ids | None = None,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> Verdict:
-    """Is what `session` computes the checkpoint's model, but for rounding in `dtype`?
+    """Is what `session` computes the checkpoint's model, but for rounding in `dtype`? As `measure_parity`."""
+    return measure_parity(session, checkpoint, shapes, dtype=dtype, tokens=tokens, progress=progress).judge()
+
+
+def measure_parity(
+    session: Session,
+    checkpoint: Checkpoint,
+    shapes: list[Shape],
+    *,
+    dtype: str = "float32",
+    gates: str | None = None,
+    tokens: Ids | None = None,
+    progress: Callable[[str], None] = lambda _step: None,
+) -> Measured:
+    """Compare at every shape, and see whether what must not change a row changes it.
 
     Args:
         shapes: the (B,T) to compare at.
+        dtype: of the artifact's arithmetic: eager runs in it too.
+        gates: what the artifact has to keep, where that is not what `dtype` has to: "int8", "int4".
         tokens: real text as a row of ids; random ids otherwise.
 
     Raises:
         GPTExportError: the eager model does not run in float64, which the reference needs.
         InputError: a shape is longer than the model's context.
     """
+    measured = Measured(dtype=dtype, gates=gates or dtype, real_text=tokens is not None)
     mismatch = _mismatch(session, checkpoint)
     if mismatch:
-        return Verdict(dtype=dtype, gates=GATES[dtype], shapes=(), invariances=(), reasons=mismatch)
+        return replace(measured, mismatch=mismatch)
     source = TokenSource(checkpoint.vocab_size, tokens)
-    eager = checkpoint.model
-    reference = copy.deepcopy(eager).to(torch.float64)
-    if dtype != "float32":
-        eager = copy.deepcopy(eager).to(TORCH_DTYPES[dtype])
-
+    eager = eager_in(checkpoint.model, dtype)
     stats: list[ShapeStats] = []
-    for shape in shapes:
-        progress("comparing at B,T = {},{}".format(*shape))
-        batches = (source.batch(shape, seed) for seed in range(draws_of(shape)))
-        stats.append(
-            compare((_run_reference(reference, ids), _run(eager, ids), session.logits(ids)) for ids in batches)
-        )
-    del reference
+    for number, shape in enumerate(shapes, start=1):
+        progress("comparing at B,T = {},{} ({} of {})".format(*shape, number, len(shapes)))
+        stats.append(compare(_draws(session, checkpoint.model, eager, source, shape)))
+    measured = replace(measured, stats=tuple(stats))
     if not all(s.eager.finite for s in stats):
-        return judge(stats, [], dtype)
-
+        return measured
     progress("checking causality and batch invariance")
-    noise = pool_noise(stats, dtype)
-    allowed = GATES[dtype].max_ratio * noise.max * max(s.expected_max for s in stats)
-    return judge(stats, _invariances(session, source, shapes, allowed), dtype)
+    allowed = _allowed(stats, measured)
+    return replace(measured, invariances=tuple(_invariances(session, source, shapes, allowed)))
+
+
+def _draws(session: Session, model: nn.Module, eager: nn.Module, source: TokenSource, shape: Shape) -> Iterator[Draw]:
+    """All draws of a shape. The reference runs them as one batch: in float64 that changes nothing."""
+    batches = [source.batch(shape, seed) for seed in range(draws_of(shape))]
+    expected = run_reference(model, np.concatenate(batches))
+    for number, ids in enumerate(batches):
+        rows = slice(number * len(ids), (number + 1) * len(ids))
+        yield Draw(ids=ids, expected=expected[rows], eager=run(eager, ids), actual=session.logits(ids))
 
 
 def _mismatch(session: Session, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -72,21 +90,12 @@ def _mismatch(session: Session, checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _run(model: nn.Module, ids: Ids) -> Logits:
-    with torch.no_grad():
-        logits: torch.Tensor = model(torch.from_numpy(ids))
-    wide = logits if logits.dtype == torch.float64 else logits.float()  # numpy has no bfloat16
-    return np.asarray(wide)
-
-
-def _run_reference(model: nn.Module, ids: Ids) -> Logits:
-    try:
-        return _run(model, ids)
-    except RuntimeError as error:
-        raise GPTExportError(
-            f"the eager model does not run in float64, which the reference needs: {error}. "
-            "Let tensors made inside forward take their dtype from the parameters."
-        ) from error
+def _allowed(stats: Sequence[ShapeStats], measured: Measured) -> float:
+    """How far rounding may move a logit. Quantized activations share a scale, so there a neighbour moves it too."""
+    if GATES[measured.gates].statistical:
+        return 2 * max(s.actual.max for s in stats)
+    noise = pool_noise(stats, measured.dtype)
+    return (GATES[measured.gates].max_ratio or 1.0) * noise.max * max(s.expected_max for s in stats)
 
 
 def _invariances(session: Session, source: TokenSource, shapes: list[Shape], allowed: float) -> list[Invariance]:

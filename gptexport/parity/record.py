@@ -15,8 +15,11 @@ from gptexport.staging import replace_file
 
 def record_verdict(bundle: Path, manifest: Manifest, verdict: Verdict, checkpoint_sha256: str) -> None:
     """Write the verdict into the bundle's manifest, whole or not at all. No date: a rerun writes the same bytes."""
-    record: dict[str, Any] = {
-        **verdict.to_dict(),
+    record: dict[str, Any] = verdict.to_dict()
+    for long in ("by_position", "by_row"):
+        if record["summary"] is not None:
+            del record["summary"][long]
+    record |= {
         "checkpoint_sha256": checkpoint_sha256,
         "graphs_sha256": {kind: entry.sha256 for kind, entry in manifest.graphs.items()},
         "weights_sha256": manifest.weights.sha256 if manifest.weights else None,

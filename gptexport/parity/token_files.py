@@ -8,23 +8,34 @@ from typing import Any
 import numpy as np
 from gptexport_runtime import GPTExportError
 
+from gptexport.parity.tokenizers import Tokenizer
 from gptexport.parity.tokens import Ids
 
 LLMC_MAGIC = 20240520
 LLMC_HEADER_BYTES = 256 * 4  # int32s
 
 
-def read_tokens(path: Path, vocab_size: int) -> Ids:
+def read_tokens(path: Path, vocab_size: int, tokenizer: Tokenizer | None = None) -> Ids:
     """Read a token file: `.npy` (build-nanogpt), llm.c `.bin` (by its header), raw uint16 `.bin` (nanoGPT).
+
+    Args:
+        tokenizer: of plain text, which any other file is then taken for.
 
     Raises:
         GPTExportError: it is none of these, or holds ids that the model does not have.
     """
-    readers = {".npy": _read_npy, ".bin": _read_bin}
-    if path.suffix not in readers:
-        raise GPTExportError(f"{path} is not a token file: expected .bin (nanoGPT, llm.c) or .npy (build-nanogpt).")
     try:
-        tokens = readers[path.suffix](path)
+        if path.suffix == ".npy":
+            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        elif path.suffix == ".bin":
+            tokens = _read_bin(path)
+        elif tokenizer is not None:
+            tokens = np.array(tokenizer.encode(path.read_text(encoding="utf-8")), dtype=np.int64)
+        else:
+            raise GPTExportError(
+                f"{path} is not a token file: expected .bin (nanoGPT, llm.c) or .npy (build-nanogpt). "
+                "For plain text also pass --tokenizer."
+            )
     except (ValueError, OSError, EOFError) as error:
         raise GPTExportError(f"{path} cannot be read as tokens: {error}") from error
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer) or not len(tokens):
@@ -35,10 +46,6 @@ def read_tokens(path: Path, vocab_size: int) -> Ids:
             f"{path} holds ids {low} to {high}; the model has 0 to {vocab_size - 1}. Is it another tokenizer's?"
         )
     return tokens  # type: ignore[no-any-return]
-
-
-def _read_npy(path: Path) -> Any:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _read_bin(path: Path) -> Any:

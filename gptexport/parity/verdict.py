@@ -7,36 +7,15 @@ cannot do this: a wrong GELU passes atol=1e-2, and a right export misses atol=1e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from gptexport.parity.gates import EPS, GATES, Gates
 from gptexport.parity.metrics import ShapeStats
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gates:
-    """What a dtype must keep.
-
-    The ratios decide. The caps judge the yardstick itself: they bind only where eager is noisier than its dtype ever
-    makes a working model, so that being as wrong as eager is no evidence. A float32 model whose weights amplify
-    rounding reaches 1e-5 relative RMS; one that runs in TF32 by mistake starts at 3e-4.
-    """
-
-    noise_ratio: float = 2.0  # RMS(actual - float64) / RMS(eager - float64)
-    max_ratio: float = 4.0  # the same of the largest errors
-    relative_rms: float
-    kl_mean: float  # nats, for logits whose spread is 1 or less; grows with the square of the spread
-
-
-EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-GATES = {
-    "float32": Gates(relative_rms=1e-4, kl_mean=1e-8),
-    "float16": Gates(relative_rms=1e-2, kl_mean=1e-4),
-    "bfloat16": Gates(relative_rms=5e-2, kl_mean=1e-3),
-}
+from gptexport.parity.statistics import Summary, summarize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +65,11 @@ class Verdict:
     """Truthy when the artifact is the same model as the checkpoint."""
 
     dtype: str
-    gates: Gates | None
+    gates: Gates
     shapes: tuple[ShapeVerdict, ...]
     invariances: tuple[Invariance, ...]
     reasons: tuple[str, ...]
+    summary: Summary | None = None  # None where logits are not finite, or could not be compared
 
     @property
     def passed(self) -> bool:
@@ -110,10 +90,10 @@ class Verdict:
             row["passed"] = verdict.passed
         for row, invariance in zip(data["invariances"], self.invariances, strict=True):
             row["passed"] = invariance.passed
-        return _jsonable(data)  # type: ignore[no-any-return]
+        return jsonable(data)  # type: ignore[no-any-return]
 
 
-def pool_noise(stats: list[ShapeStats], dtype: str) -> Noise:
+def pool_noise(stats: Sequence[ShapeStats], dtype: str) -> Noise:
     """Eager's error over the whole grid, and at least what rounding a perfect result to `dtype` would do."""
     square = sum(s.eager.rms**2 * s.positions for s in stats)
     expected = sum(s.expected_rms**2 * s.positions for s in stats)
@@ -123,22 +103,43 @@ def pool_noise(stats: list[ShapeStats], dtype: str) -> Noise:
     return Noise(rms=max(relative, EPS[dtype] / 2), max=max(relative_max, EPS[dtype] / 2))
 
 
-def judge(stats: list[ShapeStats], invariances: list[Invariance], dtype: str) -> Verdict:
-    """Hold every shape against the gates of `dtype`, and say every reason to fail."""
-    gates = GATES[dtype]
+def judge(
+    stats: Sequence[ShapeStats],
+    invariances: Sequence[Invariance],
+    dtype: str,
+    gates: Gates | None = None,
+    *,
+    real_text: bool = False,
+) -> Verdict:
+    """Hold every shape against the gates, and say every reason to fail.
+
+    Args:
+        dtype: of the eager model that is the yardstick.
+        gates: those of `dtype` where None.
+        real_text: the ids are text, so that perplexity means something.
+    """
+    gates = gates or GATES[dtype]
     if not all(s.eager.finite for s in stats):
         reason = f"the eager model itself gives NaN or Inf in {dtype}, so there is nothing to compare with"
         return Verdict(dtype=dtype, gates=gates, shapes=(), invariances=tuple(invariances), reasons=(reason,))
     noise = pool_noise(stats, dtype)
-    tie = 2 * max(s.eager.max for s in stats)
+    tie = tie_of(stats)
     rows = tuple(_judge_shape(s, noise, gates, tie) for s in stats)
-    reasons = _reasons(rows, gates)
+    summary = summarize(stats, tie)
+    reasons = _reasons(rows, gates) + _statistical_reasons(summary, gates, real_text)
     reasons += [
         f"{i.name}: logits that must not change did, by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
         for i in invariances
         if not i.passed
     ]
-    return Verdict(dtype=dtype, gates=gates, shapes=rows, invariances=tuple(invariances), reasons=tuple(reasons))
+    return Verdict(
+        dtype=dtype, gates=gates, shapes=rows, invariances=tuple(invariances), reasons=tuple(reasons), summary=summary
+    )
+
+
+def tie_of(stats: Sequence[ShapeStats]) -> float:
+    """Two logits this near may change places: each errs by as much as eager's largest error."""
+    return 2 * max(s.eager.max for s in stats)
 
 
 def _judge_shape(s: ShapeStats, noise: Noise, gates: Gates, tie: float) -> ShapeVerdict:
@@ -147,16 +148,16 @@ def _judge_shape(s: ShapeStats, noise: Noise, gates: Gates, tie: float) -> Shape
     ratio = s.actual.rms / max(s.eager.rms, noise.rms * scale)
     max_ratio = s.actual.max / max(s.eager.max, noise.max * max(s.expected_max, tiny))
     relative = s.actual.rms / scale
-    kl_cap = gates.kl_mean * max(1.0, s.expected_spread**2)
     outside = sum(margin > tie for margin in s.flip_margins)
     missed = ["finite"] * (not s.actual.finite)
     if s.actual.finite:
+        kl_cap = None if gates.statistical or gates.kl_mean is None else gates.kl_mean * max(1.0, s.expected_spread**2)
         checks = {
-            "noise_ratio": ratio <= gates.noise_ratio,
-            "max_ratio": max_ratio <= gates.max_ratio,
-            "relative_rms": relative <= gates.relative_rms,
-            "kl_mean": s.actual.kl_mean <= kl_cap,
-            "flips_outside_ties": not outside,
+            "noise_ratio": _within(ratio, gates.noise_ratio),
+            "max_ratio": _within(max_ratio, gates.max_ratio),
+            "relative_rms": _within(relative, gates.relative_rms),
+            "kl_mean": _within(s.actual.kl_mean, kl_cap),
+            "flips_outside_ties": _within(outside, gates.flips_outside_ties),
         }
         missed = [name for name, kept in checks.items() if not kept]
     return ShapeVerdict(
@@ -172,6 +173,10 @@ def _judge_shape(s: ShapeStats, noise: Noise, gates: Gates, tie: float) -> Shape
         flips_outside_ties=outside,
         missed=tuple(missed),
     )
+
+
+def _within(value: float, gate: float | None) -> bool:
+    return gate is None or value <= gate  # NaN is not
 
 
 def _reasons(rows: tuple[ShapeVerdict, ...], gates: Gates) -> list[str]:
@@ -194,11 +199,29 @@ def _reasons(rows: tuple[ShapeVerdict, ...], gates: Gates) -> list[str]:
     return reasons
 
 
-def _jsonable(value: Any) -> Any:
+def _statistical_reasons(summary: Summary | None, gates: Gates, real_text: bool) -> list[str]:
+    """What is judged over the whole grid."""
+    if summary is None:
+        return []
+    reasons = []
+    if gates.statistical and not _within(summary.kl.mean, gates.kl_mean):
+        reasons.append(f"mean KL is {summary.kl.mean:.2g}; at most {gates.kl_mean:g}")
+    if gates.top1_agreement is not None and summary.top1.mean < gates.top1_agreement:
+        reasons.append(f"top-1 agrees at {summary.top1.mean:.2%} of positions; at least {gates.top1_agreement:.2%}")
+    ratio = summary.perplexity_ratio
+    if gates.perplexity_ratio is not None and real_text and ratio is not None:
+        worse = max(ratio.mean, 1 / ratio.mean)
+        if not _within(worse, gates.perplexity_ratio):
+            reasons.append(f"perplexity is {ratio.mean:.4f} × the checkpoint's; at most {gates.perplexity_ratio:g}")
+    return reasons
+
+
+def jsonable(value: Any) -> Any:
+    """Tuples as lists, and null for what is not finite."""
     if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
+        return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

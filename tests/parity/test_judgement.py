@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gptexport.parity.gates import EPS
 from gptexport.parity.metrics import ErrorStats, ShapeStats
-from gptexport.parity.verdict import EPS, GATES, Invariance, judge, pool_noise
+from gptexport.parity.verdict import Invariance, judge, pool_noise
 
 EAGER = ErrorStats(rms=1e-6, max=5e-6, kl_mean=1e-12, finite=True)
 GOOD = ShapeStats(
@@ -78,7 +79,7 @@ def test_a_flip_in_a_tie_is_rounding_and_any_other_a_fault() -> None:
     assert (row.flips, row.flips_outside_ties) == (2, 1)
 
 
-@pytest.mark.parametrize("dtype", GATES)
+@pytest.mark.parametrize("dtype", EPS)
 def test_nan_fails_and_is_the_only_reason(dtype: str) -> None:
     broken = replace(GOOD, actual=ErrorStats(rms=np.inf, max=np.inf, kl_mean=np.inf, finite=False))
     verdict = judge([GOOD, broken], [KEPT], dtype)

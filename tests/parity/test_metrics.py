@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 
 from gptexport.parity import metrics
-from gptexport.parity.metrics import compare
+from gptexport.parity.metrics import Draw, ShapeStats
 
 EXPECTED = np.array([[[3.0, 1.0, 0.0], [0.0, 2.0, 1.5]]])  # (1,2,3); margins 2 and 0.5
+
+
+def compare(draws: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> ShapeStats:
+    """Of (expected, eager, actual), whatever the ids."""
+    return metrics.compare(
+        Draw(ids=np.zeros(e.shape[:2], np.int64), expected=e, eager=g, actual=a) for e, g, a in draws
+    )
 
 
 def actual_of(*errors: float) -> np.ndarray:

@@ -1,0 +1,41 @@
+"""Run a copy of a graph that also returns its inner values; the file itself is not touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+from gptexport_runtime.contract import INPUT_IDS, LOGITS
+from gptexport_runtime.ort import CUDA_OPTIONS
+from gptexport_runtime.providers import CPU, CUDA, SILENT, import_onnxruntime
+
+from gptexport.parity.tokens import Ids
+
+Values = dict[str, npt.NDArray[Any]]
+
+
+def run_exposed(path: Path, ids: Ids, names: Sequence[str], *, device: str = "cpu", optimize: bool = True) -> Values:
+    """The logits and the values called `names`, as ONNX Runtime computes them.
+
+    Args:
+        optimize: as in a session; else every node runs as it is written.
+    """
+    ort = import_onnxruntime()
+    model = onnx.load(str(path), load_external_data=False)
+    there = {output.name for output in model.graph.output}
+    names = [name for name in dict.fromkeys(names) if name not in there]
+    for name in names:
+        model.graph.output.append(onnx.ValueInfoProto(name=name))
+    options = ort.SessionOptions()
+    options.log_severity_level = SILENT
+    options.add_session_config_entry("session.disable_prepacking", "1")  # it runs once
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    provider, provider_options = (CUDA, CUDA_OPTIONS) if device == "cuda" else (CPU, {})
+    session = ort.InferenceSession(model.SerializeToString(), options, [provider], [provider_options])
+    wanted = [LOGITS, *names]
+    return dict(zip(wanted, session.run(wanted, {INPUT_IDS: ids}), strict=True))

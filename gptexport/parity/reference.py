@@ -1,0 +1,83 @@
+"""The yardsticks: the checkpoint's own model in float64, and in the dtype of the export."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+from gptexport_runtime import GPTExportError
+
+from gptexport.dtypes import TORCH_DTYPES
+from gptexport.parity.metrics import Logits
+from gptexport.parity.tokens import Ids
+
+
+def eager_in(model: nn.Module, dtype: str) -> nn.Module:
+    """The model as eager PyTorch runs it in `dtype`; itself where it is in that already."""
+    return model if dtype == "float32" else copy.deepcopy(model).to(TORCH_DTYPES[dtype])
+
+
+@contextmanager
+def in_float64(model: nn.Module) -> Iterator[nn.Module]:
+    """The model, computing in float64: each module's weights are widened as it starts and given back as it ends.
+
+    So the reference costs the memory of its widest module, and no second copy of the model.
+    """
+    kept: dict[nn.Module, list[tuple[dict[str, Any], str, Any]]] = {}
+
+    def widen(module: nn.Module, _args: object) -> None:
+        kept[module] = []
+        for owned in (module._parameters, module._buffers):
+            for name, tensor in owned.items():
+                if tensor is not None and tensor.is_floating_point():
+                    wide = tensor.detach().to(torch.float64)
+                    is_parameter = owned is module._parameters
+                    kept[module].append((owned, name, tensor))
+                    owned[name] = nn.Parameter(wide, requires_grad=False) if is_parameter else wide  # type: ignore[assignment]
+
+    def give_back(module: nn.Module, _args: object, _output: object) -> None:
+        for owned, name, tensor in kept.pop(module, []):
+            owned[name] = tensor
+
+    hooks = []
+    for module in model.modules():
+        hooks.append(module.register_forward_pre_hook(widen, prepend=True))
+        hooks.append(module.register_forward_hook(give_back, always_call=True))
+    try:
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in list(kept):
+            give_back(module, None, None)
+
+
+def run(model: nn.Module, ids: Ids) -> Logits:
+    """Logits (B,T,V) as numpy: float64 stays, all else is widened to float32, for numpy has no bfloat16."""
+    with torch.no_grad():
+        logits: torch.Tensor = model(torch.from_numpy(ids))
+    return np.asarray(logits if logits.dtype == torch.float64 else logits.float())
+
+
+def run_reference(model: nn.Module, ids: Ids) -> Logits:
+    """Logits (B,T,V) in float64.
+
+    Raises:
+        GPTExportError: the model does not run in float64.
+    """
+    try:
+        with in_float64(model):
+            return run(model, ids)
+    except RuntimeError as streamed:
+        try:  # a module may read the weights of another, which only a whole copy has in float64
+            return run(copy.deepcopy(model).to(torch.float64), ids)
+        except RuntimeError:
+            raise GPTExportError(
+                f"the eager model does not run in float64, which the reference needs: {streamed}. "
+                "Let tensors made inside forward take their dtype from the parameters."
+            ) from streamed

@@ -1,0 +1,144 @@
+"""One step of the model, run again in float64 on the graph's own inputs, rightly or with something in its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+from torch.overrides import TorchFunctionMode
+
+from gptexport.parity.divergence import PLACE_MAX_RATIO, PLACE_RATIO, PlaceError, Walk, forced, rms_of
+from gptexport.parity.reference import in_float64
+from gptexport.parity.replay import Place, Stop, watched
+from gptexport.parity.suspect import Function
+
+
+@dataclass(frozen=True)
+class Call:
+    """A PyTorch function as the step calls it."""
+
+    function: str  # its name
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Step:
+    """From the last values before a place that the graph holds, to the place."""
+
+    def __init__(self, walk: Walk, place: Place, error: PlaceError) -> None:
+        self._walk = walk
+        self.place = place
+        self.error = error
+        self.actual = walk.actual[place.value]
+        self._start = max((event for event in walk.itinerary.values if event < place.event), default=-1)
+        name, self._first = _scope(walk, self._start, place.event)
+        self.module = walk.model.get_submodule(name)
+        self._args, self._kwargs = self._arguments()
+        self.calls: list[Call] = []
+        self.expected = self.run(None, self.calls)
+
+    def run(self, swap: tuple[str, Function] | None, calls: list[Call] | None = None) -> torch.Tensor:
+        """What the step gives.
+
+        Args:
+            swap: the name of a function, and what to compute instead.
+            calls: filled with the functions that are called.
+        """
+        mode = _Swapped(swap, calls)
+        mode.active = self._start < 0
+        result: list[torch.Tensor] = []
+
+        def visit(event: int, tensor: torch.Tensor) -> torch.Tensor | None:
+            if event == self.place.event:
+                result.append(tensor)
+                raise Stop
+            mode.active = event >= self._start
+            return forced(self._walk, event, tensor)
+
+        model = self._walk.model
+        with torch.no_grad(), in_float64(model), watched(model, visit, self._first), mode:
+            try:
+                self.module(*self._args, **self._kwargs)
+            except Stop:
+                return result[0]
+        raise AssertionError("the run did not pass by the place")
+
+    def left(self, made: torch.Tensor) -> float:
+        """The error that is left, over the noise: a claim needs PLACE_RATIO or less."""
+        if made.shape != self.actual.shape:
+            return np.inf
+        error = self.actual.to(torch.float64) - made.to(torch.float64)
+        if not error.isfinite().all():
+            return np.inf
+        peak = float(error.abs().max()) / self.error.noise_max * PLACE_RATIO / PLACE_MAX_RATIO
+        return max(rms_of(error) / self.error.noise_rms, peak)
+
+    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the scope is called with: the ids, or what a run of the whole model gives it."""
+        if self._first == 0:
+            return (self._walk.ids,), {}
+        seen = -1
+        caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def visit(event: int, tensor: torch.Tensor) -> torch.Tensor | None:
+            nonlocal seen
+            seen = event
+            return forced(self._walk, event, tensor)
+
+        def catch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if seen == self._first:
+                caught.append((args, kwargs))
+                raise Stop
+
+        model = self._walk.model
+        with torch.no_grad(), in_float64(model), watched(model, visit):
+            hook = self.module.register_forward_pre_hook(catch, with_kwargs=True)
+            try:
+                model(self._walk.ids)
+            except Stop:
+                return caught[0]
+            finally:
+                hook.remove()
+        raise AssertionError("the run did not enter the scope")
+
+
+def _scope(walk: Walk, start: int, end: int) -> tuple[str, int]:
+    """The smallest module whose run holds the step, and the event at which it is entered."""
+    open_modules: list[tuple[str, int]] = []
+    best = ("", 0)
+    for number, event in enumerate(walk.itinerary.events):
+        if event.side == "in":
+            if number <= end:
+                open_modules.append((event.module, number))
+            continue
+        if number >= end:
+            break
+        open_modules.pop()
+    for name, entered in open_modules:  # from the outermost in
+        if entered <= start:
+            best = (name, entered)
+    return best
+
+
+class _Swapped(TorchFunctionMode):
+    """While active, one function is another."""
+
+    def __init__(self, swap: tuple[str, Function] | None, calls: list[Call] | None) -> None:
+        super().__init__()
+        self.active = False
+        self._swap = swap
+        self._calls = calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.active:
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if self._calls is not None:
+            self._calls.append(Call(name, args, kwargs))
+        if self._swap is not None and name == self._swap[0]:
+            return self._swap[1](*args, **kwargs)
+        return func(*args, **kwargs)
