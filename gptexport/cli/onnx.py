@@ -5,8 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from gptexport_runtime.contract import GRAPH_FILES, GRAPH_LOGITS
 
 from gptexport.cli.output import Output, output_options, size
+
+
+class Graphs(click.ParamType[list[str]]):
+    """`logits,score`: kinds of graphs, the logits always among them."""
+
+    name = "KIND,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        kinds = [kind.strip() for kind in str(value).split(",")]
+        for kind in kinds:
+            if kind not in GRAPH_FILES:
+                self.fail(f"{kind!r} is not a graph; expected some of {', '.join(GRAPH_FILES)}.", param, ctx)
+        return list(dict.fromkeys([GRAPH_LOGITS, *kinds]))
 
 
 @click.command(short_help="Export a checkpoint to ONNX.")
@@ -15,6 +29,7 @@ from gptexport.cli.output import Output, output_options, size
     "-o", "--out", "out", required=True, type=click.Path(path_type=Path), help="A folder, or a name that ends in .onnx."
 )
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--graphs", type=Graphs(), help="Some of logits,last,score.  [default: all that the model allows]")
 @click.option(
     "--gelu", type=click.Choice(["tanh", "erf"]), help="What the training code used, where the checkpoint does not say."
 )
@@ -32,6 +47,7 @@ def onnx(
     checkpoint: str,
     out: Path,
     dtype: str,
+    graphs: list[str] | None,
     gelu: str | None,
     vocab_size: int | None,
     block_size: int | None,
@@ -69,7 +85,7 @@ def onnx(
         output.note(note)
     kept = [loaded]
     del loaded
-    done = export_onnx(kept.pop(), out, dtype=dtype, opset=opset, force=force, progress=output.step)  # type: ignore[arg-type]
+    done = export_onnx(kept.pop(), out, dtype=dtype, graphs=graphs, opset=opset, force=force, progress=output.step)  # type: ignore[arg-type]
 
     audit = ", ".join(f"{row['achieved']} of {row['expected']} {op}" for op, row in done.manifest.audit.items())
     ran = (

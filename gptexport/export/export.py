@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +16,10 @@ from gptexport_runtime.contract import GRAPH_FILES, GRAPH_LOGITS, MANIFEST_FILE,
 from gptexport.checkpoints import Checkpoint
 from gptexport.config import DType
 from gptexport.dtypes import TORCH_DTYPES
-from gptexport.export.check import audit, check_graph, run_samples, take_samples
+from gptexport.export.check import audit, check_graph
+from gptexport.export.heads import derive_graphs
 from gptexport.export.portable import make_portable
+from gptexport.export.run import run_samples, take_samples
 from gptexport.export.trace import DEFAULT_OPSET, trace_logits
 from gptexport.export.write import WeightsFile, keep_inside, write_graph
 from gptexport.staging import commit_files, commit_folder, data_file, staged, write_file
@@ -40,13 +42,18 @@ def export_onnx(
     out: Path,
     *,
     dtype: DType = "float32",
+    graphs: Sequence[str] | None = None,
     opset: int = DEFAULT_OPSET,
     force: bool = False,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> Exported:
     """Write `checkpoint` as a bundle folder, or as a lone graph where `out` ends in .onnx.
 
-    Consumes the checkpoint: its model's weights are given back as soon as they are on disk.
+    Consumes the checkpoint: its model is cast to `dtype` in place, and its memory is given back, if nobody else holds
+    it, as soon as the weights are on disk.
+
+    Args:
+        graphs: kinds of GRAPH_FILES to write into the bundle. None: all, less those that the forward does not allow.
 
     Raises:
         ExportError: the model cannot become the contract's graph; nothing is written.
@@ -63,25 +70,30 @@ def export_onnx(
         samples = take_samples(model, **limits, longest=trace.longest)
         make_portable(trace, model, **limits)
 
+        derived = {GRAPH_LOGITS: trace} if lone else derive_graphs(trace, graphs)
+
         progress(f"writing {weight_bytes / 1e6:,.0f} MB of weights")
         folder = stage if lone else stage / out.name
         folder.mkdir(exist_ok=True)
-        graph_path = folder / (out.name if lone else GRAPH_FILES[GRAPH_LOGITS])
         weights = None
         if not lone or weight_bytes > INLINE_BYTES:
             file = WeightsFile(folder / (data_file(out).name if lone else WEIGHTS_FILE))
-            file.take(trace)
+            for graph in derived.values():
+                file.take(graph)
             weights = file.close()
         else:
             keep_inside(trace)
-        graph = write_graph(trace.graph, graph_path)
+        entries = {
+            kind: write_graph(graph.graph, folder / (out.name if lone else GRAPH_FILES[kind]))
+            for kind, graph in derived.items()
+        }
         expected = trace.expected
         checkpoint = replace(checkpoint, model=torch.nn.Module())
-        del model, trace
+        del model, trace, derived, graph
         gc.collect()  # the traced program holds the weights in reference cycles; ONNX Runtime needs their room
 
-        progress("checking the written graph")
-        achieved = check_graph(graph_path)
+        progress(f"checking the written graphs: {', '.join(entries)}")
+        achieved = {kind: check_graph(folder / entry.file, kind) for kind, entry in entries.items()}
         manifest = Manifest(
             model=_describe(checkpoint),
             source={
@@ -93,19 +105,22 @@ def export_onnx(
             dtype=dtype,
             target="portable",
             opset=opset,
-            graphs={GRAPH_LOGITS: graph},
+            graphs=entries,
             weights=weights,
             parameters=parameters,
             producer=_versions(),
-            audit=audit(expected, achieved, strict=checkpoint.config is not None),
+            audit=audit(expected, achieved[GRAPH_LOGITS], strict=checkpoint.config is not None),
         )
-        check_error = run_samples(graph_path, samples, dtype)
-        if lone:
-            commit_files(stage, out, [entry.file for entry in (weights, graph) if entry is not None])
-        else:
+        files = [entry for entry in (weights, *entries.values()) if entry is not None]
+        if not lone:
             write_file(folder / MANIFEST_FILE, manifest.to_json().encode())
+        errors = [run_samples(folder / entry.file, kind, samples, dtype) for kind, entry in entries.items()]
+        check_error = max((error for error in errors if error is not None), default=None)
+        if lone:
+            commit_files(stage, out, [entry.file for entry in files])
+        else:
             commit_folder(stage, out)
-    return Exported(out, manifest, check_error, graph.bytes + (weights.bytes if weights else 0))
+    return Exported(out, manifest, check_error, sum(entry.bytes for entry in files))
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from gptexport_runtime.errors import (
     InputError,
     SessionError,
 )
+from gptexport_runtime.score import Scores
 from gptexport_runtime.session import Session, load
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "ExecutionError",
     "GPTExportError",
     "InputError",
+    "Scores",
     "Session",
     "SessionError",
     "__version__",

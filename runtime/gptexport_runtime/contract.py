@@ -13,9 +13,12 @@ from typing import Any, TypeVar
 from gptexport_runtime.errors import ArtifactError
 
 INPUT_IDS = "input_ids"  # (B,T) int64
-LOGITS = "logits"  # (B,T,V) float32
+LENGTHS = "lengths"  # (B) int64: each row's number of real tokens, the rest is padding
+LOGITS = "logits"  # (B,T,V) float32; of the graph `last`: (B,V)
+LOGPROBS = "logprobs"  # (B,T-1) float32: of each token given those before it
 AXIS_B = "B"
 AXIS_T = "T"
+AXIS_V = "V"  # a number in the file
 
 MANIFEST_FILE = "gptexport.json"
 WEIGHTS_FILE = "weights.data"
@@ -23,7 +26,29 @@ FORMAT = "gptexport-bundle"
 FORMAT_VERSION = 1
 
 GRAPH_LOGITS = "logits"
-GRAPH_FILES = {GRAPH_LOGITS: "logits.onnx"}
+GRAPH_LAST = "last"
+GRAPH_SCORE = "score"
+GRAPH_FILES = {kind: f"{kind}.onnx" for kind in (GRAPH_LOGITS, GRAPH_LAST, GRAPH_SCORE)}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A graph's interface: names and axes. Inputs are int64, the output float32; all axes but V are free."""
+
+    inputs: Mapping[str, tuple[str, ...]]
+    output: str
+    output_axes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        inputs = ", ".join(f"{name} tensor(int64) [{','.join(axes)}]" for name, axes in self.inputs.items())
+        return f"{inputs} -> {self.output} tensor(float) [{','.join(self.output_axes)}]"
+
+
+SIGNATURES = {
+    GRAPH_LOGITS: Signature({INPUT_IDS: (AXIS_B, AXIS_T)}, LOGITS, (AXIS_B, AXIS_T, AXIS_V)),
+    GRAPH_LAST: Signature({INPUT_IDS: (AXIS_B, AXIS_T), LENGTHS: (AXIS_B,)}, LOGITS, (AXIS_B, AXIS_V)),
+    GRAPH_SCORE: Signature({INPUT_IDS: (AXIS_B, AXIS_T)}, LOGPROBS, (AXIS_B, "T-1")),
+}
 
 # metadata_props of every graph, so that a bare .onnx knows its limits too
 META_BLOCK_SIZE = "gptexport.block_size"

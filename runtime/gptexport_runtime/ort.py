@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.contract import INPUT_IDS, LOGITS, META_BLOCK_SIZE, META_VOCAB_SIZE, ModelInfo
+from gptexport_runtime.contract import (
+    GRAPH_LOGITS,
+    INPUT_IDS,
+    LENGTHS,
+    LOGITS,
+    META_BLOCK_SIZE,
+    META_VOCAB_SIZE,
+    SIGNATURES,
+    ModelInfo,
+)
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, ExecutionError
 from gptexport_runtime.providers import (
     CPU,
@@ -23,8 +32,6 @@ from gptexport_runtime.providers import (
     why_not_cpu,
     why_not_cuda,
 )
-
-CONTRACT = f"{INPUT_IDS} tensor(int64) [B,T] -> {LOGITS} tensor(float) [B,T,V], with B and T free"
 
 # CUDA would else round fp32 operands to TF32's 10 bits: other numbers than those of the model
 CUDA_OPTIONS = {"use_tf32": "0"}
@@ -69,27 +76,32 @@ def probe_providers() -> RuntimeProbe:
 
 
 class OrtGraph:
-    """A logits graph that is open. May be run by several threads at once."""
+    """A graph that is open, of a kind in SIGNATURES. May be run by several threads at once."""
 
     backend = "onnxruntime"
 
-    def __init__(self, session: Any, path: Path, device: str, threads: int) -> None:
+    def __init__(self, session: Any, path: Path, kind: str, device: str, threads: int) -> None:
         self.device = device
         self.threads = threads
-        self.info = _read_contract(session, path)
+        self.info = _read_contract(session, path, kind)
+        self._output = SIGNATURES[kind].output
         self._session = session
         self._path = path
 
-    def run(self, ids: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-        """Compute logits (B,T,V) of ids (B,T), both C-contiguous, straight into `out`.
+    def run(self, ids: NDArray[np.int64], out: NDArray[np.float32], lengths: NDArray[np.int64] | None = None) -> None:
+        """Compute the graph's output of ids (B,T), and of lengths (B) where it takes them, straight into `out`.
+
+        All are C-contiguous; `out` has the output's shape.
 
         Raises:
             ExecutionError: ONNX Runtime failed.
         """
         binding = self._session.io_binding()
         binding.bind_cpu_input(INPUT_IDS, ids)
+        if lengths is not None:
+            binding.bind_cpu_input(LENGTHS, lengths)
         # bound even when the caller passed no buffer: ONNX Runtime else copies its result into a numpy array
-        binding.bind_output(LOGITS, "cpu", 0, np.float32, out.shape, out.ctypes.data)
+        binding.bind_output(self._output, "cpu", 0, np.float32, out.shape, out.ctypes.data)
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
@@ -100,26 +112,29 @@ class OrtGraph:
             ) from error
 
 
-def open_graph(path: Path, device: str, *, threads: int | None = None, prepack: bool = True) -> OrtGraph:
-    """Open the logits graph in `path` on `device`: "cpu", "cuda", or "auto", which is CUDA where CUDA works.
+def open_graph(
+    path: Path, device: str, kind: str = GRAPH_LOGITS, *, threads: int | None = None, prepack: bool = True
+) -> OrtGraph:
+    """Open the graph in `path` on `device`: "cpu", "cuda", or "auto", which is CUDA where CUDA works.
 
     Args:
+        kind: which of SIGNATURES the graph must have.
         threads: of the CPU for one call; None: as many as this process may use.
         prepack: let the CPU's kernels keep a copy of the weights in the layout that they read.
 
     Raises:
         BackendUnavailableError: ONNX Runtime is missing, or cannot run this graph on the device asked for.
-        ArtifactError: the file is damaged, its external data is missing, or it is not a logits graph.
+        ArtifactError: the file is damaged, its external data is missing, or it is not a graph of that kind.
     """
     ort = import_onnxruntime()
     threads = threads or usable_cores()
     if device == "cpu":
-        return _open(ort, path, "cpu", threads, prepack)
+        return _open(ort, path, kind, "cpu", threads, prepack)
     reason = why_not_cuda(ort)
     if reason is None:
-        return _open(ort, path, "cuda", threads, prepack)
+        return _open(ort, path, kind, "cuda", threads, prepack)
     if device == "auto":
-        return _open(ort, path, "cpu", threads, prepack)
+        return _open(ort, path, kind, "cpu", threads, prepack)
     raise BackendUnavailableError(f'device="cuda" is not available: {reason}')
 
 
@@ -128,7 +143,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _open(ort: Any, path: Path, device: str, threads: int, prepack: bool) -> OrtGraph:
+def _open(ort: Any, path: Path, kind: str, device: str, threads: int, prepack: bool) -> OrtGraph:
     provider, provider_options = (CUDA, CUDA_OPTIONS) if device == "cuda" else (CPU, {})
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
@@ -145,7 +160,7 @@ def _open(ort: Any, path: Path, device: str, threads: int, prepack: bool) -> Ort
         raise BackendUnavailableError(
             f"{path} did not open on {device}: ONNX Runtime took {', '.join(session.get_providers())} instead."
         )
-    return OrtGraph(session, path, device, threads)
+    return OrtGraph(session, path, kind, device, threads)
 
 
 def _load_error(ort: Any, path: Path, device: str, error: Exception) -> ArtifactError | BackendUnavailableError:
@@ -164,25 +179,28 @@ def _load_error(ort: Any, path: Path, device: str, error: Exception) -> Artifact
     return ArtifactError(f"{path} does not load: {text}. {advice}")
 
 
-def _read_contract(session: Any, path: Path) -> ModelInfo:
-    """The limits of a logits graph.
+def _read_contract(session: Any, path: Path, kind: str = GRAPH_LOGITS) -> ModelInfo:
+    """The limits of a graph of this kind.
 
     Raises:
         ArtifactError: inputs or outputs are not the contract's, or the graph does not tell its vocabulary.
     """
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    free = all(not isinstance(dim, int) for value in (*inputs, *outputs) for dim in value.shape[:2])
+    expected = SIGNATURES[kind]
+    free = all(not isinstance(dim, int) for value in (*inputs, *outputs) for dim in _batch_axes(value))
     if (
-        [(value.name, value.type, len(value.shape)) for value in inputs] != [(INPUT_IDS, "tensor(int64)", 2)]
-        or [(value.name, value.type, len(value.shape)) for value in outputs] != [(LOGITS, "tensor(float)", 3)]
+        [(value.name, len(value.shape)) for value in inputs] != [(n, len(axes)) for n, axes in expected.inputs.items()]
+        or [(value.name, len(value.shape)) for value in outputs] != [(expected.output, len(expected.output_axes))]
+        or {value.type for value in inputs} != {"tensor(int64)"}
+        or {value.type for value in outputs} != {"tensor(float)"}
         or not free
     ):
         raise ArtifactError(
-            f"{path} is not a logits graph: it has {_signature(inputs)} -> {_signature(outputs)}; "
-            f"expected {CONTRACT}. Export it with `gptexport onnx`."
+            f"{path} is not a {kind} graph: it has {_signature(inputs)} -> {_signature(outputs)}; "
+            f"expected {expected} with B and T free. Export it with `gptexport onnx`."
         )
     meta = session.get_modelmeta().custom_metadata_map
-    V = outputs[0].shape[2]
+    V = outputs[0].shape[-1] if expected.output == LOGITS else None
     block_size, vocab_size = _limit(meta, META_BLOCK_SIZE, path), _limit(meta, META_VOCAB_SIZE, path)
     if isinstance(V, int) and vocab_size not in (None, V):
         raise ArtifactError(
@@ -194,6 +212,11 @@ def _read_contract(session: Any, path: Path) -> ModelInfo:
             f"{path} does not tell its vocab_size: V is free and {META_VOCAB_SIZE} missing. Export again."
         )
     return ModelInfo(vocab_size=vocab_size, block_size=block_size)
+
+
+def _batch_axes(value: Any) -> list[Any]:
+    """B, and T where the value has it: all axes but the logits' vocabulary."""
+    return list(value.shape[:-1] if value.name == LOGITS else value.shape)
 
 
 def _limit(meta: dict[str, str], key: str, path: Path) -> int | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -13,15 +15,19 @@ from numpy.typing import NDArray
 
 from gptexport_runtime import ort
 from gptexport_runtime.bundle import open_artifact
-from gptexport_runtime.contract import Manifest, ModelInfo
+from gptexport_runtime.contract import GRAPH_LAST, GRAPH_LOGITS, GRAPH_SCORE, Manifest, ModelInfo
 from gptexport_runtime.errors import ArtifactError, InputError, SessionError
 from gptexport_runtime.ids import Batch, to_batch
+from gptexport_runtime.score import Scores, logprobs_of
 
 Device = Literal["auto", "cpu", "cuda"]
 
 
 class Graph(Protocol):
-    """What a backend gives a session: a logits graph that is open. `ids` and `out` are validated and C-contiguous."""
+    """What a backend gives a session: a graph that is open. Arrays are validated and C-contiguous.
+
+    `lengths` (B) goes to the graph `last` alone.
+    """
 
     @property
     def backend(self) -> str: ...
@@ -29,7 +35,9 @@ class Graph(Protocol):
     def device(self) -> str: ...
     @property
     def threads(self) -> int: ...
-    def run(self, ids: NDArray[np.int64], out: NDArray[np.float32]) -> None: ...
+    def run(
+        self, ids: NDArray[np.int64], out: NDArray[np.float32], lengths: NDArray[np.int64] | None = None
+    ) -> None: ...
 
 
 def load(
@@ -61,8 +69,15 @@ def load(
         raise InputError(f"threads is {threads!r}; expected an integer of 1 or more, or None for every usable core.")
     artifact = open_artifact(path, verify=verify)
     graph = ort.open_graph(artifact.logits, device, threads=threads, prepack=prepack)
-    info = graph.info if artifact.manifest is None else _agreed(artifact.manifest.info, graph.info, artifact.logits)
-    return Session(graph, info, artifact.manifest)
+    manifest = artifact.manifest
+    if manifest is None:
+        return Session(graph, graph.info, None)
+
+    def open_another(kind: str) -> Graph:
+        file = artifact.logits.with_name(manifest.graphs[kind].file)
+        return ort.open_graph(file, graph.device, kind, threads=threads, prepack=prepack)
+
+    return Session(graph, _agreed(manifest.info, graph.info, artifact.logits), manifest, open_another)
 
 
 def _agreed(manifest: ModelInfo, graph: ModelInfo, path: Path) -> ModelInfo:
@@ -81,16 +96,28 @@ def _agreed(manifest: ModelInfo, graph: ModelInfo, path: Path) -> ModelInfo:
 class Session:
     """An open model; `load` makes one. Threads may share it. A forked child must open its own.
 
+    `last_logits` and `score` have graphs of their own, opened when first used, each with its own packed weights
+    (`prepack=False` shares the mapped file instead). A bundle without them gives the same numbers by way of all logits.
+
     Use it in a `with`, or call `close`. Arrays that it returns belong to the caller and are never written again.
     """
 
-    def __init__(self, graph: Graph, config: ModelInfo, manifest: Manifest | None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        config: ModelInfo,
+        manifest: Manifest | None,
+        open_graph: Callable[[str], Graph] | None = None,
+    ) -> None:
+        """Take the logits graph; `open_graph` opens the others that the manifest lists, when they are first needed."""
         self.backend = graph.backend  # "onnxruntime"
         self.device = graph.device  # what really runs: "cpu" or "cuda"
         self.threads = graph.threads
         self.config = config
         self.manifest = manifest  # None: a bare graph
-        self._graph: Graph | None = graph
+        self._graphs: dict[str, Graph] | None = {GRAPH_LOGITS: graph}
+        self._open = open_graph
+        self._opening = threading.Lock()
         self._pid = os.getpid()
 
     def logits(self, ids: Any, *, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -110,7 +137,7 @@ class Session:
             SessionError: the session is closed, or belongs to the parent of this process.
             ExecutionError: the backend failed.
         """
-        graph = self._open_graph()
+        graph = self._graph(GRAPH_LOGITS)
         batch = to_batch(ids, vocab_size=self.config.vocab_size, block_size=self.config.block_size)
         shape = (*batch.shape, self.config.vocab_size)
         if out is None:
@@ -134,16 +161,48 @@ class Session:
         Raises:
             GPTExportError: as `logits`.
         """
-        graph = self._open_graph()
+        self._check_usable()
         batch = to_batch(ids, vocab_size=self.config.vocab_size, block_size=self.config.block_size)
-        return _last_of_all_logits(graph, batch, self.config.vocab_size)
+        V = self.config.vocab_size
+        if not self._has(GRAPH_LAST):
+            return _last_of_all_logits(self._graph(GRAPH_LOGITS), batch, V)
+        out = np.empty((len(batch.ids), V), dtype=np.float32)
+        self._graph(GRAPH_LAST).run(batch.ids, out, batch.lengths)
+        return out
+
+    def score(self, ids: Any) -> Scores:
+        """Log-probs of the tokens that came, given those before them.
+
+        Args:
+            ids: as for `logits`. A row of one token has nothing to score.
+
+        Returns:
+            Scores: logprobs float32 (B,T-1), and nll, counts and perplexity (B) of them.
+
+        Raises:
+            GPTExportError: as `logits`.
+        """
+        self._check_usable()
+        batch = to_batch(ids, vocab_size=self.config.vocab_size, block_size=self.config.block_size)
+        B, T = batch.shape
+        out = np.empty((B, T - 1), dtype=np.float32)
+        if T > 1 and self._has(GRAPH_SCORE):
+            self._graph(GRAPH_SCORE).run(batch.ids, out)
+        elif T > 1:
+            logits = np.empty((1, T, self.config.vocab_size), dtype=np.float32)
+            for row, row_ids in zip(out, batch.ids, strict=True):
+                self._graph(GRAPH_LOGITS).run(row_ids[None], logits)
+                row[:] = logprobs_of(logits[0], row_ids)
+        for row, length in zip(out, batch.lengths, strict=True):
+            row[length - 1 :] = np.nan
+        return Scores(out)
 
     def close(self) -> None:
         """Free the model. A call that another thread is in the middle of still finishes. Closing twice is fine."""
-        self._graph = None
+        self._graphs = None
 
     def __enter__(self) -> Session:
-        self._open_graph()
+        self._check_usable()
         return self
 
     def __exit__(
@@ -152,19 +211,32 @@ class Session:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._graph is None else f"{self.backend} on {self.device}"
+        state = "closed" if self._graphs is None else f"{self.backend} on {self.device}"
         return f"<Session {state}, vocab_size={self.config.vocab_size}, block_size={self.config.block_size}>"
 
-    def _open_graph(self) -> Graph:
+    def _graph(self, kind: str) -> Graph:
+        """The open graph of a kind; the first call of each opens it."""
+        self._check_usable()
+        graphs = self._graphs
+        assert graphs is not None, "just checked; a close() since leaves this call its graphs"
+        with self._opening:
+            if kind not in graphs:
+                assert self._open is not None, "only what `_has` is asked for"
+                graphs[kind] = self._open(kind)
+        return graphs[kind]
+
+    def _has(self, kind: str) -> bool:
+        return self._open is not None and self.manifest is not None and kind in self.manifest.graphs
+
+    def _check_usable(self) -> None:
         if os.getpid() != self._pid:
             # the backend's threads did not survive the fork: the first call would wait for them for ever
             raise SessionError(
                 f"this session was opened by process {self._pid} and cannot run in process {os.getpid()}, "
                 "which was forked from it. Call load() in each process, or start processes with 'spawn'."
             )
-        if self._graph is None:
+        if self._graphs is None:
             raise SessionError("this session is closed. Open another with load().")
-        return self._graph
 
 
 def _last_of_all_logits(graph: Graph, batch: Batch, vocab_size: int) -> NDArray[np.float32]:

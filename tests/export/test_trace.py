@@ -14,7 +14,7 @@ import torch.nn as nn
 from gptexport.checkpoints import load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
-from gptexport.export.check import take_samples
+from gptexport.export.run import take_samples
 from gptexport.export.trace import trace_logits
 
 

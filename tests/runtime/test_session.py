@@ -160,7 +160,7 @@ def test_forked_child_gets_an_error_instead_of_a_deadlock(session: Session) -> N
 def test_threads_are_those_asked_for(threads: int, expected: Any) -> None:
     with gptexport_runtime.load(TINY, "cpu", threads=threads) as session:
         assert session.threads == threads
-        assert session._graph._session.get_session_options().intra_op_num_threads == threads  # type: ignore[union-attr]
+        assert session._graph("logits")._session.get_session_options().intra_op_num_threads == threads  # type: ignore[union-attr]
         assert_allclose(session.logits(expected.ids), expected.logits, atol=ATOL, rtol=0)
 
 
@@ -199,3 +199,16 @@ def test_cuda_computes_the_same(cuda: None, expected: Any) -> None:
         assert_allclose(session.logits(expected.ids, out=out), expected.logits, atol=ATOL, rtol=0)
     with gptexport_runtime.load(TINY) as session:
         assert session.device == "cuda"  # auto
+
+
+def test_score_without_a_graph_for_it(session: Session, expected: Any) -> None:
+    """By way of all logits, row by row."""
+    scores = session.score(expected.ids)
+    wide = expected.logits[:, :-1]
+    logsum = np.log(np.exp(wide).sum(-1))
+    picked = np.take_along_axis(wide, expected.ids[:, 1:, None], -1)[..., 0]
+    np.testing.assert_allclose(scores.logprobs, picked - logsum, atol=1e-5)
+    ragged = session.score([expected.ids[0, :5].tolist(), expected.ids[1, :1].tolist()])
+    np.testing.assert_allclose(ragged.logprobs[0], (picked - logsum)[0, :4], atol=1e-5)
+    assert np.isnan(ragged.logprobs[1]).all()
+    assert ragged.counts.tolist() == [4, 0]

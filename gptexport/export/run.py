@@ -1,0 +1,96 @@
+"""Run what was written, at shapes it was not traced at, against what the eager model said before it was given back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn as nn
+from gptexport_runtime.contract import GRAPH_LAST, GRAPH_SCORE
+from gptexport_runtime.errors import ArtifactError, ExecutionError
+from gptexport_runtime.ort import OrtGraph, open_graph
+from gptexport_runtime.score import logprobs_of
+
+from gptexport.errors import ExportError
+
+# Far above what rounding does and far below what a wrong graph does. The verdict on exactness is parity's, not this.
+MAX_RELATIVE_RMS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Ids of a shape that was not traced, and what the eager model says to them."""
+
+    ids: npt.NDArray[np.int64]  # (B,T)
+    logits: Floats  # (B,T,V)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(B): as if the rows were of unequal length, each at least 1."""
+        B, T = self.ids.shape
+        return np.asarray(1 + np.arange(T - 1, T - 1 + B) % T)
+
+    def expected(self, kind: str) -> Floats:
+        """What the graph of this kind must return."""
+        if kind == GRAPH_LAST:
+            return self.logits[np.arange(len(self.ids)), self.lengths - 1]
+        if kind == GRAPH_SCORE:
+            return np.stack([logprobs_of(*row) for row in zip(self.logits, self.ids, strict=True)])
+        return self.logits
+
+
+def take_samples(model: nn.Module, *, block_size: int, vocab_size: int, longest: int) -> list[Sample]:
+    """Run the eager model at (1,1), at an odd (3,T), and at T = block_size if the tracer does not vouch for it."""
+    draw = np.random.default_rng(0)
+    samples = []
+    for B, T in [(1, 1), (3, min(11, block_size))] + [(1, block_size)] * (longest < block_size):
+        ids = draw.integers(0, vocab_size, (B, T))
+        with torch.no_grad():
+            samples.append(Sample(ids, model(torch.from_numpy(ids)).float().numpy()))
+    return samples
+
+
+def run_samples(path: Path, kind: str, samples: list[Sample], dtype: str) -> float | None:
+    """Run a written graph in the runtime's own backend.
+
+    Returns: the worst relative RMS difference from eager, or None where the CPU provider has no kernels for `dtype`.
+
+    Raises:
+        ExportError: it does not run, or is not the same function.
+        BackendUnavailableError: ONNX Runtime is not installed.
+    """
+    if dtype == "bfloat16":
+        return None  # ONNX Runtime's CPU provider has no bfloat16 kernels
+    try:
+        # without prepacking: the export's memory is bounded, and speed does not matter here
+        graph = open_graph(path, "cpu", kind, prepack=False)
+        errors = [_relative_rms(_run(graph, kind, sample), sample.expected(kind)) for sample in samples]
+    except (ArtifactError, ExecutionError) as error:
+        raise ExportError(f"the exported graph {kind} does not run: {error}") from error
+    worst = float(np.max(errors))  # NaN stays NaN, which max() may lose
+    if not worst <= MAX_RELATIVE_RMS[dtype]:  # NaN fails
+        raise ExportError(
+            f"the exported graph {kind} differs from the eager model by {worst:.1e} relative RMS; expected at most "
+            f"{MAX_RELATIVE_RMS[dtype]:.0e} for {dtype}. Not a rounding difference: the forward depends on something "
+            "that tracing fixed (random numbers, global state), or its weights hold NaN or overflow in this dtype."
+        )
+    return worst
+
+
+def _run(graph: OrtGraph, kind: str, sample: Sample) -> Floats:
+    out = np.empty(sample.expected(kind).shape, np.float32)
+    graph.run(sample.ids, out, sample.lengths if kind == GRAPH_LAST else None)
+    return out
+
+
+def _relative_rms(actual: Floats, expected: Floats) -> float:
+    if not expected.size:
+        return 0.0  # there is nothing to score in one token
+    scale = np.sqrt(np.mean(np.square(expected, dtype=np.float64)))
+    difference = np.sqrt(np.mean(np.square(actual - expected, dtype=np.float64)))
+    return float(difference / scale) if scale else float(difference)
