@@ -21,7 +21,7 @@ from gptexport.export.heads import derive_graphs
 from gptexport.export.portable import make_portable
 from gptexport.export.run import run_samples, take_samples
 from gptexport.export.trace import DEFAULT_OPSET, trace_logits
-from gptexport.export.write import WeightsFile, keep_inside, write_graph
+from gptexport.export.write import write_graphs
 from gptexport.staging import commit_files, commit_folder, data_file, staged, write_file
 
 INLINE_BYTES = 100 << 20  # a lone .onnx keeps weights up to this inside; protobuf itself ends at 2 GiB
@@ -61,39 +61,30 @@ def export_onnx(
     """
     lone = out.suffix == ".onnx"
     with staged(out, force=force) as stage:
+        folder = stage if lone else stage / out.name
+        names = {GRAPH_LOGITS: out.name} if lone else GRAPH_FILES
         model = checkpoint.model.to(TORCH_DTYPES[dtype])
         limits = {"block_size": checkpoint.block_size, "vocab_size": checkpoint.vocab_size}
-        parameters = sum(p.numel() for p in model.parameters())
-        weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+
         progress(f"tracing at opset {opset}")
         trace = trace_logits(model, block_size=checkpoint.block_size, opset=opset)
         samples = take_samples(model, **limits, longest=trace.longest)
         make_portable(trace, model, **limits)
+        expected, parameters = trace.expected, sum(p.numel() for p in model.parameters())
 
-        derived = {GRAPH_LOGITS: trace} if lone else derive_graphs(trace, graphs)
-
-        progress(f"writing {weight_bytes / 1e6:,.0f} MB of weights")
-        folder = stage if lone else stage / out.name
+        progress(f"writing {trace.weight_bytes / 1e6:,.0f} MB of weights")
         folder.mkdir(exist_ok=True)
-        weights = None
-        if not lone or weight_bytes > INLINE_BYTES:
-            file = WeightsFile(folder / (data_file(out).name if lone else WEIGHTS_FILE))
-            for graph in derived.values():
-                file.take(graph)
-            weights = file.close()
-        else:
-            keep_inside(trace)
-        entries = {
-            kind: write_graph(graph.graph, folder / (out.name if lone else GRAPH_FILES[kind]))
-            for kind, graph in derived.items()
-        }
-        expected = trace.expected
+        inline = lone and trace.weight_bytes <= INLINE_BYTES
+        weights_path = None if inline else folder / (data_file(out).name if lone else WEIGHTS_FILE)
+        derived = {GRAPH_LOGITS: trace} if lone else derive_graphs(trace, graphs)
+        weights, entries = write_graphs(derived, {kind: folder / names[kind] for kind in derived}, weights_path)
         checkpoint = replace(checkpoint, model=torch.nn.Module())
-        del model, trace, derived, graph
+        del model, trace, derived
         gc.collect()  # the traced program holds the weights in reference cycles; ONNX Runtime needs their room
 
-        progress(f"checking the written graphs: {', '.join(entries)}")
+        progress(f"checking {', '.join(entry.file for entry in entries.values())}")
         achieved = {kind: check_graph(folder / entry.file, kind) for kind, entry in entries.items()}
+        errors = [run_samples(folder / entry.file, kind, samples, dtype) for kind, entry in entries.items()]
         manifest = Manifest(
             model=_describe(checkpoint),
             source={
@@ -112,14 +103,12 @@ def export_onnx(
             audit=audit(expected, achieved[GRAPH_LOGITS], strict=checkpoint.config is not None),
         )
         files = [entry for entry in (weights, *entries.values()) if entry is not None]
-        if not lone:
-            write_file(folder / MANIFEST_FILE, manifest.to_json().encode())
-        errors = [run_samples(folder / entry.file, kind, samples, dtype) for kind, entry in entries.items()]
-        check_error = max((error for error in errors if error is not None), default=None)
         if lone:
             commit_files(stage, out, [entry.file for entry in files])
         else:
+            write_file(folder / MANIFEST_FILE, manifest.to_json().encode())
             commit_folder(stage, out)
+    check_error = max((error for error in errors if error is not None), default=None)
     return Exported(out, manifest, check_error, sum(entry.bytes for entry in files))
 
 

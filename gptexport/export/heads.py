@@ -146,13 +146,23 @@ def _find_head(graph: ir.Graph) -> _Head:
     if node is not None and node.op_type == "Cast" and node.inputs[0] is not None:
         node = node.inputs[0].producer()
         nodes += [node] if node is not None else []
-    if node is None or node.op_type != "MatMul" or node.inputs[0] is None or node.inputs[1] is None:
+    if node is None or node.op_type != "MatMul" or node.inputs[0] is None or not _is_weight(node.inputs[1]):
         found = node.op_type if node is not None else "no operation"
         raise ExportError(
             f"the forward ends in {found}; expected a linear head without bias, which alone can be run on fewer "
             "positions. Export with --graphs logits."
         )
-    return _Head(hidden=node.inputs[0], weight=node.inputs[1], nodes=nodes)
+    weight = node.inputs[1]
+    assert weight is not None
+    return _Head(hidden=node.inputs[0], weight=weight, nodes=nodes)
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    """An initializer, or the Transpose of one that is tied."""
+    if value is None or value.is_initializer():
+        return value is not None
+    producer = value.producer()
+    return producer is not None and producer.op_type == "Transpose" and _is_weight(producer.inputs[0])
 
 
 def _float32(tape: Tape, value: ir.Value, head: _Head) -> ir.Value:

@@ -38,6 +38,10 @@ class Trace:
     expected: dict[str, int]  # how many of each WHOLE_OPS node the PyTorch program promises
     longest: int  # the T up to which torch.export vouches for the graph: block_size, or one less
 
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.weights.values())
+
 
 class _Float32Logits(nn.Module):
     """Logits leave the graph as float32, whatever dtype the weights have: numpy has no bfloat16."""

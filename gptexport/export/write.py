@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,25 @@ IR_DTYPES = {
 class _Place:
     offset: int
     length: int
+
+
+def write_graphs(
+    graphs: Mapping[str, Trace], paths: Mapping[str, Path], weights_path: Path | None
+) -> tuple[FileEntry | None, dict[str, FileEntry]]:
+    """Write each graph to its path, and the weights of all to one file; `weights_path` None keeps them inside.
+
+    Returns: what was written: the weights, and each graph.
+    """
+    weights = None
+    if weights_path is None:
+        for trace in graphs.values():
+            _keep_inside(trace)
+    else:
+        file = WeightsFile(weights_path)
+        for trace in graphs.values():
+            file.take(trace)
+        weights = file.close()
+    return weights, {kind: _write_graph(trace.graph, paths[kind]) for kind, trace in graphs.items()}
 
 
 class WeightsFile:
@@ -90,15 +110,14 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
 
 
-def keep_inside(trace: Trace) -> None:
+def _keep_inside(trace: Trace) -> None:
     """Give the graph its weights back, to be written as one file with it."""
     for name, tensor in trace.weights.items():
         value = ir.tensor_adapters.TorchTensor(tensor.contiguous(), name=name)
         trace.graph.graph.initializers[name].const_value = value
 
 
-def write_graph(graph: ir.Model, path: Path) -> FileEntry:
-    """Serialize. Weights are in a WeightsFile, or inside by `keep_inside`."""
+def _write_graph(graph: ir.Model, path: Path) -> FileEntry:
     data = ir.to_proto(graph).SerializeToString(deterministic=True)
     write_file(path, data)
     return FileEntry(file=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
