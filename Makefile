@@ -11,7 +11,9 @@ SECONDS ?= 90
 $(VENV)/.done: pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gptexport needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e './runtime[cpu]' -e '.[cpu,hf]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e './runtime[cpu,rtx]' -e '.[cpu,hf,rtx]'
+	# TensorRT 11's bindings without its libraries: tests/engine/test_conformance.py reads their signatures
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt tensorrt-cu13-bindings
 	$(BIN)/python -m pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis transformers ruff mypy build
 	@touch $@
 

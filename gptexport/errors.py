@@ -21,3 +21,11 @@ class ExportError(GPTExportError):
 
 class OutputExistsError(GPTExportError):
     """The output is there already and --force was not given."""
+
+
+class EngineError(GPTExportError):
+    """A graph cannot become the TensorRT engine that was asked for."""
+
+
+class OptionError(EngineError):
+    """An option that the chosen TensorRT does not have, or a value that it does not take."""

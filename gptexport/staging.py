@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gptexport_runtime.contract import MANIFEST_FILE
+from gptexport_runtime.engine_file import ENGINE_SUFFIX, sidecar_path
 
 from gptexport.errors import ExportError, OutputExistsError
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes | memoryview) -> None:
     """Write and fsync. Not atomic by itself: use inside `staged`."""
     with path.open("wb") as file:
         file.write(data)
@@ -56,11 +57,12 @@ def data_file(graph_file: Path) -> Path:
 
 def check_output(out: Path, *, force: bool) -> None:
     """Refuse what exists, unless --force; and with --force replace only what gptexport wrote."""
-    if not os.path.lexists(out) and not (out.suffix == ".onnx" and os.path.lexists(data_file(out))):
+    companion = {".onnx": data_file, ENGINE_SUFFIX: sidecar_path}.get(out.suffix)
+    if not os.path.lexists(out) and not (companion and os.path.lexists(companion(out))):
         return
-    if out.suffix == ".onnx":
+    if companion:
         if out.is_dir():
-            raise OutputExistsError(f"{out} is a folder; expected a file name, or a folder name without .onnx.")
+            raise OutputExistsError(f"{out} is a folder; expected a file name, or a folder name without {out.suffix}.")
     elif not out.is_dir():
         raise OutputExistsError(
             f"{out} is a file; a bundle is a folder. Choose another -o (or a name that ends in .onnx)."
@@ -99,8 +101,8 @@ def commit_files(stage: Path, out: Path, names: list[str]) -> None:
     _sync_folder(out.parent)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` in place of a file that exists: the old one is there until the new one is."""
+def replace_file(path: Path, data: bytes | memoryview) -> None:
+    """Put `data` in place of a file: an old one is there until the new one is."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write_file(temporary, data)

@@ -15,6 +15,7 @@ from gptexport.cli.inspect import inspect
 from gptexport.cli.onnx import onnx
 from gptexport.cli.output import print_error
 from gptexport.cli.parity import parity
+from gptexport.cli.trt import trt
 from gptexport.errors import UnknownCheckpointError, UnsafeCheckpointError
 
 EXIT_ERROR = 1
@@ -34,6 +35,7 @@ def gptexport() -> None:
       gptexport inspect out/ckpt.pt                  what is in this checkpoint?
       gptexport onnx out/ckpt.pt -o gpt2/            export it to a bundle
       gptexport parity gpt2/ --against out/ckpt.pt   is the bundle the same model?
+      gptexport trt gpt2/ -o gpt2.engine             build a TensorRT engine from it
       gptexport doctor                               what can this machine run?
 
     \b
@@ -42,7 +44,7 @@ def gptexport() -> None:
     """
 
 
-for command in (onnx, parity, inspect, doctor):
+for command in (onnx, trt, parity, inspect, doctor):
     gptexport.add_command(command)
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from gptexport_runtime.contract import MANIFEST_FILE
+from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo, TensorInfo, read_engine_info
 
+from gptexport.cli.engine_text import engine_text
 from gptexport.cli.output import Output, facts, output_options, size
 
 if TYPE_CHECKING:
@@ -17,19 +19,20 @@ if TYPE_CHECKING:
     from gptexport.checkpoints import CheckpointInfo
 
 
-@click.command(short_help="Say what a checkpoint, bundle or graph is.")
+@click.command(short_help="Say what a checkpoint, bundle, graph or engine is.")
 @click.argument("path")
 @click.option("--verify", is_flag=True, help="Of a bundle: check the sha256 of the weights too.")
 @output_options("inspect")
 @click.pass_context
 def inspect(ctx: click.Context, output: Output, path: str, verify: bool) -> None:
-    """Say what PATH is: a checkpoint, a bundle or an .onnx graph. Never executes anything in it.
+    """Say what PATH is: a checkpoint, a bundle, an .onnx graph or an engine. Never executes anything in it.
 
     \b
     Examples:
       gptexport inspect out/ckpt.pt
       gptexport inspect gpt2/ --verify
       gptexport inspect gpt2/logits.onnx --json
+      gptexport inspect gpt2.engine                without a GPU, and without TensorRT
     """
     place = Path(path)
     if place.name == MANIFEST_FILE:
@@ -43,6 +46,9 @@ def inspect(ctx: click.Context, output: Output, path: str, verify: bool) -> None
         )
         if bundle.problems:
             ctx.exit(1)
+    elif place.suffix == ENGINE_SUFFIX and place.is_file():
+        engine = read_engine_info(place)
+        output.result({"ok": True, "kind": "engine", "path": path, **asdict(engine)}, _engine_text(engine))
     elif place.suffix == ".onnx" and place.is_file():
         from gptexport.artifacts import inspect_graph
 
@@ -105,6 +111,22 @@ def _graph_text(graph: GraphInfo) -> str:
             ("nodes", ", ".join(f"{count} {op}" for op, count in graph.nodes.items())),
         ]
     )
+
+
+def _engine_text(info: EngineInfo) -> str:
+    def signature(tensors: tuple[TensorInfo, ...]) -> str:
+        return ", ".join(f"{item.name} {item.dtype} ({','.join(map(str, item.shape))})" for item in tensors)
+
+    parity = info.parity
+    rows: list[tuple[str, object]] = [
+        ("interface", f"{signature(info.inputs)} -> {signature(info.outputs)}"),
+        ("model", _config_line(info.model)),
+        ("built from", ", ".join(f"{name} {sha256[:16]}…" for name, sha256 in info.onnx.items())),
+        ("options", ", ".join(name for name, value in info.options.items() if value) or "none"),
+        ("parity", "not checked: gptexport parity" if parity is None else "passed" if parity["passed"] else "FAILED"),
+        ("rebuild", info.rebuild_command),
+    ]
+    return f"{engine_text(info)}\n\n{facts(rows)}"
 
 
 def _checkpoint_text(info: CheckpointInfo) -> str:

@@ -105,6 +105,12 @@ class EngineInfo:
             parts += [f"--{name} {'x'.join(map(str, getattr(profile, name)))}" for profile in self.profiles]
         if self.flavour == TENSORRT_RTX:
             parts += [f"--compute-capability {target}" for target in self.compute_capabilities]
+        for name, value in self.options.items():
+            flag = f"--{name.replace('_', '-')}"
+            if value is True:
+                parts.append(f"{flag} FILE" if name == "timing_cache" else flag)
+            elif value not in (None, False):
+                parts.append(f"{flag} {value}")
         return " ".join(parts)
 
     def to_json(self) -> str:
@@ -222,6 +228,7 @@ def choose_profile(profiles: Sequence[Profile], B: int, T: int) -> int:
     if not fitting:
         ranges = "; or ".join(map(str, profiles))
         raise InputError(
-            f"ids has B={B}, T={T}; this engine takes {ranges}. Split the batch, or build an engine with a larger --max."
+            f"ids has B={B}, T={T}; this engine takes {ranges}. "
+            "Split the batch, or build an engine with a larger --max."
         )
     return min(fitting, key=lambda index: profiles[index].max[0] * profiles[index].max[1])

@@ -1,0 +1,194 @@
+"""`gptexport trt`: a bundle or a graph becomes a TensorRT engine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from gptexport_runtime.engine_file import ENGINE_SUFFIX
+
+from gptexport.cli.engine_text import engine_text, gpus
+from gptexport.cli.output import Output, output_options
+from gptexport.errors import OptionError
+
+if TYPE_CHECKING:
+    from gptexport_runtime.engine_file import Profile
+
+    from gptexport.engine import Backend, Source
+
+Shapes = tuple[tuple[int, int], ...]
+
+
+class Shape(click.ParamType[tuple[int, int]]):
+    """`8x256`: one (B,T)."""
+
+    name = "BxT"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        B, _, T = str(value).partition("x")
+        if not (B.isdecimal() and T.isdecimal() and int(B) and int(T)):
+            self.fail(f"{value!r} is not a shape; expected BxT with both at least 1, such as 8x256.", param, ctx)
+        return int(B), int(T)
+
+
+@click.command(short_help="Build a TensorRT engine from an export.")
+@click.argument("source", metavar="BUNDLE|MODEL.onnx", type=click.Path(exists=True, path_type=Path))
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A name that ends in .engine.")
+@click.option(
+    "--backend", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="[default: what is installed and can build here]"
+)
+@click.option("--min", "low", type=Shape(), multiple=True, help="Smallest (B,T).  [default: 1x1]")
+@click.option("--opt", type=Shape(), multiple=True, help="The (B,T) to be fastest at.  [default: 8x256]")
+@click.option("--max", "high", type=Shape(), multiple=True, help="Largest (B,T).  [default: 8x1024, or the block_size]")
+@click.option(
+    "--lengths", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Lengths users send: sets profiles."
+)
+@click.option("--buckets", type=click.IntRange(1, 8), default=3, show_default=True, help="Profiles from --lengths.")
+@click.option("--compute-capability", "targets", multiple=True, metavar="X.Y", help="RTX: a GPU to build for.")
+@click.option("--tf32", is_flag=True, help="Let float32 products round their operands to 10 bits.")
+@click.option(
+    "--workspace", type=click.IntRange(min=1), metavar="MB", help="Most scratch memory that a layer may take."
+)
+@click.option("--optimization-level", type=click.IntRange(0, 5), help="TensorRT: 5 searches longest.")
+@click.option(
+    "--timing-cache", type=click.Path(dir_okay=False, path_type=Path), help="TensorRT: read and written back."
+)
+@click.option("--weight-streaming", is_flag=True, help="Let weights stay in host memory.")
+@click.option("--refit", is_flag=True, help="Let weights be replaced later.")
+@click.option("--version-compatible", is_flag=True, help="TensorRT: let newer versions run it.")
+@click.option("--hardware-compatible", is_flag=True, help="TensorRT: let every GPU since Ampere run it.")
+@click.option("--force", is_flag=True, help="Replace an existing engine.")
+@output_options("trt")
+def trt(
+    output: Output,
+    source: Path,
+    out: Path,
+    backend: Backend | None,
+    low: Shapes,
+    opt: Shapes,
+    high: Shapes,
+    lengths: Path | None,
+    buckets: int,
+    targets: tuple[str, ...],
+    tf32: bool,
+    workspace: int | None,
+    optimization_level: int | None,
+    timing_cache: Path | None,
+    weight_streaming: bool,
+    refit: bool,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    force: bool,
+) -> None:
+    """Build a TensorRT engine from BUNDLE or MODEL.onnx, and OUT.engine.json that says what it is.
+
+    \b
+    Examples:
+      gptexport trt gpt2/ -o gpt2.engine                                     for the GPU here
+      gptexport trt gpt2/ -o gpt2.engine --compute-capability 8.9 --compute-capability 12.0
+      gptexport trt gpt2/ -o gpt2.engine --min 1x1 --opt 8x256 --max 8x1024
+      gptexport trt gpt2/ -o gpt2.engine --max 8x128 --max 8x1024            two profiles
+      gptexport trt gpt2/ -o gpt2.engine --lengths lengths.txt --max 8x1024  profiles where they waste least
+
+    \b
+    Precision is the export's: gptexport onnx --dtype bfloat16. TensorRT builds on the GPU that
+    will run the engine; TensorRT for RTX builds anywhere, for the GPUs that are named.
+    An engine runs with the version that built it, on that kind of GPU; its sidecar is checked.
+    """
+    from gptexport.staging import check_output
+
+    if out.suffix != ENGINE_SUFFIX:
+        raise click.BadParameter(f"{out} does not end in {ENGINE_SUFFIX}.", param_hint="-o")
+    check_output(out, force=force)
+    from gptexport.engine import BuildOptions, build_engine, choose_targets, open_flavour, open_source
+    from gptexport.engine.flavour import check_options
+
+    with _options_as_usage():
+        graph = open_source(source)
+        profiles = _profiles(graph, low, opt, high, lengths, buckets)
+        flavour = open_flavour(backend)
+        options = BuildOptions(
+            tf32=tf32,
+            workspace=workspace,
+            optimization_level=optimization_level,
+            timing_cache=timing_cache,
+            weight_streaming=weight_streaming,
+            refit=refit,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+        )
+        check_options(flavour, options)
+        chosen = choose_targets(flavour, list(targets))
+        output.step(f"building for {', '.join(chosen)} with {flavour.name} {flavour.version}")
+        for profile in profiles:
+            output.step(f"profile: {profile}, fastest at {'x'.join(map(str, profile.opt))}")
+        with _bar(output) as progress:
+            built = build_engine(
+                flavour, graph, out, profiles=profiles, targets=chosen, options=options, force=force, progress=progress
+            )
+    for warning in built.warnings:
+        output.note(warning)
+    ran = f"compiled for {gpus(built.info)}; " + (
+        "not run: no GPU here" if flavour.gpu is None else "not run yet: gptexport parity runs it"
+    )
+    output.result(
+        {"ok": True, "path": str(out), "ran": False, "status": ran, "sidecar": asdict(built.info)},
+        f"{engine_text(built.info)}\n\n{ran}\nnext: gptexport parity {out} --against CHECKPOINT, on such a GPU",
+    )
+
+
+def _profiles(
+    graph: Source, low: Shapes, opt: Shapes, high: Shapes, lengths: Path | None, buckets: int
+) -> tuple[Profile, ...]:
+    from gptexport.engine.profiles import DEFAULT_MAX, DEFAULT_OPT, make_profiles, propose_profiles, read_lengths
+
+    if lengths is None:
+        return make_profiles(low, opt, high, block_size=graph.block_size)
+    if low or len(opt) > 1 or len(high) > 1:
+        raise OptionError("--lengths sets the profiles; of --min, --opt and --max it takes one --opt and one --max.")
+    (whole,) = make_profiles(low, opt, high or [(DEFAULT_MAX[0], _longest(graph))], block_size=graph.block_size)
+    return propose_profiles(
+        read_lengths(lengths),
+        opt_B=opt[0][0] if opt else min(DEFAULT_OPT[0], whole.max[0]),
+        max_B=whole.max[0],
+        block_size=whole.max[1],
+        buckets=buckets,
+    )
+
+
+def _longest(graph: Source) -> int:
+    from gptexport.engine.profiles import DEFAULT_MAX
+
+    return graph.block_size or DEFAULT_MAX[1]
+
+
+@contextmanager
+def _options_as_usage() -> Iterator[None]:
+    """An option that the library has not is a mistake of the command line: exit code 2."""
+    try:
+        yield
+    except OptionError as error:
+        raise click.UsageError(str(error)) from error
+
+
+@contextmanager
+def _bar(output: Output) -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on stderr, on a terminal only."""
+    stderr = sys.stderr
+    if output.quiet or not stderr.isatty():
+        yield lambda _phase, _done: None
+        return
+    steps = 1000
+    with click.progressbar(length=steps, label="building", file=stderr, show_eta=False) as bar:
+
+        def show(phase: str, done: float) -> None:
+            bar.label = f"building: {phase}"[:40].ljust(40)
+            bar.update(max(0, round(done * steps) - bar.pos))
+
+        yield show
+        bar.update(steps - bar.pos)

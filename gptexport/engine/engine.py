@@ -1,0 +1,97 @@
+"""A bundle or an .onnx becomes an engine and its sidecar, both or neither."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from gptexport_runtime.contract import AXIS_B, AXIS_T, INPUT_IDS, LOGITS, FileEntry
+from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo, Profile, TensorInfo, sidecar_path
+
+from gptexport.engine.build import Plan, Request, build_plan
+from gptexport.engine.flavour import BuildOptions, Flavour
+from gptexport.engine.listen import Progress
+from gptexport.engine.prepare import Prepared, prepare_graph
+from gptexport.engine.source import Source
+from gptexport.errors import EngineError
+from gptexport.staging import commit_files, staged, write_file
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """What was written, and what TensorRT warned of."""
+
+    path: Path
+    info: EngineInfo
+    warnings: tuple[str, ...]
+
+
+def build_engine(
+    flavour: Flavour,
+    source: Source,
+    out: Path,
+    *,
+    profiles: Sequence[Profile],
+    targets: Sequence[str],
+    options: BuildOptions | None = None,
+    force: bool = False,
+    progress: Progress = lambda _phase, _done: None,
+) -> BuiltEngine:
+    """Build an engine from `source` and write it to `out`, with its sidecar beside it.
+
+    The same graph, version, profiles, targets and options give the same bytes.
+
+    Raises:
+        EngineError: TensorRT cannot parse or build the graph; nothing is written.
+        OutputExistsError: `out` is there and `force` is not given.
+        KeyboardInterrupt: Ctrl-C; nothing is written.
+    """
+    if out.suffix != ENGINE_SUFFIX:
+        raise EngineError(f"{out} is no name for an engine; expected a file that ends in {ENGINE_SUFFIX}.")
+    options = options or BuildOptions()
+    with staged(out, force=force) as stage:
+        graph, prepared = prepare_graph(source.graph)
+        request = Request(flavour, source, graph.SerializeToString(), profiles, targets, options)
+        plan = build_plan(request, progress)
+        write_file(stage / out.name, plan.data)
+        entry = FileEntry(file=out.name, bytes=plan.data.nbytes, sha256=hashlib.sha256(plan.data).hexdigest())
+        info = _describe(request, entry, plan, prepared)
+        sidecar = sidecar_path(out).name
+        write_file(stage / sidecar, info.to_json().encode())
+        commit_files(stage, out, [sidecar, out.name])
+    return BuiltEngine(out, info, plan.warnings)
+
+
+def _describe(request: Request, entry: FileEntry, plan: Plan, prepared: Prepared) -> EngineInfo:
+    flavour, source, options = request.flavour, request.source, request.options
+    asked = asdict(options)
+    asked["timing_cache"] = options.timing_cache is not None  # a path is this machine's
+    return EngineInfo(
+        engine=entry,
+        flavour=flavour.name,
+        version=flavour.version,
+        compute_capabilities=tuple(request.targets),
+        built_on=asdict(flavour.gpu) if flavour.gpu else None,
+        options=asked,
+        onnx=dict(source.hashes),
+        model=dict(source.model),
+        dtype=source.dtype,
+        inputs=(TensorInfo(name=INPUT_IDS, dtype="int64", shape=(AXIS_B, AXIS_T)),),
+        outputs=(TensorInfo(name=LOGITS, dtype="float32", shape=(AXIS_B, AXIS_T, source.vocab_size)),),
+        profiles=tuple(request.profiles),
+        activation_bytes=plan.activation_bytes,
+        weight_bytes=plan.weight_bytes,
+        graph={
+            **asdict(prepared),
+            "fused_attention": plan.fused_attention,
+            "decomposed_attention": plan.decomposed_attention,
+        },
+        producer={"gptexport": version("gptexport"), **_onnx_producer(source)},
+    )
+
+
+def _onnx_producer(source: Source) -> dict[str, str]:
+    return dict(source.manifest.producer) if source.manifest else {"graph": source.graph.producer_name}

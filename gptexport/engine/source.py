@@ -1,0 +1,122 @@
+"""What an engine is built from: a bundle or a lone graph, held against the contract, identified by hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from gptexport_runtime.bundle import open_artifact
+from gptexport_runtime.contract import INPUT_IDS, LOGITS, META_BLOCK_SIZE, META_VOCAB_SIZE, Manifest
+from gptexport_runtime.engine_file import ENGINE_SUFFIX
+from gptexport_runtime.errors import ArtifactError
+
+from gptexport.errors import EngineError
+
+CONTRACT = f"{INPUT_IDS} int64 (B,T) -> {LOGITS} float32 (B,T,V)"
+DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A logits graph. `graph` holds its structure; the weights stay in their file, beside `path`."""
+
+    path: Path
+    graph: onnx.ModelProto
+    manifest: Manifest | None  # None: a lone graph
+    dtype: str  # of the weights
+    model: Mapping[str, Any]
+    block_size: int | None
+    vocab_size: int
+    hashes: Mapping[str, str]  # sha256 of the graph, and of each file that it takes weights from
+
+
+def open_source(path: Path) -> Source:
+    """Read a bundle or an .onnx file.
+
+    Raises:
+        ArtifactError: it is neither, or is damaged.
+        EngineError: it is not a logits graph.
+    """
+    if path.suffix == ENGINE_SUFFIX:
+        raise ArtifactError(f"{path} is an engine already. Build from the bundle or the .onnx it came from.")
+    artifact = open_artifact(path)
+    graph_file = artifact.logits
+    try:
+        graph = onnx.load(str(graph_file), load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise ArtifactError(f"{graph_file} is not an ONNX file, or is damaged ({error}). Export again.") from error
+    _check_contract(graph, graph_file)
+    meta = {entry.key: entry.value for entry in graph.metadata_props}
+    V = graph.graph.output[0].type.tensor_type.shape.dim[2].dim_value
+    block_size = int(meta[META_BLOCK_SIZE]) if META_BLOCK_SIZE in meta else None
+    vocab_size = int(meta.get(META_VOCAB_SIZE, V))
+    manifest = artifact.manifest
+    lone = {"architecture": "unknown", "vocab_size": vocab_size, "block_size": block_size}
+    return Source(
+        path=graph_file,
+        graph=graph,
+        manifest=manifest,
+        dtype=manifest.dtype if manifest else _dtype(graph),
+        model=dict(manifest.model) if manifest else lone,
+        block_size=block_size,
+        vocab_size=vocab_size,
+        hashes=_hashes(graph, graph_file, manifest),
+    )
+
+
+def _check_contract(graph: onnx.ModelProto, path: Path) -> None:
+    weights = {tensor.name for tensor in graph.graph.initializer}
+    inputs = [value for value in graph.graph.input if value.name not in weights]
+    got = [
+        (v.name, v.type.tensor_type.elem_type, [d.dim_value for d in v.type.tensor_type.shape.dim])
+        for v in (*inputs, *graph.graph.output)
+    ]
+    match got:
+        case [(name, onnx.TensorProto.INT64, [0, 0]), (output, onnx.TensorProto.FLOAT, [0, 0, V])] if V > 0:
+            if (name, output) == (INPUT_IDS, LOGITS):
+                return
+    shown = ", ".join(
+        f"{name} {onnx.TensorProto.DataType.Name(kind).lower()} ({','.join(str(dim or '?') for dim in dims)})"
+        for name, kind, dims in got
+    )
+    raise EngineError(f"{path} has {shown}; expected {CONTRACT} with B and T free. Export it with `gptexport onnx`.")
+
+
+def _dtype(graph: onnx.ModelProto) -> str:
+    """The dtype that most weights have."""
+    sizes: dict[str, int] = {}
+    for tensor in graph.graph.initializer:
+        name = DTYPES.get(tensor.data_type)
+        if name is not None:
+            count = 1
+            for dim in tensor.dims:
+                count *= dim
+            sizes[name] = sizes.get(name, 0) + count
+    return max(sizes, key=lambda name: sizes[name]) if sizes else "float32"
+
+
+def _hashes(graph: onnx.ModelProto, path: Path, manifest: Manifest | None) -> dict[str, str]:
+    """Of a bundle the manifest's, which `open_artifact` has held against the files."""
+    names = [path.name]
+    for tensor in graph.graph.initializer:
+        names += [entry.value for entry in tensor.external_data if entry.key == "location"]
+    known = {}
+    if manifest is not None:
+        entries = [*manifest.graphs.values(), *([manifest.weights] if manifest.weights else [])]
+        known = {entry.file: entry.sha256 for entry in entries}
+    return {name: known.get(name) or _sha256(path.with_name(name)) for name in dict.fromkeys(names)}
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be read: {error.strerror}. External data must lie beside its graph."
+        ) from error
