@@ -152,3 +152,22 @@ def through(dtype: int, op_type: str, index: int) -> Fault:
         )
 
     return fault
+
+
+def replace_node(op_type: str, index: int, make: Callable[[onnx.NodeProto], list[onnx.NodeProto]]) -> Fault:
+    """Put other nodes in place of one; they end in the same output."""
+
+    def fault(model: onnx.ModelProto) -> None:
+        node = nodes(model, op_type)[index]
+        at = list(model.graph.node).index(node)
+        made = make(node)
+        model.graph.node.remove(node)
+        for offset, other in enumerate(made):
+            model.graph.node.insert(at + offset, other)
+
+    return fault
+
+
+def constant(model: onnx.ModelProto, name: str, value: Any, dtype: Any = np.float32) -> str:
+    model.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), name))
+    return name

@@ -125,6 +125,7 @@ def parity(
             from gptexport.parity import default_grid, diagnose, measure_parity, quick_grid, read_tokens
             from gptexport.parity.record import record_verdict
 
+            graph = open_artifact(artifact).logits
             manifest = session.manifest
             exported = manifest.source.get("options", {}) if manifest else {}
             loaded = load_checkpoint(
@@ -140,12 +141,12 @@ def parity(
                 loaded,
                 shapes or (quick_grid if quick else default_grid)(loaded.block_size),
                 dtype=manifest.dtype if manifest else "float32",
+                graph=graph,
                 tokens=ids,
                 progress=output.step,
             )
             verdict = measured.judge(changed_gates(GATES[measured.gates], dict(gates)))
             if not verdict:
-                graph = open_artifact(artifact).logits
                 diagnosis = diagnose(session, loaded, graph, verdict, tokens=ids, blame=not quick, progress=output.step)
             if manifest is not None and not quick and not gates:
                 folder = artifact if artifact.is_dir() else artifact.parent

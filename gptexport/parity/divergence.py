@@ -15,12 +15,13 @@ import numpy as np
 import onnx
 import torch
 import torch.nn as nn
+from gptexport_runtime.contract import INPUT_IDS, LOGITS
 
 from gptexport.parity.expose import Values, run_exposed
 from gptexport.parity.gates import EPS
 from gptexport.parity.reference import in_float64
 from gptexport.parity.replay import Itinerary, Place, Stop, Visit, plan, watched
-from gptexport.parity.sites import GraphIndex, find_sites
+from gptexport.parity.sites import GraphIndex, Site, find_sites
 from gptexport.parity.tokens import Ids
 
 # A step of another library may round otherwise than PyTorch's own: twice its noise is nothing for one operation alone.
@@ -62,7 +63,7 @@ class Walk:
 def line_up(model: nn.Module, graph: Path, ids: Ids) -> Itinerary:
     """Which values of the graph are which of the model's, in the order in which it computes them."""
     index = GraphIndex(onnx.load(str(graph), load_external_data=False).graph)
-    itinerary = plan(model, torch.from_numpy(ids), find_sites(index, model))
+    itinerary = plan(model, torch.from_numpy(ids), {**find_sites(index, model), "": Site(INPUT_IDS, LOGITS)})
     places = [place for place in itinerary.places if place.value not in index.inputs]
     return Itinerary(itinerary.events, itinerary.values, places)
 
@@ -117,19 +118,18 @@ def judge_places(walk: Walk, eager: nn.Module) -> list[PlaceError]:
     Args:
         eager: the model in the graph's dtype, whose noise is the yardstick.
     """
-    noise: dict[str, torch.Tensor] = {}
+    noise: dict[int, torch.Tensor] = {}
     errors: list[PlaceError] = []
     at = {place.event: place for place in walk.itinerary.places}
 
     def remember(event: int, tensor: torch.Tensor) -> torch.Tensor | None:
         if event in at:
-            noise[at[event].value] = tensor
+            noise[event] = tensor
         return forced(walk, event, tensor)
 
     def judge(event: int, tensor: torch.Tensor) -> torch.Tensor | None:
         if event in at:
-            place = at[event]
-            errors.append(_place_error(walk, place, tensor, noise.pop(place.value)))
+            errors.append(_place_error(walk, at[event], tensor, noise.pop(event)))
         return forced(walk, event, tensor)
 
     last = max(at, default=-1)
@@ -207,7 +207,7 @@ def label(place: Place) -> str:
 
 
 def short(module: str) -> str:
-    return module.removeprefix("transformer.").removeprefix("model.")
+    return re.sub(r"^(transformer|model)(\.|$)", "", module)
 
 
 def block_of(module: str) -> str | None:

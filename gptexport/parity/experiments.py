@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
-from gptexport.parity.divergence import PLACE_RATIO, PlaceError, Walk, rms_of, short
+from gptexport.parity.divergence import PLACE_RATIO, TINY, PlaceError, Walk, rms_of, short
 from gptexport.parity.replay import Place
 from gptexport.parity.step import Step
 from gptexport.parity.suspect import Fit, Function, Suspect
@@ -53,23 +53,38 @@ def _tried(step: Step, walk: Walk, stored: Stored) -> Iterator[tuple[str, float]
     broken = [name for name, tensor in stored.weights.items() if not tensor.isfinite().all()]
     if broken:
         yield f"NaN or Inf in its {' and '.join(broken)}", 0.0
-    if not step.actual.isfinite().all():
+    if not step.actual.isfinite().all() or not step.expected.is_floating_point():
+        yield from _of_integers(step)
         return
     calls = {call.function: call for call in step.calls}.values()
     found = [suspect for call in calls for suspect in suspects_of(call.function, call.args, call.kwargs)]
     for suspect in found:
         if isinstance(suspect, Suspect):
             yield suspect.claim, _left(step, suspect.function, suspect.compute)
-    for claim, weights in _others(walk, step.place.module, step.module):
-        yield claim, _left_with_weights(step, weights)
+    if step.skipped is not None:
+        yield "its input passed on unchanged: it is skipped", step.left(step.skipped)
+    module = walk.model.get_submodule(step.place.module)
+    for claim, weights in _others(walk, step.place.module, module):
+        yield claim, _left_with_weights(step, module, weights)
     heads = _heads(step)
     head = only_head(step.actual, step.expected, step.error.noise_max, heads) if heads else None
     for suspect in found:
         if isinstance(suspect, Fit) and suspect.head in (None, head):
             yield _fitted(step, suspect)
     yield from _narrowed(step)
+    factor = float((step.actual * step.expected).sum() / step.expected.square().sum().clamp_min(TINY))
+    yield f"the right values multiplied by {factor:.6g}", step.left(factor * step.expected)
     if stored.weights and step.place.side == "out":
-        yield _stored_claim(walk, step, stored), _left_with_weights(step, stored.weights)
+        yield _stored_claim(walk, module, stored), _left_with_weights(step, module, stored.weights)
+
+
+def _of_integers(step: Step) -> Iterator[tuple[str, float]]:
+    """Positions, which a function makes or the graph counts."""
+    if not step.actual.is_floating_point():
+        for call in step.calls:
+            for suspect in suspects_of(call.function, call.args, call.kwargs):
+                if isinstance(suspect, Suspect):
+                    yield suspect.claim, _left(step, suspect.function, suspect.compute)
 
 
 def _left(step: Step, function: str, compute: Function) -> float:
@@ -79,18 +94,18 @@ def _left(step: Step, function: str, compute: Function) -> float:
         return float("inf")
 
 
-def _left_with_weights(step: Step, weights: Mapping[str, torch.Tensor]) -> float:
+def _left_with_weights(step: Step, module: nn.Module, weights: Mapping[str, torch.Tensor]) -> float:
     """What is left if the module had other weights."""
-    kept = {name: tensor for name, tensor in step.module._parameters.items() if tensor is not None}
+    kept = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
     others = {name: weights[name] for name in kept if name in weights}
     if step.place.side != "out" or any(other.shape != kept[name].shape for name, other in others.items()):
         return float("inf")
     try:
         for name, other in others.items():
-            step.module._parameters[name] = nn.Parameter(other.to(kept[name].dtype), requires_grad=False)
+            module._parameters[name] = nn.Parameter(other.to(kept[name].dtype), requires_grad=False)
         return step.left(step.run(None))
     finally:
-        step.module._parameters.update(kept)
+        module._parameters.update(kept)
 
 
 def _others(walk: Walk, name: str, module: nn.Module) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
@@ -143,16 +158,16 @@ def _narrowed(step: Step) -> Iterator[tuple[str, float]]:
         yield f"computed or kept in {name}", left
 
 
-def _stored_claim(walk: Walk, step: Step, stored: Stored) -> str:
-    own = {name: tensor for name, tensor in step.module._parameters.items() if tensor is not None}
+def _stored_claim(walk: Walk, module: nn.Module, stored: Stored) -> str:
+    own = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
     told = "; ".join(
         f"{name}: {difference(stored.weights[name], own[name])}"
         for name in own
         if name in stored.weights and not torch.equal(stored.weights[name].double(), own[name].double())
     )
-    if isinstance(step.module, nn.Linear) and not stored.shared:
-        for name, module in walk.model.named_modules():
-            if isinstance(module, nn.Embedding) and module.weight is step.module.weight:
+    if isinstance(module, nn.Linear) and not stored.shared:
+        for name, other in walk.model.named_modules():
+            if isinstance(other, nn.Embedding) and other.weight is module.weight:
                 return f"a head of its own, not tied to {short(name)} ({told})"
     return f"other weights than the checkpoint's ({told})"
 

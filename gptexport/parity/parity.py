@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch.nn as nn
@@ -14,6 +15,7 @@ from gptexport.parity.gates import GATES
 from gptexport.parity.measured import Measured
 from gptexport.parity.metrics import Draw, Logits, ShapeStats, compare
 from gptexport.parity.reference import eager_in, run, run_reference
+from gptexport.parity.tables import compare_tables
 from gptexport.parity.tokens import Ids, Shape, TokenSource, draws_of
 from gptexport.parity.verdict import Invariance, Verdict, pool_noise
 
@@ -38,6 +40,7 @@ def measure_parity(
     *,
     dtype: str = "float32",
     gates: str | None = None,
+    graph: Path | None = None,
     tokens: Ids | None = None,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> Measured:
@@ -47,6 +50,7 @@ def measure_parity(
         shapes: the (B,T) to compare at.
         dtype: of the artifact's arithmetic: eager runs in it too.
         gates: what the artifact has to keep, where that is not what `dtype` has to: "int8", "int4".
+        graph: the .onnx that the session runs, so that the embeddings' rows are compared too, which ids only sample.
         tokens: real text as a row of ids; random ids otherwise.
 
     Raises:
@@ -68,7 +72,10 @@ def measure_parity(
         return measured
     progress("checking causality and batch invariance")
     allowed = _allowed(stats, measured)
-    return replace(measured, invariances=tuple(_invariances(session, source, shapes, allowed)))
+    invariances = _invariances(session, source, shapes, allowed)
+    if graph is not None and not GATES[measured.gates].statistical:
+        invariances += compare_tables(checkpoint.model, graph, dtype)
+    return replace(measured, invariances=tuple(invariances))
 
 
 def _draws(session: Session, model: nn.Module, eager: nn.Module, source: TokenSource, shape: Shape) -> Iterator[Draw]:

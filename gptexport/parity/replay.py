@@ -90,7 +90,7 @@ def plan(model: nn.Module, ids: torch.Tensor, sites: dict[str, Site]) -> Itinera
         if value is not None and tensor is not None:
             at[number] = value
             named.setdefault(id(tensor), value)
-    places: dict[str, Place] = {}
+    places: dict[tuple[str, int], Place] = {}  # a value that stands for two tensors of eager's is wrong in one of them
     for number, (event, tensor) in enumerate(events):
         if tensor is None:
             continue
@@ -99,7 +99,8 @@ def plan(model: nn.Module, ids: torch.Tensor, sites: dict[str, Site]) -> Itinera
             continue
         at[number] = value
         shape = tuple(tensor.shape)
-        places.setdefault(value, Place(value=value, event=number, module=event.module, side=event.side, shape=shape))
+        place = Place(value=value, event=number, module=event.module, side=event.side, shape=shape)
+        places.setdefault((value, id(tensor)), place)
     return Itinerary([event for event, _ in events], at, sorted(places.values(), key=lambda place: place.event))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
+import torch
 import torch.nn as nn
 
 # What computes a module and nothing else. Behind any other operator that reads its weights (BiasGelu, a packed
@@ -83,7 +84,7 @@ def find_sites(index: GraphIndex, model: nn.Module) -> dict[str, Site]:
     return sites
 
 
-def stored_names(index: GraphIndex, model: nn.Module, parameter: nn.Parameter) -> set[str]:
+def stored_names(index: GraphIndex, model: nn.Module, parameter: torch.Tensor) -> set[str]:
     """The graph's initializers of a parameter: a tied one has one of several names, a packed one a suffix."""
     names = [name for name, value in model.named_parameters(remove_duplicate=False) if value is parameter]
     pattern = re.compile("(" + "|".join(map(re.escape, names)) + r")([._].*)?")

@@ -37,8 +37,17 @@ class Step:
         name, self._first = _scope(walk, self._start, place.event)
         self.module = walk.model.get_submodule(name)
         self._args, self._kwargs = self._arguments()
+        # positions are made where the forward begins, before other values are known
+        self._everywhere = self._start < 0 or not self.actual.is_floating_point()
         self.calls: list[Call] = []
         self.expected = self.run(None, self.calls)
+
+    @property
+    def skipped(self) -> torch.Tensor | None:
+        """What the step would give if it were left out, where that has a meaning."""
+        first = self._args[0] if self._args else None
+        same = isinstance(first, torch.Tensor) and first.shape == self.expected.shape and first.is_floating_point()
+        return first if same else None
 
     def run(self, swap: tuple[str, Function] | None, calls: list[Call] | None = None) -> torch.Tensor:
         """What the step gives.
@@ -48,14 +57,14 @@ class Step:
             calls: filled with the functions that are called.
         """
         mode = _Swapped(swap, calls)
-        mode.active = self._start < 0
+        mode.active = self._everywhere
         result: list[torch.Tensor] = []
 
         def visit(event: int, tensor: torch.Tensor) -> torch.Tensor | None:
             if event == self.place.event:
                 result.append(tensor)
                 raise Stop
-            mode.active = event >= self._start
+            mode.active = event >= self._start or self._everywhere
             return forced(self._walk, event, tensor)
 
         model = self._walk.model

@@ -122,11 +122,13 @@ def _embedding(idx: torch.Tensor, weight: torch.Tensor, *_args: Any, **_kwargs: 
 
 def _arange(*_args: Any, **_kwargs: Any) -> Iterator[Suspect]:
     for offset in (1, -1, 2):
-        yield Suspect("arange", f"positions off by {offset:+d}", partial(_later, offset))
+        for how in ("", ", and end at the last"):
+            yield Suspect("arange", f"positions off by {offset:+d}{how}", partial(_later, offset, bool(how)))
 
 
-def _later(offset: int, *args: Any, **kwargs: Any) -> torch.Tensor:
-    return torch.arange(*args, **kwargs) + offset
+def _later(offset: int, held: bool, *args: Any, **kwargs: Any) -> torch.Tensor:
+    positions = torch.arange(*args, **kwargs)
+    return (positions + offset).clamp(0, len(positions) - 1) if held else positions + offset
 
 
 def _add(x: Any, y: Any, **_: Any) -> Iterator[Suspect | Fit]:

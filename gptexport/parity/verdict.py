@@ -128,7 +128,7 @@ def judge(
     summary = summarize(stats, tie)
     reasons = _reasons(rows, gates) + _statistical_reasons(summary, gates, real_text)
     reasons += [
-        f"{i.name}: logits that must not change did, by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
+        f"{i.name}: what must not change did, by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
         for i in invariances
         if not i.passed
     ]

@@ -98,7 +98,7 @@ def test_eager_with_nan_fails_and_blames_eager() -> None:
 def test_what_must_not_change(change: float) -> None:
     verdict = judge([GOOD], [replace(KEPT, max_change=change)], "float32")
     assert not verdict
-    assert "causality: logits that must not change did" in verdict.reasons[0]
+    assert "causality: what must not change did" in verdict.reasons[0]
     assert verdict.to_dict()["invariances"][0]["passed"] is False
 
 
