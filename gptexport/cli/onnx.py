@@ -8,6 +8,7 @@ import click
 from gptexport_runtime.contract import GRAPH_FILES, GRAPH_LOGITS
 
 from gptexport.cli.output import Output, output_options, size
+from gptexport.config import DType, Gelu, Target
 
 
 class Graphs(click.ParamType[list[str]]):
@@ -29,6 +30,13 @@ class Graphs(click.ParamType[list[str]]):
     "-o", "--out", "out", required=True, type=click.Path(path_type=Path), help="A folder, or a name that ends in .onnx."
 )
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option(
+    "--target",
+    type=click.Choice(["portable", "cpu"]),
+    default="portable",
+    show_default=True,
+    help="cpu: fused for ONNX Runtime's CPU provider.",
+)
 @click.option("--graphs", type=Graphs(), help="Some of logits,last,score.  [default: all that the model allows]")
 @click.option(
     "--gelu", type=click.Choice(["tanh", "erf"]), help="What the training code used, where the checkpoint does not say."
@@ -46,9 +54,10 @@ def onnx(
     output: Output,
     checkpoint: str,
     out: Path,
-    dtype: str,
+    dtype: DType,
+    target: Target,
     graphs: list[str] | None,
-    gelu: str | None,
+    gelu: Gelu | None,
     vocab_size: int | None,
     block_size: int | None,
     opset: int,
@@ -77,7 +86,7 @@ def onnx(
     from gptexport.checkpoints import load_checkpoint
     from gptexport.export import export_onnx
 
-    loaded = load_checkpoint(checkpoint, gelu=gelu, vocab_size=vocab_size, block_size=block_size)  # type: ignore[arg-type]
+    loaded = load_checkpoint(checkpoint, gelu=gelu, vocab_size=vocab_size, block_size=block_size)
     output.step(
         f"{loaded.format} checkpoint, {sum(p.numel() for p in loaded.model.parameters()) / 1e6:,.1f} M parameters"
     )
@@ -85,7 +94,9 @@ def onnx(
         output.note(note)
     kept = [loaded]
     del loaded
-    done = export_onnx(kept.pop(), out, dtype=dtype, graphs=graphs, opset=opset, force=force, progress=output.step)  # type: ignore[arg-type]
+    done = export_onnx(
+        kept.pop(), out, dtype=dtype, target=target, graphs=graphs, opset=opset, force=force, progress=output.step
+    )
 
     audit = ", ".join(f"{row['achieved']} of {row['expected']} {op}" for op, row in done.manifest.audit.items())
     ran = (

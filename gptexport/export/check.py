@@ -10,6 +10,8 @@ from gptexport_runtime.contract import AXIS_B, AXIS_T, GRAPH_LOGITS, INPUT_IDS, 
 
 from gptexport.errors import ExportError
 
+Audit = dict[str, dict[str, int]]  # by operator: "expected" and "achieved"
+
 
 def check_graph(path: Path, kind: str) -> dict[str, int]:
     """Check the file against the ONNX specification, with full shape inference, and its interface against the contract.
@@ -44,18 +46,24 @@ def _count_nodes(model: onnx.ModelProto) -> dict[str, int]:
     return dict(Counter(node.op_type for node in model.graph.node))
 
 
-def audit(expected: dict[str, int], achieved: dict[str, int], *, strict: bool) -> dict[str, dict[str, int]]:
-    """How many operations should have stayed whole, and how many did.
+def compare_counts(expected: dict[str, int], achieved: dict[str, int]) -> Audit:
+    """How many operations should have stayed whole in the trace, and how many did."""
+    return {op: {"expected": count, "achieved": achieved.get(op, 0)} for op, count in expected.items()}
+
+
+def check_audit(audit: Audit, strict: bool) -> Audit:
+    """The audit as it was given, if nothing is short in it.
 
     Raises:
-        ExportError: fewer than expected, where `strict` (gptexport's own models; a user's may have reasons).
+        ExportError: fewer than expected of some operation, where `strict`.
     """
-    rows = {op: {"expected": count, "achieved": achieved.get(op, 0)} for op, count in expected.items()}
     short = [
-        f"{op}: {row['achieved']} of {row['expected']}" for op, row in rows.items() if row["achieved"] < row["expected"]
+        f"{op}: {row['achieved']} of {row['expected']}"
+        for op, row in audit.items()
+        if row["achieved"] < row["expected"]
     ]
     if short and strict:
         raise ExportError(
-            f"operations fell apart in the trace ({', '.join(short)}). This is a bug in gptexport: please report it."
+            f"fewer whole operations than expected ({', '.join(short)}). This is a bug in gptexport: please report it."
         )
-    return rows
+    return audit

@@ -14,9 +14,11 @@ import torch
 from gptexport_runtime.contract import GRAPH_FILES, GRAPH_LOGITS, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 
 from gptexport.checkpoints import Checkpoint
-from gptexport.config import DType
+from gptexport.config import DType, Target
 from gptexport.dtypes import TORCH_DTYPES
-from gptexport.export.check import audit, check_graph
+from gptexport.errors import ExportError
+from gptexport.export.check import check_audit, check_graph, compare_counts
+from gptexport.export.cpu import fuse_for_cpu
 from gptexport.export.heads import derive_graphs
 from gptexport.export.portable import make_portable
 from gptexport.export.run import run_samples, take_samples
@@ -42,6 +44,7 @@ def export_onnx(
     out: Path,
     *,
     dtype: DType = "float32",
+    target: Target = "portable",
     graphs: Sequence[str] | None = None,
     opset: int = DEFAULT_OPSET,
     force: bool = False,
@@ -53,6 +56,7 @@ def export_onnx(
     it, as soon as the weights are on disk.
 
     Args:
+        target: "portable" runs anywhere; "cpu" is rewritten for ONNX Runtime's CPU provider, in float32.
         graphs: kinds of GRAPH_FILES to write into the bundle. None: all, less those that the forward does not allow.
 
     Raises:
@@ -60,6 +64,8 @@ def export_onnx(
         OutputExistsError: `out` is there and `force` is not given, or is not gptexport's to replace.
     """
     lone = out.suffix == ".onnx"
+    if target == "cpu" and dtype != "float32":
+        raise ExportError(f"--target cpu with --dtype {dtype}: ONNX Runtime's fused CPU kernels are float32 only.")
     with staged(out, force=force) as stage:
         folder = stage if lone else stage / out.name
         names = {GRAPH_LOGITS: out.name} if lone else GRAPH_FILES
@@ -77,6 +83,7 @@ def export_onnx(
         inline = lone and trace.weight_bytes <= INLINE_BYTES
         weights_path = None if inline else folder / (data_file(out).name if lone else WEIGHTS_FILE)
         derived = {GRAPH_LOGITS: trace} if lone else derive_graphs(trace, graphs)
+        fused = {kind: fuse_for_cpu(graph.graph) for kind, graph in derived.items()} if target == "cpu" else {}
         weights, entries = write_graphs(derived, {kind: folder / names[kind] for kind in derived}, weights_path)
         checkpoint = replace(checkpoint, model=torch.nn.Module())
         del model, trace, derived
@@ -85,6 +92,10 @@ def export_onnx(
         progress(f"checking {', '.join(entry.file for entry in entries.values())}")
         achieved = {kind: check_graph(folder / entry.file, kind) for kind, entry in entries.items()}
         errors = [run_samples(folder / entry.file, kind, samples, dtype) for kind, entry in entries.items()]
+        own_model = checkpoint.config is not None  # in which nothing may fall apart; a user's may have its reasons
+        audits = check_audit(
+            fused[GRAPH_LOGITS] if fused else compare_counts(expected, achieved[GRAPH_LOGITS]), own_model
+        )
         manifest = Manifest(
             model=_describe(checkpoint),
             source={
@@ -94,13 +105,13 @@ def export_onnx(
                 "options": dict(checkpoint.options),
             },
             dtype=dtype,
-            target="portable",
+            target=target,
             opset=opset,
             graphs=entries,
             weights=weights,
             parameters=parameters,
             producer=_versions(),
-            audit=audit(expected, achieved[GRAPH_LOGITS], strict=checkpoint.config is not None),
+            audit=audits,
         )
         files = [entry for entry in (weights, *entries.values()) if entry is not None]
         if lone:

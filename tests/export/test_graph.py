@@ -21,7 +21,7 @@ from builders import SIZES
 from gptexport.checkpoints import Checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
-from gptexport.export.check import audit
+from gptexport.export.check import check_audit, compare_counts
 from gptexport.export.trace import Trace
 from gptexport.export.write import WeightsFile
 
@@ -142,10 +142,13 @@ def test_an_older_opset_takes_attention_apart(checkpoint: Checkpoint, tmp_path: 
 
 
 def test_audit_fails_when_an_operation_falls_apart() -> None:
-    assert audit({"Attention": 2}, {"Attention": 2}, strict=True) == {"Attention": {"expected": 2, "achieved": 2}}
-    assert audit({"Attention": 2}, {}, strict=False) == {"Attention": {"expected": 2, "achieved": 0}}
-    with pytest.raises(ExportError, match=r"Attention: 1 of 2"):
-        audit({"Attention": 2}, {"Attention": 1}, strict=True)
+    assert compare_counts({"Attention": 2}, {}) == {"Attention": {"expected": 2, "achieved": 0}}
+    whole = compare_counts({"Attention": 2}, {"Attention": 2, "Add": 9})
+    assert check_audit(whole, strict=True) == whole
+    short = compare_counts({"Attention": 2, "Gelu": 1}, {"Attention": 1, "Gelu": 1})
+    assert check_audit(short, strict=False) == short
+    with pytest.raises(ExportError, match=r"\(Attention: 1 of 2\)"):
+        check_audit(short, strict=True)
 
 
 @pytest.mark.slow
