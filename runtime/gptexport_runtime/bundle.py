@@ -8,32 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptexport_runtime.contract import GRAPH_LOGITS, MANIFEST_FILE, FileEntry, Manifest
-from gptexport_runtime.errors import ArtifactError, BackendUnavailableError
+from gptexport_runtime.engine_file import ENGINE_SUFFIX
+from gptexport_runtime.errors import ArtifactError
 
 GRAPH_SUFFIX = ".onnx"
-ENGINE_SUFFIX = ".engine"
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """Where the logits graph is, and what the bundle says of it (None: a bare .onnx)."""
+    """Where the logits graph or engine is, and what the bundle says of it (None: a bare .onnx or an .engine)."""
 
     logits: Path
     manifest: Manifest | None
 
 
 def open_artifact(path: str | os.PathLike[str], *, verify: bool = False) -> Artifact:
-    """Find and check the files of a bundle or of a bare graph.
+    """Find and check the files of a bundle or of a bare graph; find an engine, which is checked as it is opened.
 
     Of a bundle's files the sizes are always checked, and the sha256 of the graphs, which are small.
 
     Args:
-        path: a bundle's folder, its `gptexport.json`, or an `.onnx` file.
+        path: a bundle's folder, its `gptexport.json`, an `.onnx` or an `.engine` file.
         verify: check the sha256 of the weights too, which reads all of them.
 
     Raises:
         ArtifactError: a file is missing, truncated or changed, or `path` is none of these.
-        BackendUnavailableError: `path` is an engine, which this version does not run.
     """
     path = Path(path)
     if not path.exists():
@@ -50,10 +49,10 @@ def open_artifact(path: str | os.PathLike[str], *, verify: bool = False) -> Arti
     if path.suffix == GRAPH_SUFFIX:
         return Artifact(path, None)
     if path.suffix == ENGINE_SUFFIX:
-        raise BackendUnavailableError(
-            f"{path} is a TensorRT engine; this version runs ONNX graphs only. Load the bundle it was built from."
-        )
-    raise ArtifactError(f"{path} is not a bundle folder, its {MANIFEST_FILE}, or an {GRAPH_SUFFIX} file.")
+        return Artifact(path, None)
+    raise ArtifactError(
+        f"{path} is not a bundle folder, its {MANIFEST_FILE}, an {GRAPH_SUFFIX} file or an {ENGINE_SUFFIX}."
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -121,17 +121,12 @@ def sidecar_path(engine: Path) -> Path:
     return engine.with_name(engine.name + ".json")
 
 
-def read_header(path: Path) -> Header:
-    """Read the first bytes of an engine.
+def read_header(data: bytes, path: Path) -> Header:
+    """What the first bytes of an engine say.
 
     Raises:
         ArtifactError: they are not those of an engine.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(HEADER_BYTES)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
     if len(data) < HEADER_BYTES or data[:4] not in MAGIC:
         raise ArtifactError(
             f"{path} is not a TensorRT engine, or is damaged: it begins with {data[:4]!r}; expected "
@@ -140,16 +135,37 @@ def read_header(path: Path) -> Header:
     return Header(MAGIC[data[:4]], ".".join(map(str, data[24:28])))
 
 
-def read_engine_info(path: Path, *, verify: bool = True) -> EngineInfo:
-    """Read the sidecar of an engine and check that it is this engine's.
-
-    Args:
-        verify: compare the engine's sha256 too, which reads all of it.
+def read_engine_info(path: Path) -> EngineInfo:
+    """Read the sidecar of an engine, and check that it is this engine's. Reads all of the engine, a piece at a time.
 
     Raises:
         ArtifactError: the engine or its sidecar is missing or damaged, or they do not belong together.
     """
-    header = read_header(path)
+    try:
+        with path.open("rb") as file:
+            header = read_header(file.read(HEADER_BYTES), path)
+            info = _read_sidecar(path)
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
+    _check_identity(path, header, info, path.stat().st_size, sha256)
+    return info
+
+
+def read_engine(path: Path) -> tuple[EngineInfo, bytes]:
+    """As `read_engine_info`, with the engine: what is deserialized must be the very bytes that were checked."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
+    header = read_header(data, path)
+    info = _read_sidecar(path)
+    _check_identity(path, header, info, len(data), hashlib.sha256(data).hexdigest())
+    return info, data
+
+
+def _read_sidecar(path: Path) -> EngineInfo:
     sidecar = sidecar_path(path)
     try:
         text = sidecar.read_text(encoding="utf-8")
@@ -160,27 +176,27 @@ def read_engine_info(path: Path, *, verify: bool = True) -> EngineInfo:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{sidecar} cannot be read: {error}") from error
-    info = parse_engine_info(text, sidecar)
-    size = path.stat().st_size
+    return parse_engine_info(text, sidecar)
+
+
+def _check_identity(path: Path, header: Header, info: EngineInfo, size: int, sha256: str) -> None:
+    sidecar = sidecar_path(path).name
+    advice = f"Copy both again, or build it again: {info.rebuild_command}"
     if size != info.engine.bytes:
         raise ArtifactError(
-            f"{path} has {size} bytes; {sidecar.name} is of an engine of {info.engine.bytes}. It is truncated, or "
-            f"another engine's sidecar. Copy both again, or build it again: {info.rebuild_command}"
+            f"{path} has {size} bytes; {sidecar} is of an engine of {info.engine.bytes}. "
+            f"It is truncated, or this is another engine's sidecar. {advice}"
         )
-    if verify:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if sha256 != info.engine.sha256:
-            raise ArtifactError(
-                f"{path} has sha256 {sha256}; {sidecar.name} is of an engine with {info.engine.sha256}. It is damaged, "
-                f"or another engine's sidecar. Copy both again, or build it again: {info.rebuild_command}"
-            )
+    if sha256 != info.engine.sha256:
+        raise ArtifactError(
+            f"{path} has sha256 {sha256}; {sidecar} is of an engine with {info.engine.sha256}. "
+            f"It is damaged, or this is another engine's sidecar. {advice}"
+        )
     if (header.flavour, header.version) != (info.flavour, info.version):
         raise ArtifactError(
-            f"{path} says that {header.flavour} {header.version} built it; {sidecar.name} says {info.flavour} "
+            f"{path} says that {header.flavour} {header.version} built it; {sidecar} says {info.flavour} "
             f"{info.version}. Build it again: {info.rebuild_command}"
         )
-    return info
 
 
 def parse_engine_info(text: str, where: Path) -> EngineInfo:

@@ -13,10 +13,12 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime import ort
+from gptexport_runtime import ort, trt
 from gptexport_runtime.bundle import open_artifact
 from gptexport_runtime.contract import GRAPH_LAST, GRAPH_LOGITS, GRAPH_SCORE, Manifest, ModelInfo
-from gptexport_runtime.errors import ArtifactError, InputError, SessionError
+from gptexport_runtime.dlpack import CUDA, DeviceLogits, borrow_ids
+from gptexport_runtime.engine_file import ENGINE_SUFFIX
+from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError, SessionError
 from gptexport_runtime.ids import Batch, to_batch
 from gptexport_runtime.score import Scores, logprobs_of
 
@@ -48,10 +50,10 @@ def load(
     prepack: bool = True,
     verify: bool = False,
 ) -> Session:
-    """Open a bundle or a bare logits graph.
+    """Open a bundle, a bare logits graph, or a TensorRT engine.
 
     Args:
-        path: a bundle's folder, its `gptexport.json`, or an `.onnx` file.
+        path: a bundle's folder, its `gptexport.json`, an `.onnx` or an `.engine` file.
         device: "cuda" never falls back to the CPU; "auto" is CUDA where CUDA works, else the CPU.
         threads: of the CPU for one call, 1 or more; None: as many as this process may use.
         prepack: keep the weights a second time in memory, laid out as the CPU's kernels read them. False: use them
@@ -60,7 +62,7 @@ def load(
 
     Raises:
         ArtifactError: a file is missing, damaged, or not what was expected.
-        BackendUnavailableError: ONNX Runtime is missing or cannot run on the device; the message says why.
+        BackendUnavailableError: ONNX Runtime or TensorRT is missing or cannot run on the device; the message says why.
         InputError: `device` or `threads` is not one of the above.
     """
     if device not in get_args(Device):
@@ -68,6 +70,9 @@ def load(
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise InputError(f"threads is {threads!r}; expected an integer of 1 or more, or None for every usable core.")
     artifact = open_artifact(path, verify=verify)
+    if artifact.logits.suffix == ENGINE_SUFFIX:
+        engine = trt.open_engine(artifact.logits, device)
+        return Session(engine, engine.info, None)
     graph = ort.open_graph(artifact.logits, device, threads=threads, prepack=prepack)
     manifest = artifact.manifest
     if manifest is None:
@@ -110,7 +115,7 @@ class Session:
         open_graph: Callable[[str], Graph] | None = None,
     ) -> None:
         """Take the logits graph; `open_graph` opens the others that the manifest lists, when they are first needed."""
-        self.backend = graph.backend  # "onnxruntime"
+        self.backend = graph.backend  # "onnxruntime", "tensorrt" or "tensorrt-rtx"
         self.device = graph.device  # what really runs: "cpu" or "cuda"
         self.threads = graph.threads
         self.config = config
@@ -148,6 +153,32 @@ class Session:
         for row, length in zip(out, batch.lengths, strict=True):
             row[length:] = np.nan
         return out
+
+    def logits_on_device(self, ids: Any) -> DeviceLogits:
+        """Logits of every position, left on the GPU. A TensorRT engine only.
+
+        Args:
+            ids: as for `logits`; or an int64 (B,T) tensor on the GPU, of torch, cupy or whoever speaks DLPack, which is
+                read where it is. A copy of it comes to the host, to be checked like any ids.
+
+        Returns:
+            float32 (B,T,V), to be taken with `from_dlpack`. What is computed for the padding of ragged rows is in it.
+
+        Raises:
+            BackendUnavailableError: the session's backend is not TensorRT.
+            GPTExportError: as `logits`.
+        """
+        graph = self._graph(GRAPH_LOGITS)
+        if not isinstance(graph, trt.TrtGraph):
+            raise BackendUnavailableError(
+                f"{self.backend} leaves no logits on the GPU; a TensorRT engine does: `gptexport trt`."
+            )
+        borrowed = None
+        if hasattr(ids, "__dlpack_device__") and tuple(ids.__dlpack_device__()) == (CUDA, 0):
+            borrowed = borrow_ids(ids, graph.stream)
+            ids = graph.read_ids(borrowed)
+        batch = to_batch(ids, vocab_size=self.config.vocab_size, block_size=self.config.block_size)
+        return DeviceLogits(graph.run_on_device(borrowed or batch.ids), (*batch.shape, self.config.vocab_size))
 
     def last_logits(self, ids: Any) -> NDArray[np.float32]:
         """Logits of each row's last token, not of the padding after it.

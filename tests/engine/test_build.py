@@ -35,7 +35,7 @@ def test_builds_the_same_bytes_twice_and_from_elsewhere(
     assert str(tmp_path).encode() not in first.path.read_bytes()
     assert str(tmp_path) not in first.info.to_json()
     assert read_engine_info(first.path) == first.info
-    assert read_header(first.path).flavour == "tensorrt-rtx"
+    assert read_header(first.path.read_bytes(), first.path).flavour == "tensorrt-rtx"
     assert first.info.dtype == dtype
     assert first.info.compute_capabilities == ("8.9", "12.0")
 

@@ -156,5 +156,5 @@ def test_inspect_refuses_a_corrupt_engine(gptexport: Command, engine: Path, tmp_
         file.write(b"!")
     ran = gptexport("inspect", copy)
     assert ran.code == 1
-    assert "It is damaged, or another engine's sidecar" in ran.err
+    assert "It is damaged, or this is another engine's sidecar" in ran.err
     assert "build it again: gptexport trt BUNDLE -o gpt.engine --backend tensorrt-rtx" in ran.err

@@ -10,7 +10,7 @@ from typing import Any
 
 import gptexport_runtime
 import pytest
-from gptexport_runtime import ArtifactError, BackendUnavailableError
+from gptexport_runtime import ArtifactError
 from gptexport_runtime.contract import Manifest
 from gptexport_runtime.ort import _read_contract
 from gptexport_runtime.providers import TINY_MODEL
@@ -93,7 +93,7 @@ ESCAPING = {"file": "sub/../../weights.data", "bytes": 1, "sha256": ""}
 DAMAGED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "missing": (lambda bundle: None, "nothing", "nothing does not exist. Expected a bundle folder or an .onnx file"),
     "no manifest": (remove("gptexport.json"), "", "is not a bundle: it has no gptexport.json"),
-    "other file": (write("notes.txt", b""), "notes.txt", "is not a bundle folder, its gptexport.json, or an .onnx"),
+    "other file": (write("notes.txt", b""), "notes.txt", "is not a bundle folder, its gptexport.json, an .onnx file"),
     "no JSON": (write("gptexport.json", b"{"), "", "gptexport.json is not JSON"),
     "no text": (write("gptexport.json", b"\xff\xfe"), "gptexport.json", "gptexport.json cannot be read: 'utf-8'"),
     "other JSON": (write("gptexport.json", b"{}"), "", "is not a bundle manifest"),
@@ -169,12 +169,6 @@ def test_silent_manifest_leaves_the_limit_to_the_graph(bundle: Path) -> None:
     edit(model={"vocab_size": 61})(bundle)
     with gptexport_runtime.load(bundle, "cpu") as session:
         assert session.config.block_size == 16
-
-
-def test_engine_is_not_run_by_this_version(tmp_path: Path) -> None:
-    (tmp_path / "gpt2.engine").write_bytes(b"")
-    with pytest.raises(BackendUnavailableError, match="this version runs ONNX graphs only"):
-        gptexport_runtime.load(tmp_path / "gpt2.engine")
 
 
 def value(name: str, type: str, *shape: Any) -> SimpleNamespace:
