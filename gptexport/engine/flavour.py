@@ -18,7 +18,7 @@ from gptexport.errors import OptionError
 Backend = Literal["tensorrt", "tensorrt-rtx"]
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 INSTALL = {TENSORRT: "pip install gptexport[tensorrt]", TENSORRT_RTX: "pip install gptexport[rtx]"}
-OLDEST = {TENSORRT: (10, 13), TENSORRT_RTX: (1, 3)}  # since when attention is one layer
+OLDEST = {TENSORRT: (10, 15), TENSORRT_RTX: (1, 7)}  # the oldest whose API was held against the code
 
 
 @dataclass(frozen=True, kw_only=True)
