@@ -10,6 +10,7 @@ import click
 from gptexport_runtime.errors import BackendUnavailableError, GPTExportError
 
 from gptexport import __version__
+from gptexport.cli.bench import bench
 from gptexport.cli.doctor import doctor
 from gptexport.cli.inspect import inspect
 from gptexport.cli.onnx import onnx
@@ -44,7 +45,7 @@ def gptexport() -> None:
     """
 
 
-for command in (onnx, trt, parity, inspect, doctor):
+for command in (onnx, trt, parity, inspect, bench, doctor):
     gptexport.add_command(command)
 
 

@@ -5,23 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from gptexport_runtime.contract import GRAPH_FILES, GRAPH_LOGITS
 
+from gptexport.cli.options import Graphs
 from gptexport.cli.output import Output, output_options, size
 from gptexport.config import DType, Gelu, Target
-
-
-class Graphs(click.ParamType[list[str]]):
-    """`logits,score`: kinds of graphs, the logits always among them."""
-
-    name = "KIND,..."
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
-        kinds = [kind.strip() for kind in str(value).split(",")]
-        for kind in kinds:
-            if kind not in GRAPH_FILES:
-                self.fail(f"{kind!r} is not a graph; expected some of {', '.join(GRAPH_FILES)}.", param, ctx)
-        return list(dict.fromkeys([GRAPH_LOGITS, *kinds]))
 
 
 @click.command(short_help="Export a checkpoint to ONNX.")

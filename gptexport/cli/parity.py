@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
+from gptexport.cli.options import Shapes
 from gptexport.cli.output import Output, output_options
 from gptexport.cli.parity_text import hint_text, verdict_text
 
@@ -15,21 +17,6 @@ if TYPE_CHECKING:
     from gptexport.config import Gelu
 
 EXIT_PARITY_FAILED = 3
-
-
-class Shapes(click.ParamType[list[tuple[int, int]]]):
-    """`1x1,3x17`: a list of (B,T)."""
-
-    name = "BxT,..."
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[tuple[int, int]]:
-        shapes = []
-        for item in str(value).split(","):
-            B, _, T = item.strip().partition("x")
-            if not (B.isdecimal() and T.isdecimal() and int(B) and int(T)):
-                self.fail(f"{item!r} is not a shape; expected BxT with both at least 1, such as 1x1,3x17.", param, ctx)
-            shapes.append((int(B), int(T)))
-        return shapes
 
 
 class Gate(click.ParamType[tuple[str, str]]):
@@ -123,7 +110,7 @@ def parity(
             output.step(f"reading {checkpoint}")
             from gptexport.checkpoints import load_checkpoint
             from gptexport.parity import default_grid, diagnose, measure_parity, quick_grid, read_tokens
-            from gptexport.parity.record import record_verdict
+            from gptexport.parity.record import environment, record_verdict
 
             graph = open_artifact(artifact).logits
             manifest = session.manifest
@@ -145,8 +132,9 @@ def parity(
                 tokens=ids,
                 progress=output.step,
             )
+            measured = replace(measured, environment=environment(artifact, checkpoint, session, loaded.sha256))
             verdict = measured.judge(changed_gates(GATES[measured.gates], dict(gates)))
-            if not verdict:
+            if not (quick and verdict):
                 diagnosis = diagnose(session, loaded, graph, verdict, tokens=ids, blame=not quick, progress=output.step)
             if manifest is not None and not quick and not gates:
                 folder = artifact if artifact.is_dir() else artifact.parent

@@ -47,7 +47,7 @@ def verdict_text(verdict: Verdict, diagnosis: Diagnosis | None, *, real_text: bo
     else:
         parts.append("\n".join(["FAIL  not the same model:", *(f"  {reason}" for reason in verdict.reasons)]))
     if diagnosis is not None:
-        parts += _diagnosis(diagnosis)
+        parts += _diagnosis(diagnosis, passed=verdict.passed)
     return "\n\n".join(parts)
 
 
@@ -81,11 +81,13 @@ def _mean(of: Mean) -> str:
     return f"{of.mean:.2e} ± {of.se:.0e}"
 
 
-def _diagnosis(diagnosis: Diagnosis) -> list[str]:
+def _diagnosis(diagnosis: Diagnosis, *, passed: bool) -> list[str]:
     parts = []
     found = diagnosis.divergence
     if found is not None:
         lines = [f"WHERE  {found.sentence()}"]
+        if passed:
+            lines = [f"NOTE   within the gates, though one step alone is not: {found.sentence()}"]
         if found.claim and found.left is not None:
             lines.append(f"       with that in its place ×{found.left:.2g} of the noise is left")
         if found.also:

@@ -1,0 +1,34 @@
+"""Values that several commands take, and how they are written."""
+
+from __future__ import annotations
+
+import click
+from gptexport_runtime.contract import GRAPH_FILES, GRAPH_LOGITS
+
+
+class Shapes(click.ParamType[list[tuple[int, int]]]):
+    """`1x1,3x17`: a list of (B,T)."""
+
+    name = "BxT,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[tuple[int, int]]:
+        shapes = []
+        for item in str(value).split(","):
+            B, _, T = item.strip().partition("x")
+            if not (B.isdecimal() and T.isdecimal() and int(B) and int(T)):
+                self.fail(f"{item!r} is not a shape; expected BxT with both at least 1, such as 1x1,3x17.", param, ctx)
+            shapes.append((int(B), int(T)))
+        return shapes
+
+
+class Graphs(click.ParamType[list[str]]):
+    """`logits,score`: kinds of graphs, the logits always among them."""
+
+    name = "KIND,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        kinds = [kind.strip() for kind in str(value).split(",")]
+        for kind in kinds:
+            if kind not in GRAPH_FILES:
+                self.fail(f"{kind!r} is not a graph; expected some of {', '.join(GRAPH_FILES)}.", param, ctx)
+        return list(dict.fromkeys([GRAPH_LOGITS, *kinds]))
