@@ -1,6 +1,6 @@
 """Engine: an exported graph to TensorRT or TensorRT for RTX, with its identity beside it."""
 
-from gptexport.engine.engine import BuiltEngine, build_engine
+from gptexport.engine.engine import BuiltEngine, build_engine, record_parity
 from gptexport.engine.flavour import Backend, BuildOptions, Flavour, choose_targets, open_flavour
 from gptexport.engine.profiles import make_profiles, propose_profiles
 from gptexport.engine.source import Source, open_source
@@ -17,4 +17,5 @@ __all__ = [
     "open_flavour",
     "open_source",
     "propose_profiles",
+    "record_parity",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from gptexport_runtime.contract import AXIS_B, AXIS_T, INPUT_IDS, LOGITS, FileEntry
-from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo, Profile, TensorInfo, sidecar_path
+from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo, Profile, TensorInfo, read_engine_info, sidecar_path
 
 from gptexport.engine.build import Plan, Request, build_plan
 from gptexport.engine.flavour import BuildOptions, Flavour
@@ -17,7 +18,7 @@ from gptexport.engine.listen import Progress
 from gptexport.engine.prepare import Prepared, prepare_graph
 from gptexport.engine.source import Source
 from gptexport.errors import EngineError
-from gptexport.staging import commit_files, staged, write_file
+from gptexport.staging import commit_files, replace_file, staged, write_file
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,16 @@ def build_engine(
         write_file(stage / sidecar, info.to_json().encode())
         commit_files(stage, out, [sidecar, out.name])
     return BuiltEngine(out, info, plan.warnings)
+
+
+def record_parity(engine: Path, record: Mapping[str, Any]) -> None:
+    """Write a verdict into the engine's sidecar, whole or not at all. The engine itself is not touched.
+
+    Raises:
+        ArtifactError: the engine or its sidecar is missing or damaged, or they do not belong together.
+    """
+    info = replace(read_engine_info(engine), parity=dict(record))
+    replace_file(sidecar_path(engine), info.to_json().encode())
 
 
 def _describe(request: Request, entry: FileEntry, plan: Plan, prepared: Prepared) -> EngineInfo:

@@ -20,6 +20,7 @@ from gptexport_runtime.dlpack import CUDA, DeviceLogits, borrow_ids
 from gptexport_runtime.engine_file import ENGINE_SUFFIX
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError, SessionError
 from gptexport_runtime.ids import Batch, to_batch
+from gptexport_runtime.proof import require_proof
 from gptexport_runtime.score import Scores, logprobs_of
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -49,6 +50,7 @@ def load(
     threads: int | None = None,
     prepack: bool = True,
     verify: bool = False,
+    require_parity: bool = False,
 ) -> Session:
     """Open a bundle, a bare logits graph, or a TensorRT engine.
 
@@ -59,9 +61,11 @@ def load(
         prepack: keep the weights a second time in memory, laid out as the CPU's kernels read them. False: use them
             as they are in the file, mapped; half the memory, and slower.
         verify: check the weights' sha256 too, which reads all of them. Sizes and graphs are always checked.
+        require_parity: open only a bundle that `gptexport parity` passed, with these very graphs and weights; implies
+            `verify`.
 
     Raises:
-        ArtifactError: a file is missing, damaged, or not what was expected.
+        ArtifactError: a file is missing, damaged, or not what was expected; or there is no verdict as asked for.
         BackendUnavailableError: ONNX Runtime or TensorRT is missing or cannot run on the device; the message says why.
         InputError: `device` or `threads` is not one of the above.
     """
@@ -69,7 +73,9 @@ def load(
         raise InputError(f"device is {device!r}; expected one of {', '.join(get_args(Device))}.")
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise InputError(f"threads is {threads!r}; expected an integer of 1 or more, or None for every usable core.")
-    artifact = open_artifact(path, verify=verify)
+    artifact = open_artifact(path, verify=verify or require_parity)
+    if require_parity:
+        require_proof(artifact.logits, artifact.manifest)
     if artifact.logits.suffix == ENGINE_SUFFIX:
         engine = trt.open_engine(artifact.logits, device)
         return Session(engine, engine.info, None)
@@ -119,7 +125,8 @@ class Session:
         self.device = graph.device  # what really runs: "cpu" or "cuda"
         self.threads = graph.threads
         self.config = config
-        self.manifest = manifest  # None: a bare graph
+        self.manifest = manifest  # None: a bare graph, or an engine
+        self.engine = graph.engine_info if isinstance(graph, trt.TrtGraph) else None  # an engine's sidecar
         self._graphs: dict[str, Graph] | None = {GRAPH_LOGITS: graph}
         self._open = open_graph
         self._opening = threading.Lock()

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from gptexport_runtime.gpu import why_no_gpu
 
+from gptexport.engine import record_parity
+
 Command = Callable[..., Any]
 Export = Callable[..., Path]
 no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU here")
@@ -146,6 +148,17 @@ def test_inspect_reads_both_files_without_tensorrt(
     assert "--min 1x1 --opt 8x17 --max 8x17 --compute-capability 8.9" in ran.out
     data = json.loads(gptexport("inspect", engine, "--json").out)
     assert (data["kind"], data["flavour"], data["compute_capabilities"]) == ("engine", "tensorrt-rtx", ["8.9"])
+
+
+def test_verdict_of_parity_goes_into_the_sidecar(gptexport: Command, engine: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(engine, tmp_path))
+    shutil.copy(f"{engine}.json", tmp_path)
+    assert "parity      not checked: gptexport parity" in gptexport("inspect", copy).out
+    record_parity(copy, {"passed": True, "noise_ratio": 1.1})
+    assert "parity      passed" in gptexport("inspect", copy).out
+    record_parity(copy, {"passed": False})
+    assert "parity      FAILED" in gptexport("inspect", copy).out
+    assert copy.read_bytes() == engine.read_bytes()
 
 
 def test_inspect_refuses_a_corrupt_engine(gptexport: Command, engine: Path, tmp_path: Path) -> None:

@@ -264,6 +264,8 @@ def test_session_says_what_it_is(fake: Fake) -> None:
     with fake.open() as gpt:
         assert (gpt.backend, gpt.device, gpt.threads) == ("tensorrt-rtx", "cuda", 1)
         assert (gpt.config.vocab_size, gpt.config.block_size) == (VOCAB, 32)
+        assert gpt.engine is not None
+        assert (gpt.engine.dtype, gpt.manifest) == ("float32", None)
 
 
 def test_same_shape_again_and_again(fake: Fake) -> None:

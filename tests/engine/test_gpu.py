@@ -1,0 +1,102 @@
+"""On a GPU: engines built for it compute what ONNX Runtime computes, from several threads and from captured graphs.
+
+Not run where there is none: `pytest -m gpu tests/engine`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gptexport_runtime
+import numpy as np
+import pytest
+from gptexport_runtime import Session
+from gptexport_runtime.gpu import why_no_gpu
+
+from gptexport.engine import build_engine, choose_targets, make_profiles, open_flavour, open_source
+from gptexport.errors import OptionError
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(why_no_gpu() is not None, reason=str(why_no_gpu())),
+]
+Export = Callable[..., Path]
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}  # relative RMS; parity is the exact verdict
+SHAPES = [(1, 1), (3, 7), (8, 17), (2, 17), (1, 16)]
+
+
+@pytest.fixture(scope="module", params=["float32", "float16", "bfloat16"])
+def opened(
+    request: pytest.FixtureRequest, export: Export, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Session, Session, float]]:
+    """An engine's session, the float32 bundle's on the CPU, and how far apart they may be."""
+    flavour, source = open_flavour(None), open_source(export(request.param))
+    out = tmp_path_factory.mktemp("gpu") / "gpt.engine"
+    profiles = make_profiles([], [], [(2, 8), (8, 17)], block_size=17)
+    try:
+        targets = choose_targets(flavour, [])
+    except OptionError as error:
+        pytest.skip(str(error))  # TensorRT for RTX has no target for this GPU
+    build_engine(flavour, source, out, profiles=profiles, targets=targets)
+    with gptexport_runtime.load(out) as engine, gptexport_runtime.load(export("float32"), "cpu") as reference:
+        yield engine, reference, TOLERANCE[request.param]
+
+
+def ids_of(shape: tuple[int, int], seed: int) -> Any:
+    return np.random.default_rng(seed).integers(0, 97, shape)
+
+
+def check(actual: Any, expected: Any, tolerance: float) -> None:
+    difference = np.sqrt(np.mean(np.square(actual - expected))) / np.sqrt(np.mean(np.square(expected)))
+    assert difference <= tolerance
+
+
+def test_every_shape_again_and_again(opened: tuple[Session, Session, float]) -> None:
+    """Each shape runs in the roaming context, in one of its own, and from a captured graph, all shapes in turn."""
+    engine, reference, tolerance = opened
+    for seed in range(5):
+        for shape in SHAPES:
+            ids = ids_of(shape, seed)
+            check(engine.logits(ids), reference.logits(ids), tolerance)
+
+
+def test_threads(opened: tuple[Session, Session, float]) -> None:
+    engine, reference, tolerance = opened
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for step in range(20):
+                ids = ids_of(SHAPES[(seed + step) % len(SHAPES)], seed * 100 + step)
+                check(engine.logits(ids), reference.logits(ids), tolerance)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_torch_tensors_without_a_copy(opened: tuple[Session, Session, float]) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch has no CUDA")
+    engine, reference, tolerance = opened
+    for seed in range(3):
+        ids = ids_of((3, 7), seed)
+        logits = torch.from_dlpack(engine.logits_on_device(torch.from_numpy(ids).cuda()))
+        assert logits.is_cuda
+        check(logits.cpu().numpy(), reference.logits(ids), tolerance)
+
+
+def test_scores_and_last_logits(opened: tuple[Session, Session, float]) -> None:
+    engine, reference, tolerance = opened
+    rows = [[1, 2, 3, 4], [5], [6, 7]]
+    check(engine.last_logits(rows), reference.last_logits(rows), tolerance)
+    np.testing.assert_allclose(engine.score(rows).nll, reference.score(rows).nll, rtol=tolerance, atol=tolerance)
