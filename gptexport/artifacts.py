@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from gptexport_runtime.bundle import check_file, read_manifest
 from gptexport_runtime.contract import META_BLOCK_SIZE, META_VOCAB_SIZE, FileEntry, Manifest
 from gptexport_runtime.errors import ArtifactError
+from gptexport_runtime.proof import why_stale
 
 Axes = dict[str, list[str | int]]
 
@@ -93,6 +94,8 @@ def inspect_bundle(folder: Path, *, verify: bool) -> BundleInfo:
             graphs[kind] = inspect_graph(folder / entry.file)
     if manifest.weights and (problem := _problem(folder, manifest.weights, check_hash=verify)):
         problems.append(problem)
+    if stale := why_stale(manifest):
+        problems.append(stale)
     return BundleInfo(
         manifest=manifest,
         graphs=graphs,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from gptexport_runtime.contract import MANIFEST_FILE
 from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo, TensorInfo, read_engine_info
+from gptexport_runtime.proof import why_stale
 
 from gptexport.cli.engine_text import engine_text
 from gptexport.cli.output import Output, facts, output_options, size
@@ -80,8 +81,8 @@ def _bundle_text(bundle: BundleInfo) -> str:
     if parity is not None:
         ratio = f", noise ratio {parity['noise_ratio']:.2f}" if isinstance(parity.get("noise_ratio"), float) else ""
         verdict = ("passed" if parity.get("passed") else "FAILED") + ratio
-        if parity.get("graphs_sha256") != {kind: entry.sha256 for kind, entry in manifest.graphs.items()}:
-            verdict += ", but on other graphs than these"
+        if why_stale(manifest):
+            verdict += ", but not of these graphs and weights"
     rows: list[tuple[str, object]] = [
         ("bundle", f"{manifest.target}, {manifest.dtype}, opset {manifest.opset}, {size(bundle.bytes)}"),
         ("model", _config_line(manifest.model)),

@@ -104,7 +104,6 @@ def parity(
         raise click.UsageError("Missing option '--against': the checkpoint that ARTIFACT was exported from.")
     else:
         from gptexport_runtime import load
-        from gptexport_runtime.bundle import open_artifact
 
         with load(artifact, device=device, verify=True) as session:
             output.step(f"reading {checkpoint}")
@@ -112,7 +111,7 @@ def parity(
             from gptexport.parity import default_grid, diagnose, measure_parity, quick_grid, read_tokens
             from gptexport.parity.record import environment, record_verdict
 
-            graph = open_artifact(artifact).logits
+            graph = _graph_of(artifact)
             manifest = session.manifest
             exported = manifest.source.get("options", {}) if manifest else {}
             loaded = load_checkpoint(
@@ -134,7 +133,7 @@ def parity(
             )
             measured = replace(measured, environment=environment(artifact, checkpoint, session, loaded.sha256))
             verdict = measured.judge(changed_gates(GATES[measured.gates], dict(gates)))
-            if not (quick and verdict):
+            if graph is not None and not (quick and verdict):
                 diagnosis = diagnose(session, loaded, graph, verdict, tokens=ids, blame=not quick, progress=output.step)
             if manifest is not None and not quick and not gates:
                 folder = artifact if artifact.is_dir() else artifact.parent
@@ -152,6 +151,14 @@ def parity(
     )
     if not verdict:
         ctx.exit(EXIT_PARITY_FAILED)
+
+
+def _graph_of(artifact: Path) -> Path | None:
+    """The .onnx that a session of the artifact runs; None of an engine, whose steps nobody can look into."""
+    from gptexport_runtime.bundle import GRAPH_SUFFIX, open_artifact
+
+    logits = open_artifact(artifact).logits
+    return logits if logits.suffix == GRAPH_SUFFIX else None
 
 
 def _check_shapes(shapes: list[tuple[int, int]] | None, loaded: Checkpoint) -> None:

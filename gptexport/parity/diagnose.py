@@ -1,4 +1,4 @@
-"""What to say of a failed verdict: the first wrong step, what it looks like, and whom to blame."""
+"""What to say besides a verdict: the first wrong step, what it looks like, and whom to blame."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from gptexport_runtime import Session
 
 from gptexport.checkpoints import Checkpoint
 from gptexport.parity.blame import Blame, find_blame
+from gptexport.parity.divergence import PlaceError
 from gptexport.parity.locate import Divergence, choose_shape, find_divergence
-from gptexport.parity.tokens import Ids, TokenSource
+from gptexport.parity.tables import worst_rows
+from gptexport.parity.tokens import Ids, Shape, TokenSource
 from gptexport.parity.verdict import Verdict, jsonable
 
 TRIES = 3  # batches of ids, until one shows the fault
@@ -20,20 +22,19 @@ TRIES = 3  # batches of ids, until one shows the fault
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """Each is None where it could not be found, or was not looked for."""
+    """`steps` is empty and the others None where that could not be found, or was not looked for."""
 
-    divergence: Divergence | None
-    blame: Blame | None
+    steps: tuple[PlaceError, ...] = ()
+    divergence: Divergence | None = None
+    blame: Blame | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For --json: without the steps that are right."""
-        data: dict[str, Any] = {"divergence": None, "blame": None}
+        """For --json: without the steps, which are many."""
+        found = None
         if self.divergence is not None:
-            data["divergence"] = {**asdict(self.divergence), "sentence": self.divergence.sentence()}
-            del data["divergence"]["places"]
-        if self.blame is not None:
-            data["blame"] = asdict(self.blame)
-        return jsonable(data)  # type: ignore[no-any-return]
+            found = {**asdict(self.divergence), "sentence": self.divergence.sentence()}
+        blame = asdict(self.blame) if self.blame is not None else None
+        return jsonable({"divergence": found, "blame": blame})  # type: ignore[no-any-return]
 
 
 def diagnose(
@@ -46,28 +47,40 @@ def diagnose(
     blame: bool = True,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> Diagnosis:
-    """Look into a verdict that failed at some shape.
+    """Judge each step of the graph alone: where a failure comes from, and what a pass may hide.
 
     Args:
         graph: the .onnx that the session runs.
-        blame: run the other stages too, which exports the checkpoint afresh.
+        blame: on a failure run the other stages too, which exports the checkpoint afresh.
     """
-    failed = [row.shape for row in verdict.shapes if not row.passed]
-    if verdict.gates.statistical:  # no shape fails alone, and quantized steps all differ by design
-        failed = [row.shape for row in verdict.shapes]
-    if not failed:
-        return Diagnosis(divergence=None, blame=None)
-    source = TokenSource(checkpoint.vocab_size, tokens)
-    shape = choose_shape(failed)
+    if not verdict.shapes:
+        return Diagnosis()
+    shape = _shape(verdict)
+    ids = TokenSource(checkpoint.vocab_size, tokens).batch(shape, 0)
+    steps: tuple[PlaceError, ...] = ()
     divergence = None
-    if not verdict.gates.statistical:
+    if not verdict.gates.statistical:  # quantized steps differ by design
+        rows = worst_rows(checkpoint.model, graph)
         for seed in range(TRIES):
-            ids = source.batch(shape, seed)
-            divergence = find_divergence(
-                checkpoint.model, graph, ids, dtype=verdict.dtype, device=session.device, progress=progress
+            batch = TokenSource(checkpoint.vocab_size, tokens).batch(shape, seed)
+            for row in rows.values():
+                if row.rows == checkpoint.vocab_size:  # a token that the grid may never have used
+                    batch.flat[0] = row.worst
+            steps, divergence = find_divergence(
+                checkpoint.model, graph, batch, dtype=verdict.dtype, device=session.device, progress=progress
             )
-            if divergence is not None:
+            if divergence is not None or verdict.passed:
                 break
-    ids = source.batch(shape, 0)
-    found = find_blame(session, checkpoint, graph, ids, dtype=verdict.dtype, progress=progress) if blame else None
-    return Diagnosis(divergence=divergence, blame=found)
+    if verdict.passed or not blame:
+        return Diagnosis(steps=steps, divergence=divergence)
+    found = find_blame(session, checkpoint, graph, ids, dtype=verdict.dtype, progress=progress)
+    return Diagnosis(steps=steps, divergence=divergence, blame=found)
+
+
+def _shape(verdict: Verdict) -> Shape:
+    """Of those that failed; else of those that passed, the longest where something that must not change did."""
+    failed = [row.shape for row in verdict.shapes if not row.passed]
+    grid = [row.shape for row in verdict.shapes]
+    if failed or verdict.passed:
+        return choose_shape(failed or grid)
+    return max(grid, key=lambda shape: (shape[1], -shape[0]))

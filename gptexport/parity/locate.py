@@ -34,7 +34,6 @@ class Divergence:
     symptom: str | None  # where in the tensor it is wrong
     also: tuple[str, ...]  # the other steps that are wrong on their own inputs
     shape: Shape  # of the ids that showed it
-    places: tuple[PlaceError, ...]  # every step, for the report
 
     def sentence(self) -> str:
         """`h.7.mlp.gelu (Gelu): error ×250 its noise; looks like GELU tanh for erf`."""
@@ -59,10 +58,10 @@ def find_divergence(
     device: str = "cpu",
     optimize: bool = True,
     progress: Callable[[str], None] = lambda _step: None,
-) -> Divergence | None:
+) -> tuple[tuple[PlaceError, ...], Divergence | None]:
     """Judge every step of the graph alone, and try the usual suspects on the first that is wrong.
 
-    Returns: None where every step is right, or none can be found in the graph.
+    Returns: every step that could be found in the graph, and None where all of them are right.
     """
     eager = eager_in(model, dtype)
     plan = line_up(model, graph, ids)
@@ -79,18 +78,17 @@ def find_divergence(
         if not wrong:
             wrong = [(walked, place, error) for place, error in pairs if not error.right]
     if not wrong:
-        return None
+        return tuple(all_errors), None
     walked, place, error = wrong[0]
     progress(f"{error.name} is the first that is wrong: trying the usual suspects")
     explanation = explain(walked, place, error, _stored(graph, model, place))
-    return Divergence(
+    return tuple(all_errors), Divergence(
         place=error,
         claim=explanation.claim,
         left=explanation.left,
         symptom=explanation.symptom,
         also=tuple(e.name for e in all_errors if not e.right and e is not error),
         shape=(ids.shape[0], ids.shape[1]),
-        places=tuple(all_errors),
     )
 
 

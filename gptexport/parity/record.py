@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from gptexport_runtime import Session
 from gptexport_runtime.contract import MANIFEST_FILE, Manifest
 
 from gptexport.parity.verdict import Verdict
@@ -26,3 +28,22 @@ def record_verdict(bundle: Path, manifest: Manifest, verdict: Verdict, checkpoin
         "versions": {name: version(name) for name in ("gptexport", "gptexport-runtime", "torch")},
     }
     replace_file(bundle / MANIFEST_FILE, replace(manifest, parity=record).to_json().encode())
+
+
+def environment(artifact: Path, checkpoint: str, session: Session, checkpoint_sha256: str) -> dict[str, Any]:
+    """What the measurements are of and what they ran on, for the report."""
+    manifest = session.manifest
+    found: dict[str, Any] = {"artifact": artifact.name, "checkpoint": Path(checkpoint).name}
+    if manifest is not None:
+        found |= {"target": manifest.target, "opset": manifest.opset, "dtype": manifest.dtype}
+        found |= {f"{kind} graph sha256": entry.sha256 for kind, entry in manifest.graphs.items()}
+        found["weights sha256"] = manifest.weights.sha256 if manifest.weights else "in the graphs"
+    found |= {"checkpoint sha256": checkpoint_sha256, "backend": f"{session.backend} on {session.device}"}
+    found |= {"threads": session.threads, "machine": f"{platform.system()} {platform.machine()}"}
+    found["python"] = platform.python_version()
+    for name in ("gptexport", "gptexport-runtime", "torch", "onnx", "onnxruntime", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # onnxruntime-gpu goes by another name
+            continue
+    return found

@@ -1,0 +1,213 @@
+"""One HTML file that says it all: the verdict first, then what it rests on. Opens offline, prints, reads aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from gptexport.parity.diagnose import Diagnosis
+from gptexport.parity.measured import Measured
+from gptexport.parity.metrics import Positions, ShapeStats
+from gptexport.parity.report_charts import errors_section, shapes_chart, steps_section
+from gptexport.parity.report_style import STYLE
+from gptexport.parity.tokenizers import Tokenizer
+from gptexport.parity.verdict import Verdict
+from gptexport.staging import write_file
+
+WORST = 12
+CONTEXT = 8
+
+
+def write_report(
+    path: Path, measured: Measured, verdict: Verdict, diagnosis: Diagnosis | None, tokenizer: Tokenizer | None
+) -> None:
+    """Write the report; an older one there is replaced."""
+    title = f"{'PASS' if verdict else 'FAIL'}: {measured.environment.get('artifact', 'parity')}"
+    sections = [
+        _verdict(verdict, measured),
+        _diagnosis(diagnosis),
+        _shapes(verdict),
+        _must_not_change(verdict),
+        errors_section(measured),
+        steps_section(diagnosis.steps if diagnosis else ()),
+        _statistics(verdict, real_text=measured.real_text),
+        _worst(measured, tokenizer),
+        _environment(measured),
+        _words(),
+    ]
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
+    )
+    temporary = path.with_name(f".{path.name}.tmp")
+    write_file(temporary, page.encode())
+    temporary.replace(path)
+
+
+def _verdict(verdict: Verdict, measured: Measured) -> str:
+    artifact, checkpoint = (escape(str(measured.environment.get(k, "?"))) for k in ("artifact", "checkpoint"))
+    if verdict.passed and verdict.noise_ratio is not None and not verdict.gates.statistical:
+        told = f"It is the same model: its error is at worst {verdict.noise_ratio:.2f} × eager PyTorch's own rounding."
+    else:
+        told = "It is within the gates of quantized weights." if verdict.passed else "It is not the same model."
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in verdict.reasons)
+    state = "pass" if verdict else "fail"
+    return (
+        f'<header class="{state}"><p class="state">{state.upper()}</p><h1>{artifact}</h1>'
+        f"<p>against {checkpoint}, in {escape(measured.dtype)}. {told}</p>"
+        + (f"<ul>{reasons}</ul>" if reasons else "")
+        + "</header>"
+    )
+
+
+def _diagnosis(diagnosis: Diagnosis | None) -> str:
+    parts = []
+    found = diagnosis.divergence if diagnosis else None
+    if found is not None:
+        parts.append(f"<h2>Where it is wrong</h2><p><strong>{escape(found.sentence())}</strong></p>")
+        if found.claim and found.left is not None:
+            parts.append(
+                "<p>The claim was tried: with that in place of the right computation, "
+                f"{found.left:.2g} × the noise is all that is left of the error.</p>"
+            )
+        if found.also:
+            parts.append(f"<p>Also wrong on their own inputs: {escape(', '.join(found.also))}.</p>")
+    blame = diagnosis.blame if diagnosis else None
+    if blame is not None:
+        rows = []
+        for stage in blame.stages:
+            mark = {True: "right", False: "wrong", None: "not run"}[stage.right]
+            amount = f"{stage.noise_ratio:.3g}" if stage.noise_ratio is not None else stage.why
+            rows.append([stage.name, mark, amount])
+        parts.append(f"<h2>Whom to blame</h2><p>{escape(blame.sentence)}.</p>")
+        parts.append(_table(["step", "", "× the noise"], rows))
+    return f"<section>{''.join(parts)}</section>" if parts else ""
+
+
+def _shapes(verdict: Verdict) -> str:
+    if not verdict.shapes:
+        return ""
+    rows = [
+        [
+            "{} × {}".format(*row.shape),
+            "ok" if row.passed else "FAIL",
+            f"{row.noise_ratio:.2f}",
+            f"{row.max_ratio:.2f}",
+            f"{row.relative_rms:.1e}",
+            f"{row.eager_relative_rms:.1e}",
+            f"{row.kl_mean:.0e}",
+            f"{100 * row.top1_agreement:.2f} %",
+            f"{row.flips} ({row.flips_outside_ties})",
+        ]
+        for row in verdict.shapes
+    ]
+    header = ["B × T", "", "noise ratio", "max ratio", "rel. RMS", "eager's", "mean KL", "top-1", "flips (real)"]
+    return f"<section><h2>Every shape of the grid</h2>{_table(header, rows)}{shapes_chart(verdict)}</section>"
+
+
+def _must_not_change(verdict: Verdict) -> str:
+    rows = [
+        [i.name, "ok" if i.passed else "FAIL", f"{i.max_change:.1e}", f"{i.allowed:.1e}"] for i in verdict.invariances
+    ]
+    table = _table(["", "", "changed by", "rounding explains"], rows)
+    return f"<section><h2>What must not change</h2>{table}</section>" if rows else ""
+
+
+def _statistics(verdict: Verdict, *, real_text: bool) -> str:
+    summary = verdict.summary
+    if summary is None:
+        return ""
+    rows = [["mean", f"{summary.kl.mean:.2e} ± {summary.kl.se:.0e}"], ["maximum", f"{summary.kl_max:.2e}"]]
+    rows += [["median" if p == "50" else f"{p} %", f"{value:.2e}"] for p, value in summary.kl_percentiles.items()]
+    other = [
+        ["top-1 agreement", f"{summary.top1.mean:.4%} ± {summary.top1.se:.1e}"],
+        ["top-5 agreement", f"{summary.top5.mean:.4%} ± {summary.top5.se:.1e}"],
+        ["flips in ties, real", f"{summary.flips_in_ties}, {summary.flips_outside_ties}"],
+    ]
+    if summary.dp_rms is not None:
+        other.append(["RMS Δp of the token that came", f"{summary.dp_rms.mean:.2e} ± {summary.dp_rms.se:.0e}"])
+        other += [
+            ["median Δp" if p == "50" else f"Δp {p} %", f"{value:+.1e}"] for p, value in summary.dp_percentiles.items()
+        ]
+    if real_text and summary.perplexity and summary.actual_perplexity and summary.perplexity_ratio:
+        ratio = summary.perplexity_ratio
+        other.append(["perplexity of the checkpoint", f"{summary.perplexity.mean:.5g} ± {summary.perplexity.se:.2g}"])
+        other.append(["of the artifact", f"{summary.actual_perplexity.mean:.5g}"])
+        other.append(["ratio", f"{ratio.mean:.7f} ± {ratio.se:.0e}"])
+    parts = [f"<h2>Over all {summary.positions} positions</h2><div class=charts>"]
+    parts += [_table(["KL divergence, nats", ""], rows), _table(["predictions", ""], other), "</div>"]
+    for name, groups in (("position", summary.by_position), ("row of the widest batch", summary.by_row)):
+        if groups:
+            cells = [[g.name, str(g.positions), f"{g.noise_ratio:.2f}", f"{g.kl_mean:.1e}"] for g in groups]
+            table = _table([name, "positions", "noise ratio", "mean KL"], cells)
+            parts.append(f"<details><summary>By {name}</summary>{table}</details>")
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _worst(measured: Measured, tokenizer: Tokenizer | None) -> str:
+    """The positions where the artifact's distribution is farthest from the checkpoint's, with what came before."""
+    found: list[tuple[float, ShapeStats, int]] = []
+    for stats in measured.stats:
+        if stats.each is not None and stats.actual.finite:
+            found += [(float(stats.each.kl[k]), stats, int(k)) for k in np.argsort(-stats.each.kl)[:WORST]]
+    rows = []
+    for kl, stats, k in sorted(found, key=lambda item: -item[0])[:WORST]:
+        each = stats.each
+        assert each is not None
+        context = each.id[max(k - int(each.t[k]), k - CONTEXT + 1) : k + 1]
+        rows.append(
+            [
+                "{}×{}, t = {}".format(*stats.shape, each.t[k]),
+                _tokens(context, tokenizer),
+                _tokens([each.expected_top[k]], tokenizer),
+                _tokens([each.actual_top[k]], tokenizer) if each.actual_top[k] != each.expected_top[k] else "the same",
+                f"{kl:.1e}",
+                _ratio(each, k),
+            ]
+        )
+    header = ["where", "what came before", "checkpoint says", "artifact says", "KL", "error / eager's"]
+    return f"<section><h2>The worst tokens</h2>{_table(header, rows)}</section>" if rows else ""
+
+
+def _ratio(each: Positions, k: int) -> str:
+    return f"{each.error[k] / each.eager_error[k]:.2f}" if each.eager_error[k] else "–"
+
+
+def _tokens(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer | None) -> str:
+    if tokenizer is None:
+        return " ".join(str(int(i)) for i in ids)
+    return "".join(tokenizer.decode(int(i)) for i in ids).replace("\n", "⏎").replace(" ", "␣")
+
+
+def _environment(measured: Measured) -> str:
+    rows = [[str(name), str(value)] for name, value in measured.environment.items()]
+    table = f'<div class="hashes">{_table(["", ""], rows)}</div>'
+    return f"<section><h2>Environment and hashes</h2>{table}</section>" if rows else ""
+
+
+def _words() -> str:
+    words = {
+        "noise": "the error of eager PyTorch in the artifact's dtype against the same model in float64",
+        "noise ratio": "RMS error of the artifact over that of eager, both against float64",
+        "max ratio": "the same of the largest errors",
+        "flip": "a position whose most probable token is another; real where no rounding explains it",
+        "KL": "divergence of the artifact's distribution of the next token from the checkpoint's, in nats",
+        "Δp": "change of the probability of the token that came",
+    }
+    items = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in words.items())
+    return f"<section><h2>Words</h2><dl>{items}</dl></section>"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def row(cells: Sequence[str]) -> str:
+        first, *others = (escape(cell) for cell in cells)
+        bad = ' class="bad"' if any(cell.startswith(("FAIL", "wrong")) for cell in cells) else ""
+        return f'<tr{bad}><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in others) + "</tr>"
+
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+    body = "".join(row(cells) for cells in rows)
+    return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
