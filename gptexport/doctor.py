@@ -9,7 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from gptexport_runtime.errors import BackendUnavailableError
+from gptexport_runtime.gpu import find_gpu, why_no_gpu
 from gptexport_runtime.ort import probe_providers
+
+from gptexport.engine.flavour import MODULES, Flavour, import_library
 
 PACKAGES = (
     "gptexport",
@@ -37,6 +41,17 @@ class Provider:
 
 
 @dataclass(frozen=True)
+class EngineLibrary:
+    """TensorRT, or TensorRT for RTX: what it could do here."""
+
+    name: str
+    version: str | None  # None: not installed
+    builds: str  # which engines
+    runs: bool
+    reason: str | None  # why it does not run them
+
+
+@dataclass(frozen=True)
 class Health:
     """What `gptexport doctor` found. `problems` are things to mend, each with the command that mends it."""
 
@@ -46,6 +61,7 @@ class Health:
     instructions: list[str]
     versions: dict[str, str | None]
     providers: list[Provider]
+    engines: list[EngineLibrary]
     problems: list[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,8 +81,24 @@ def examine() -> Health:
         instructions=_instructions(),
         versions={name: _version(name) for name in PACKAGES},
         providers=[Provider(p.device, p.loads, p.reason) for p in probe.providers],
+        engines=[_engine_library(name) for name in MODULES],
         problems=problems,
     )
+
+
+def _engine_library(name: str) -> EngineLibrary:
+    """Only imported: without a GPU any call into its runtime would end the process."""
+    try:
+        library = import_library(name)
+    except BackendUnavailableError as error:
+        return EngineLibrary(name, None, "none", False, str(error))
+    reason = why_no_gpu()
+    flavour = Flavour(name, library, str(library.__version__), None if reason else find_gpu())
+    here = [flavour.gpu.compute_capability] if flavour.gpu else []
+    builds = ", ".join(flavour.targets or here) or "none"
+    if flavour.targets and here and here[0] not in flavour.targets:
+        reason = f"it has no target {here[0]}, which this GPU is."
+    return EngineLibrary(name, flavour.version, builds, reason is None, reason)
 
 
 def _version(package: str) -> str | None:

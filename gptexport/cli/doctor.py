@@ -28,5 +28,9 @@ def doctor(output: Output) -> None:
     providers = table(
         [(p.name, "yes" if p.loads else "no", p.reason or "") for p in health.providers], ("device", "runs", "why not")
     )
+    engines = table(
+        [(e.name, e.version or "–", e.builds, "yes" if e.runs else "no", e.reason or "") for e in health.engines],
+        ("engines", "version", "builds for", "runs", "why not"),
+    )
     problems = "\n".join(f"problem: {problem}" for problem in health.problems) or "no problems found"
-    output.result({"ok": True, **health.to_dict()}, "\n\n".join([machine, versions, providers, problems]))
+    output.result({"ok": True, **health.to_dict()}, "\n\n".join([machine, versions, providers, engines, problems]))

@@ -171,3 +171,16 @@ def test_inspect_refuses_a_corrupt_engine(gptexport: Command, engine: Path, tmp_
     assert ran.code == 1
     assert "It is damaged, or this is another engine's sidecar" in ran.err
     assert "build it again: gptexport trt BUNDLE -o gpt.engine --backend tensorrt-rtx" in ran.err
+
+
+def test_doctor_says_what_builds_here(gptexport: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def engines() -> dict[str, Any]:
+        return {row["name"]: row for row in json.loads(gptexport("doctor", "--json").out)["engines"]}
+
+    row = engines()["tensorrt-rtx"]
+    assert "8.9, 12.0" in row["builds"]
+    assert row["runs"] is (why_no_gpu() is None and row["reason"] is None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    row = engines()["tensorrt-rtx"]
+    assert (row["version"], row["builds"], row["runs"]) == (None, "none", False)
+    assert "pip install gptexport[rtx]" in row["reason"]
