@@ -288,6 +288,30 @@ def test_shapes_in_turn_keep_their_graphs_apart(fake: Fake) -> None:
         assert fake.cuda.graphs == 5
 
 
+def test_graph_does_not_outlive_the_memory_it_was_captured_with(fake: Fake) -> None:
+    """A larger shape moves the buffers; the small one's graph has their old addresses."""
+    with fake.open() as gpt:
+        for shape in ((2, 5), (2, 5), (2, 5), (4, 32), (2, 5), (2, 5), (2, 5)):
+            ids = ids_of(*shape)
+            assert_array_equal(gpt.logits(ids), logits_of(ids))
+        assert (fake.cuda.graphs, fake.cuda.launches) == (1, 3)
+
+
+def test_shape_that_is_used_keeps_its_graph(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trt, "CAPTURED_SHAPES", 2)
+    with fake.open() as gpt:
+        gpt.logits(ids_of(1, 8))  # the largest first: nothing moves later
+        for T in (1, 2):
+            for _ in range(3):
+                gpt.logits(ids_of(1, T))
+        gpt.logits(ids_of(1, 1))  # so that 2 is the one used longest ago
+        for _ in range(2):
+            gpt.logits(ids_of(1, 3))
+        launches = fake.cuda.launches
+        gpt.logits(ids_of(1, 1))
+        assert fake.cuda.launches == launches + 1
+
+
 def test_graphs_are_bounded(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trt, "CAPTURED_SHAPES", 3)
     with fake.open() as gpt:
