@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 Gelu = Literal["tanh", "erf"]
 DType = Literal["float32", "float16", "bfloat16"]
 Target = Literal["portable", "cpu"]
+Quantize = Literal["int8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,7 +84,10 @@ def _bundle_text(bundle: BundleInfo) -> str:
         if why_stale(manifest):
             verdict += ", but not of these graphs and weights"
     rows: list[tuple[str, object]] = [
-        ("bundle", f"{manifest.target}, {manifest.dtype}, opset {manifest.opset}, {size(bundle.bytes)}"),
+        (
+            "bundle",
+            f"{manifest.target}, {manifest.quantize or manifest.dtype}, opset {manifest.opset}, {size(bundle.bytes)}",
+        ),
         ("model", _config_line(manifest.model)),
         ("parameters", f"{manifest.parameters:,}"),
         ("source", f"{manifest.source.get('format')}, sha256 {str(manifest.source.get('sha256'))[:16]}…"),

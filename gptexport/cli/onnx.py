@@ -8,7 +8,7 @@ import click
 
 from gptexport.cli.options import Graphs
 from gptexport.cli.output import Output, output_options, size
-from gptexport.config import DType, Gelu, Target
+from gptexport.config import DType, Gelu, Quantize, Target
 
 
 @click.command(short_help="Export a checkpoint to ONNX.")
@@ -24,6 +24,7 @@ from gptexport.config import DType, Gelu, Target
     show_default=True,
     help="cpu: fused for ONNX Runtime's CPU provider.",
 )
+@click.option("--quantize", type=click.Choice(["int8"]), help="8-bit weights and activations; with --target cpu.")
 @click.option("--graphs", type=Graphs(), help="Some of logits,last,score.  [default: all that the model allows]")
 @click.option(
     "--gelu", type=click.Choice(["tanh", "erf"]), help="What the training code used, where the checkpoint does not say."
@@ -43,6 +44,7 @@ def onnx(
     out: Path,
     dtype: DType,
     target: Target,
+    quantize: Quantize | None,
     graphs: list[str] | None,
     gelu: Gelu | None,
     vocab_size: int | None,
@@ -60,6 +62,7 @@ def onnx(
       gptexport onnx my_model.py:make_gpt -o gpt2/         your own nn.Module
       gptexport onnx out/ckpt.pt -o gpt2.onnx              the graph alone, for other tools
       gptexport onnx out/ckpt.pt -o gpt2/ --vocab-size 50257   without the padded tokens
+      gptexport onnx out/ckpt.pt -o gpt2/ --target cpu --quantize int8   a quarter of the size, for CPUs
 
     \b
     A bundle is a folder: gptexport.json, logits.onnx (input_ids (B,T) -> logits (B,T,V)),
@@ -82,7 +85,15 @@ def onnx(
     kept = [loaded]
     del loaded
     done = export_onnx(
-        kept.pop(), out, dtype=dtype, target=target, graphs=graphs, opset=opset, force=force, progress=output.step
+        kept.pop(),
+        out,
+        dtype=dtype,
+        target=target,
+        quantize=quantize,
+        graphs=graphs,
+        opset=opset,
+        force=force,
+        progress=output.step,
     )
 
     audit = ", ".join(f"{row['achieved']} of {row['expected']} {op}" for op, row in done.manifest.audit.items())

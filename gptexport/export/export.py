@@ -14,16 +14,18 @@ import torch
 from gptexport_runtime.contract import GRAPH_FILES, GRAPH_LOGITS, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 
 from gptexport.checkpoints import Checkpoint
-from gptexport.config import DType, Target
+from gptexport.config import DType, Quantize, Target
 from gptexport.dtypes import TORCH_DTYPES
 from gptexport.errors import ExportError
 from gptexport.export.check import check_audit, check_graph, compare_counts
 from gptexport.export.cpu import fuse_for_cpu
 from gptexport.export.heads import derive_graphs
+from gptexport.export.int8 import calibration_ids, quantize_weights, smooth
 from gptexport.export.portable import make_portable
 from gptexport.export.run import run_samples, take_samples
 from gptexport.export.trace import DEFAULT_OPSET, trace_logits
 from gptexport.export.write import write_graphs
+from gptexport.models.gpt2 import GPT
 from gptexport.staging import commit_files, commit_folder, data_file, staged, write_file
 
 INLINE_BYTES = 100 << 20  # a lone .onnx keeps weights up to this inside; protobuf itself ends at 2 GiB
@@ -45,6 +47,7 @@ def export_onnx(
     *,
     dtype: DType = "float32",
     target: Target = "portable",
+    quantize: Quantize | None = None,
     graphs: Sequence[str] | None = None,
     opset: int = DEFAULT_OPSET,
     force: bool = False,
@@ -57,6 +60,7 @@ def export_onnx(
 
     Args:
         target: "portable" runs anywhere; "cpu" is rewritten for ONNX Runtime's CPU provider, in float32.
+        quantize: "int8" needs target "cpu".
         graphs: kinds of GRAPH_FILES to write into the bundle. None: all, less those that the forward does not allow.
 
     Raises:
@@ -66,17 +70,25 @@ def export_onnx(
     lone = out.suffix == ".onnx"
     if target == "cpu" and dtype != "float32":
         raise ExportError(f"--target cpu with --dtype {dtype}: ONNX Runtime's fused CPU kernels are float32 only.")
+    if quantize is not None and target != "cpu":
+        raise ExportError(
+            f"--quantize {quantize} with --target {target}: its kernels are the CPU's. Pass --target cpu."
+        )
     with staged(out, force=force) as stage:
         folder = stage if lone else stage / out.name
         names = {GRAPH_LOGITS: out.name} if lone else GRAPH_FILES
         model = checkpoint.model.to(TORCH_DTYPES[dtype])
         limits = {"block_size": checkpoint.block_size, "vocab_size": checkpoint.vocab_size}
 
+        if quantize is not None and isinstance(model, GPT):
+            progress("moving the activations' outliers into the weights")
+            smooth(model, calibration_ids(**limits))
         progress(f"tracing at opset {opset}")
         trace = trace_logits(model, block_size=checkpoint.block_size, opset=opset)
         samples = take_samples(model, **limits, longest=trace.longest)
         make_portable(trace, model, **limits)
         expected, parameters = trace.expected, sum(p.numel() for p in model.parameters())
+        quantized = quantize_weights(trace) if quantize is not None else {}
 
         progress(f"writing {trace.weight_bytes / 1e6:,.0f} MB of weights")
         folder.mkdir(exist_ok=True)
@@ -91,10 +103,11 @@ def export_onnx(
 
         progress(f"checking {', '.join(entry.file for entry in entries.values())}")
         achieved = {kind: check_graph(folder / entry.file, kind) for kind, entry in entries.items()}
-        errors = [run_samples(folder / entry.file, kind, samples, dtype) for kind, entry in entries.items()]
+        errors = [run_samples(folder / entry.file, kind, samples, quantize or dtype) for kind, entry in entries.items()]
         own_model = checkpoint.config is not None  # in which nothing may fall apart; a user's may have its reasons
         audits = check_audit(
-            fused[GRAPH_LOGITS] if fused else compare_counts(expected, achieved[GRAPH_LOGITS]), own_model
+            {**quantized, **fused[GRAPH_LOGITS]} if fused else compare_counts(expected, achieved[GRAPH_LOGITS]),
+            strict=own_model,
         )
         manifest = Manifest(
             model=_describe(checkpoint),
@@ -110,6 +123,7 @@ def export_onnx(
             graphs=entries,
             weights=weights,
             parameters=parameters,
+            quantize=quantize,
             producer=_versions(),
             audit=audits,
         )

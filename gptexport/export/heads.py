@@ -17,6 +17,7 @@ from onnx_ir.tape import Tape
 from gptexport.errors import ExportError
 from gptexport.export.trace import Trace
 
+MATMULS = ("MatMul", "DynamicQuantizeMatMul")
 SCORE_CHUNK = 256  # positions whose logits exist at a time: 51 MB of float32 at GPT-2's vocabulary
 
 
@@ -25,7 +26,8 @@ class _Head:
     """Where the body ends: logits = Cast(hidden @ weight), the Cast only where the weights are not float32."""
 
     hidden: ir.Value  # (B,T,C)
-    weight: ir.Value  # (C,V)
+    op: tuple[str, str]  # domain and name: MatMul, or its quantized kind
+    weights: list[ir.Value | None]  # what it takes besides: (C,V), and scales where it is quantized
     nodes: list[ir.Node]  # of the head, last first
 
     @property
@@ -66,9 +68,7 @@ def last_graph(logits: Trace) -> Trace:
     last = tape.op("Sub", [lengths, _constant(tape, 1)])
     row = tape.op("Unsqueeze", [last, _constant(tape, [1])])
     hidden = tape.op("GatherND", [head.hidden, row], {"batch_dims": 1})  # (B,C)
-    _finish(
-        graph, tape, _float32(tape, tape.op("MatMul", [hidden, head.weight]), head), LOGITS, [AXIS_B, _vocab(logits)]
-    )
+    _finish(graph, tape, _apply(tape, head, hidden), LOGITS, [AXIS_B, _vocab(logits)])
     return trace
 
 
@@ -119,7 +119,7 @@ def _score_body(head: _Head, hidden: ir.Value, targets: ir.Value, chunk: ir.Valu
     wanted = tape.op(
         "Unsqueeze", [tape.op("Slice", [targets, start, stop, _constant(tape, [0])]), _constant(tape, [1])]
     )
-    logits = _float32(tape, tape.op("MatMul", [rows, head.weight]), head)  # (chunk, V)
+    logits = _apply(tape, head, rows)  # (chunk, V)
     picked = tape.op("GatherElements", [tape.op("LogSoftmax", [logits], {"axis": -1}), wanted], {"axis": 1})
     after = tape.op("Concat", [before, tape.op("Squeeze", [picked, _constant(tape, [1])])], {"axis": 0})
     after.name, after.type, after.shape = "after", before.type, ir.Shape(["done_after"])
@@ -146,15 +146,13 @@ def _find_head(graph: ir.Graph) -> _Head:
     if node is not None and node.op_type == "Cast" and node.inputs[0] is not None:
         node = node.inputs[0].producer()
         nodes += [node] if node is not None else []
-    if node is None or node.op_type != "MatMul" or node.inputs[0] is None or not _is_weight(node.inputs[1]):
+    if node is None or node.op_type not in MATMULS or node.inputs[0] is None or not _is_weight(node.inputs[1]):
         found = node.op_type if node is not None else "no operation"
         raise ExportError(
             f"the forward ends in {found}; expected a linear head without bias, which alone can be run on fewer "
             "positions. Export with --graphs logits."
         )
-    weight = node.inputs[1]
-    assert weight is not None
-    return _Head(hidden=node.inputs[0], weight=weight, nodes=nodes)
+    return _Head(node.inputs[0], (node.domain, node.op_type), list(node.inputs[1:]), nodes)
 
 
 def _is_weight(value: ir.Value | None) -> bool:
@@ -165,8 +163,11 @@ def _is_weight(value: ir.Value | None) -> bool:
     return producer is not None and producer.op_type == "Transpose" and _is_weight(producer.inputs[0])
 
 
-def _float32(tape: Tape, value: ir.Value, head: _Head) -> ir.Value:
-    return tape.op("Cast", [value], {"to": ir.DataType.FLOAT}) if len(head.nodes) > 1 else value
+def _apply(tape: Tape, head: _Head, rows: ir.Value) -> ir.Value:
+    """The head's float32 logits of other hidden states than those it had."""
+    domain, name = head.op
+    logits = tape.op(name, [rows, *head.weights], domain=domain)
+    return tape.op("Cast", [logits], {"to": ir.DataType.FLOAT}) if len(head.nodes) > 1 else logits
 
 
 def _finish(graph: ir.Graph, tape: Tape, result: ir.Value, name: str, shape: list[str | int]) -> None:

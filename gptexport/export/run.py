@@ -17,7 +17,7 @@ from gptexport_runtime.score import logprobs_of
 from gptexport.errors import ExportError
 
 # Far above what rounding does and far below what a wrong graph does. The verdict on exactness is parity's, not this.
-MAX_RELATIVE_RMS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+MAX_RELATIVE_RMS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 2e-1}
 
 Floats = npt.NDArray[np.float32]
 
@@ -55,16 +55,19 @@ def take_samples(model: nn.Module, *, block_size: int, vocab_size: int, longest:
     return samples
 
 
-def run_samples(path: Path, kind: str, samples: list[Sample], dtype: str) -> float | None:
+def run_samples(path: Path, kind: str, samples: list[Sample], precision: str) -> float | None:
     """Run a written graph in the runtime's own backend.
 
-    Returns: the worst relative RMS difference from eager, or None where the CPU provider has no kernels for `dtype`.
+    Args:
+        precision: the dtype of the weights, or what they are quantized to.
+
+    Returns: the worst relative RMS difference from eager, or None where the CPU provider has no kernels for it.
 
     Raises:
         ExportError: it does not run, or is not the same function.
         BackendUnavailableError: ONNX Runtime is not installed.
     """
-    if dtype == "bfloat16":
+    if precision == "bfloat16":
         return None  # ONNX Runtime's CPU provider has no bfloat16 kernels
     try:
         # without prepacking: the export's memory is bounded, and speed does not matter here
@@ -73,11 +76,11 @@ def run_samples(path: Path, kind: str, samples: list[Sample], dtype: str) -> flo
     except (ArtifactError, ExecutionError) as error:
         raise ExportError(f"the exported graph {kind} does not run: {error}") from error
     worst = float(np.max(errors))  # NaN stays NaN, which max() may lose
-    if not worst <= MAX_RELATIVE_RMS[dtype]:  # NaN fails
+    if not worst <= MAX_RELATIVE_RMS[precision]:  # NaN fails
         raise ExportError(
             f"the exported graph {kind} differs from the eager model by {worst:.1e} relative RMS; expected at most "
-            f"{MAX_RELATIVE_RMS[dtype]:.0e} for {dtype}. Not a rounding difference: the forward depends on something "
-            "that tracing fixed (random numbers, global state), or its weights hold NaN or overflow in this dtype."
+            f"{MAX_RELATIVE_RMS[precision]:.0e} for {precision}. Not a rounding difference: the forward depends on something "
+            "that tracing fixed (random numbers, global state), or the weights hold NaN or are out of its range."
         )
     return worst
 

@@ -120,6 +120,7 @@ class Manifest:
     producer: Mapping[str, str]  # versions of what wrote it
     audit: Mapping[str, Any] = field(default_factory=dict)  # fusions, expected and achieved
     parity: Mapping[str, Any] | None = None
+    quantize: str | None = None  # "int8": of the linears and the embedding they share a weight with
 
     @property
     def info(self) -> ModelInfo:

@@ -1,0 +1,127 @@
+"""`--quantize int8`: what is quantized, what it costs, and that outliers do not ruin it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import gptexport_runtime
+import numpy as np
+import onnx
+import pytest
+import torch
+from builders import SIZES, random_weights, tiny_nanogpt
+from conftest import Ran
+
+from gptexport.checkpoints import Checkpoint, load_checkpoint
+from gptexport.errors import ExportError
+from gptexport.export import export_onnx
+from gptexport.export.int8 import calibration_ids, smooth
+
+L, C, V = SIZES["n_layer"], 48, SIZES["vocab_size"]
+
+
+def make(path: Path, *, outliers: bool = False, bias: bool = True, tied: bool = True) -> Path:
+    """`outliers`: three channels behind every layer norm are 50 to 100 times the others; the function is the same."""
+    weights = random_weights(**{**SIZES, "n_embd": C}, bias=bias, tied=tied)
+    if outliers:
+        for layer in range(L):
+            for norm, linear in (("ln_1", "attn.c_attn"), ("ln_2", "mlp.c_fc")):
+                for channel, factor in ((3, 60.0), (17, 100.0), (40, 50.0)):
+                    weights[f"transformer.h.{layer}.{norm}.weight"][channel] *= factor
+                    if bias:
+                        weights[f"transformer.h.{layer}.{norm}.bias"][channel] *= factor
+                    weights[f"transformer.h.{layer}.{linear}.weight"][:, channel] /= factor
+    return tiny_nanogpt(path, weights=weights, n_embd=C, bias=bias)
+
+
+def relative_rms(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((actual - expected) ** 2) / np.mean(expected**2)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"outliers": True}, {"bias": False}, {"tied": False}],
+    ids=["plain", "outliers", "no bias", "untied"],
+)
+def test_int8_is_close_and_small(tmp_path: Path, options: dict[str, bool]) -> None:
+    checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt", **options)))
+    eager = copy.deepcopy(checkpoint.model)
+    done = export_onnx(checkpoint, tmp_path / "gpt", target="cpu", quantize="int8")
+    assert done.manifest.quantize == "int8"
+    assert done.manifest.audit["DynamicQuantizeMatMul"] == {"expected": 4 * L + 1, "achieved": 4 * L + 1}
+    assert done.manifest.weights is not None
+    assert done.manifest.weights.bytes < 1.6 * done.manifest.parameters + 4096 * 50
+    ids = np.random.default_rng(0).integers(0, V, (3, 17))
+    with torch.no_grad():
+        expected = eager(torch.from_numpy(ids)).numpy()
+    with gptexport_runtime.load(tmp_path / "gpt", "cpu") as gpt:
+        assert relative_rms(gpt.logits(ids), expected) < 0.06
+        assert relative_rms(gpt.last_logits(ids), expected[:, -1]) < 0.06
+        assert gpt.score(ids).logprobs.shape == (3, 16)
+
+
+def test_smoothing_changes_nothing_but_the_ranges(tmp_path: Path) -> None:
+    """Exact in real arithmetic, and what makes outliers harmless: their layer norm's output is even afterwards."""
+    model = load_checkpoint(str(make(tmp_path / "ckpt.pt", outliers=True))).model
+    smoothed = copy.deepcopy(model).double()
+    ids = calibration_ids(block_size=17, vocab_size=V)
+    smooth(smoothed, ids)  # type: ignore[arg-type]
+    with torch.no_grad():
+        torch.testing.assert_close(smoothed(ids), copy.deepcopy(model).double()(ids), rtol=0, atol=1e-10)
+
+    def spread(net: torch.nn.Module) -> float:
+        seen = []
+        linear = net.transformer.h[1].attn.c_attn  # type: ignore[union-attr, index]
+        hook = linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].abs().amax(dim=(0, 1))))
+        with torch.no_grad():
+            net(ids)
+        hook.remove()
+        return float(seen[0].max() / seen[0].median())
+
+    assert spread(model) > 20
+    assert spread(smoothed) < 10
+
+
+def test_without_smoothing_outliers_are_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the smoothing is for, and that an export which lost the model's function is not written."""
+    checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt", outliers=True)))
+    monkeypatch.setattr("gptexport.export.export.smooth", lambda *_: None)
+    with pytest.raises(ExportError, match="differs from the eager model by .* expected at most 2e-01 for int8"):
+        export_onnx(checkpoint, tmp_path / "gpt", target="cpu", quantize="int8")
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
+def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
+    export_onnx(load_checkpoint(str(make(tmp_path / "ckpt.pt"))), tmp_path / "gpt", target="cpu", quantize="int8")
+    graph = onnx.load(tmp_path / "gpt" / "logits.onnx", load_external_data=False).graph
+    kinds = {t.name: t.data_type for t in graph.initializer if t.external_data}
+    assert kinds["transformer.wte.weight"] == onnx.TensorProto.INT8
+    assert kinds["transformer.wpe.weight"] == onnx.TensorProto.FLOAT
+    assert not [name for name in kinds if "lm_head" in name]
+
+
+def test_the_checkpoint_on_disk_stays_as_it_was(tmp_path: Path) -> None:
+    """Weights are mapped from the file; smoothing must not write through."""
+    file = make(tmp_path / "ckpt.pt", outliers=True)
+    before = file.read_bytes()
+    export_onnx(load_checkpoint(str(file)), tmp_path / "gpt", target="cpu", quantize="int8")
+    assert file.read_bytes() == before
+
+
+def test_int8_needs_the_cpu_target(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="Pass --target cpu"):
+        export_onnx(checkpoint, tmp_path / "gpt", quantize="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parity_judges_it_by_statistics(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
+    ckpt = make(tmp_path / "ckpt.pt", outliers=True)
+    ran = gptexport("onnx", ckpt, "-o", tmp_path / "gpt", "--target", "cpu", "--quantize", "int8", "-q")
+    assert ran.code == 0, ran.err
+    ran = gptexport("parity", tmp_path / "gpt", "--against", ckpt, "-q", "--gate", "top1_agreement=0.9")
+    assert ran.code == 0, ran.out
+    assert "statistics" in ran.out
+    other = tiny_nanogpt(tmp_path / "other.pt", n_embd=C, seed=5)
+    assert gptexport("parity", tmp_path / "gpt", "--against", other, "-q", "--quick").code == 3
