@@ -13,14 +13,18 @@ def engine_text(info: EngineInfo) -> str:
         ("engine", f"{info.engine.file}, {size(info.engine.bytes)}, {info.flavour} {info.version}"),
         ("runs on", f"{gpus(info)}, {_requirement(info)}"),
         ("built on", info.built_on["name"] if info.built_on else "a machine without a GPU: compiled, never run there"),
-        *(
-            ("profile", f"{profile}, fastest at {'x'.join(map(str, profile.opt))}; {size(activation)} of activations")
-            for profile, activation in zip(info.profiles, info.activation_bytes, strict=False)
-        ),
+        *(("profile", _profile(info, index)) for index in range(len(info.profiles))),
         ("weights", f"{size(info.weight_bytes)}, {info.dtype}{', TF32' if info.options.get('tf32') else ''}"),
         ("attention", _attention(info)),
     ]
     return facts(rows)
+
+
+def _profile(info: EngineInfo, index: int) -> str:
+    profile = info.profiles[index]
+    known = len(info.activation_bytes) == len(info.profiles)
+    activations = f"; {size(info.activation_bytes[index])} of activations" if known else ""
+    return f"{profile}, fastest at {'x'.join(map(str, profile.opt))}{activations}"
 
 
 def gpus(info: EngineInfo) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 
 from gptexport_runtime.contract import INPUT_IDS
 from gptexport_runtime.engine_file import TENSORRT_RTX, Profile
+from gptexport_runtime.trt_log import errors_of, open_log
 
 from gptexport.engine.flavour import BuildOptions, Flavour
-from gptexport.engine.listen import Progress, call_interruptibly, make_monitor, messages_of, messages_so_far
+from gptexport.engine.listen import Progress, call_interruptibly, make_monitor
 from gptexport.engine.source import Source
 from gptexport.errors import EngineError, OptionError
 from gptexport.staging import replace_file
@@ -63,16 +64,15 @@ def build_plan(request: Request, progress: Progress) -> Plan:
         while True:
             attempt = partial(_attempt, request, decompose, make_monitor(trt, progress, cancelled))
             # parsing too: Ctrl-C raised in the logger, which TensorRT calls, would be lost
-            plan = call_interruptibly(attempt, cancelled)
-            if plan is not None:
-                return plan
-            lines = messages_so_far(trt)
-            if decompose or not any(NO_KERNEL in text for _, text in lines):
-                raise _build_error(request, lines)
+            outcome = call_interruptibly(attempt, cancelled)
+            if isinstance(outcome, Plan):
+                return outcome
+            if decompose or NO_KERNEL not in outcome:
+                raise _build_error(request, outcome)
             decompose = True
 
 
-def _attempt(request: Request, decompose: bool, monitor: Any) -> Plan | None:
+def _attempt(request: Request, decompose: bool, monitor: Any) -> Plan | str:
     return _Build(request, decompose).run(monitor)
 
 
@@ -82,10 +82,10 @@ class _Build:
     def __init__(self, request: Request, decompose: bool) -> None:
         self.flavour, self.options, self.decompose = request.flavour, request.options, decompose
         trt = self.flavour.trt
-        self.logger = messages_of(trt)
-        self.builder = trt.Builder(self.logger)
+        self.log = open_log(trt)
+        self.builder = trt.Builder(self.log)
         self.network = self.builder.create_network(_network_flags(trt))
-        parser = trt.OnnxParser(self.network, self.logger)
+        parser = trt.OnnxParser(self.network, self.log)
         if not parser.parse(request.graph, path=str(request.source.path)):
             raise _parse_error(parser, request.source)
         self.attention = _mark_attention(trt, self.network, decompose)
@@ -95,14 +95,15 @@ class _Build:
         if self.flavour.name == TENSORRT_RTX:
             self._set_targets(request.targets)
 
-    def run(self, monitor: Any) -> Plan | None:
+    def run(self, monitor: Any) -> Plan | str:
+        """The engine, or why there is none."""
         self.config.progress_monitor = monitor
         plan = self.builder.build_serialized_network(self.network, self.config)
         if plan is None:
-            return None
+            return errors_of(self.log.lines)
         if self.options.timing_cache is not None:
             replace_file(self.options.timing_cache, memoryview(self.config.get_timing_cache().serialize()))
-        lines = self.logger.lines
+        lines = self.log.lines
         return Plan(
             data=memoryview(plan),
             activation_bytes=tuple(_sizes(lines, "Total Activation Memory")),
@@ -117,7 +118,7 @@ class _Build:
             profile = self.builder.create_optimization_profile()
             profile.set_shape(INPUT_IDS, item.min, item.opt, item.max)
             if self.config.add_optimization_profile(profile) < 0:
-                raise EngineError(f"TensorRT refuses the profile {item}: {_reasons(self.logger.lines)}")
+                raise EngineError(f"TensorRT refuses the profile {item}: {errors_of(self.log.lines)}")
 
     def _set_options(self) -> None:
         trt, options, config = self.flavour.trt, self.options, self.config
@@ -153,8 +154,7 @@ class _Build:
         for index, target in enumerate(targets):
             if not self.config.set_compute_capability(self.flavour.targets[target], index):
                 raise OptionError(
-                    f"TensorRT for RTX {self.flavour.version} refuses the target {target}: "
-                    f"{_reasons(self.logger.lines)}"
+                    f"TensorRT for RTX {self.flavour.version} refuses the target {target}: {errors_of(self.log.lines)}"
                 )
 
 
@@ -182,6 +182,8 @@ def _parse_error(parser: Any, source: Source) -> EngineError:
         error = parser.get_error(index)
         node = f"{error.node_operator()} node {error.node_name()!r}" if error.node_operator() else "the graph"
         reason = " ".join(error.desc().split())
+        if "Plugin not found" in reason:  # what it looks for last
+            reason = "TensorRT has no such operator"
         lines.append(f"  {node}: {reason} ({error.code().name})")
     target = source.manifest.target if source.manifest else "portable"
     advice = (
@@ -192,9 +194,8 @@ def _parse_error(parser: Any, source: Source) -> EngineError:
     return EngineError("\n".join([f"TensorRT cannot parse {source.path}:", *dict.fromkeys(lines), advice]))
 
 
-def _build_error(request: Request, lines: list[tuple[str, str]]) -> EngineError:
+def _build_error(request: Request, reasons: str) -> EngineError:
     flavour, options = request.flavour, request.options
-    reasons = _reasons(lines)
     if "Cannot compile for target(s)" in reasons and "b16" in reasons:
         advice = "That GPU has no bfloat16. Export with --dtype float16, or leave the target out."
     elif options.workspace is not None and "no tactics" in reasons:
@@ -202,11 +203,6 @@ def _build_error(request: Request, lines: list[tuple[str, str]]) -> EngineError:
     else:
         advice = "If `gptexport parity` passes on the graph, the fault is TensorRT's: keep to ONNX Runtime."
     return EngineError(f"{flavour.name} {flavour.version} cannot build the engine: {reasons} {advice}")
-
-
-def _reasons(lines: list[tuple[str, str]]) -> str:
-    errors = [" ".join(text.split()) for severity, text in lines if severity in ("ERROR", "INTERNAL_ERROR")]
-    return " ".join(dict.fromkeys(errors)) or "it gave no reason."
 
 
 def _sizes(lines: list[tuple[str, str]], title: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""What TensorRT says while it builds, and how it is told to stop."""
+"""How far TensorRT is with a build, and how it is told to stop."""
 
 from __future__ import annotations
 
@@ -9,31 +9,6 @@ from typing import Any, TypeVar
 
 R = TypeVar("R")
 Progress = Callable[[str, float], None]  # the phase, and how much of the build is done, 0 ... 1
-
-_loggers: dict[str, Any] = {}  # by module; TensorRT keeps the first logger of a process for good and ignores others
-
-
-def messages_of(trt: types.ModuleType) -> Any:
-    """The process's one logger for `trt`, empty. Its `lines` are (severity, text), and are kept, never printed."""
-    if trt.__name__ not in _loggers:
-
-        class Logger(trt.ILogger):  # type: ignore[misc, name-defined] # a base that is known at run time only
-            def __init__(self) -> None:
-                super().__init__()
-                self.lines: list[tuple[str, str]] = []
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity.name != "VERBOSE":
-                    self.lines.append((severity.name, message))
-
-        _loggers[trt.__name__] = Logger()
-    logger = _loggers[trt.__name__]
-    logger.lines.clear()
-    return logger
-
-
-def messages_so_far(trt: types.ModuleType) -> list[tuple[str, str]]:
-    return list(_loggers[trt.__name__].lines)
 
 
 def make_monitor(trt: types.ModuleType, progress: Progress, cancelled: threading.Event) -> Any:

@@ -19,12 +19,11 @@ from gptexport_runtime.engine_file import TENSORRT, TENSORRT_RTX, EngineInfo, ch
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
 from gptexport_runtime.gpu import Gpu, find_gpu, why_no_gpu
 from gptexport_runtime.trt_lane import Lane
+from gptexport_runtime.trt_log import errors_of, open_log
 
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 INSTALL = {TENSORRT: "pip install gptexport-runtime[tensorrt]", TENSORRT_RTX: "pip install gptexport-runtime[rtx]"}
 CAPTURED_SHAPES = 8  # CUDA graphs that a thread keeps
-
-_loggers: dict[str, Any] = {}  # by module; TensorRT keeps the first logger of a process for good and ignores others
 
 
 class TrtGraph:
@@ -99,12 +98,11 @@ def open_engine(path: Path, device: str) -> TrtGraph:
         )
     _check_gpu(info, find_gpu(), path)
     import_cudart()
-    logger = _logger(library)
+    logger = open_log(library)
     engine = library.Runtime(logger).deserialize_cuda_engine(data)
     if engine is None:
         raise ArtifactError(
-            f"{path} does not deserialize: {'; '.join(logger.lines) or 'no reason given'}. "
-            f"Build it again: {info.rebuild_command}"
+            f"{path} does not deserialize: {errors_of(logger.lines)} Build it again: {info.rebuild_command}"
         )
     _check_interface(library, engine, info, path)
     return TrtGraph(library, engine, info, path)
@@ -170,22 +168,3 @@ def _check_interface(library: types.ModuleType, engine: Any, info: EngineInfo, p
 
 def _text(values: Sequence[Any]) -> str:
     return ", ".join(str(getattr(value, "name", value)) for value in values)
-
-
-def _logger(library: types.ModuleType) -> Any:
-    """The process's one logger for `library`, empty. Errors are kept for our exceptions, nothing is printed."""
-    if library.__name__ not in _loggers:
-
-        class Logger(library.ILogger):  # type: ignore[misc, name-defined] # a base that is known at run time only
-            def __init__(self) -> None:
-                super().__init__()
-                self.lines: list[str] = []
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity.name in ("ERROR", "INTERNAL_ERROR"):
-                    self.lines = [*self.lines[-9:], " ".join(message.split())]
-
-        _loggers[library.__name__] = Logger()
-    logger = _loggers[library.__name__]
-    logger.lines = []
-    return logger

@@ -18,6 +18,12 @@ Build = Callable[..., BuiltEngine]
 
 
 @pytest.fixture(scope="session")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3 layers, 3 heads of 10, V = 97, block_size 17; tied."""
+    return tiny_nanogpt(tmp_path_factory.mktemp("nanogpt") / "ckpt.pt")
+
+
+@pytest.fixture(scope="session")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """`export("bfloat16", n_head=3)`: a bundle of a tiny nanoGPT. Each is exported once; never written to."""
     made: dict[Any, Path] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from gptexport_runtime import ArtifactError
 from gptexport_runtime.engine_file import read_engine_info, read_header
 from onnx import TensorProto, helper
 
+from gptexport.checkpoints import load_checkpoint
 from gptexport.engine import BuildOptions, BuiltEngine, open_source
 from gptexport.errors import EngineError, OutputExistsError
+from gptexport.export import export_onnx
 
 Export = Callable[..., Path]
 Build = Callable[..., BuiltEngine]
@@ -121,6 +124,7 @@ def test_ctrl_c_stops_the_build_and_leaves_nothing(export: Export, build: Build,
     def interrupt(phase: str, _done: float) -> None:
         if not sent:
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)  # the main thread hears it, however busy the machine is
         sent.append(phase)
 
     with pytest.raises(KeyboardInterrupt):
@@ -163,9 +167,15 @@ def test_operator_that_tensorrt_lacks_is_named_with_its_node(build: Build, tmp_p
     )
     with pytest.raises(EngineError) as caught:
         build(model, tmp_path / "own.engine")
-    assert "Frobnicate node 'blocks.0.frob'" in str(caught.value)
+    assert "Frobnicate node 'blocks.0.frob': TensorRT has no such operator" in str(caught.value)
     assert "Unfrobnicate node 'blocks.1.unfrob'" in str(caught.value)  # every one, not the first
     assert [path.name for path in tmp_path.iterdir()] == ["own.onnx"]
+
+
+def test_graph_for_the_cpu_is_refused_with_what_to_do(ckpt: Path, build: Build, tmp_path: Path) -> None:
+    bundle = export_onnx(load_checkpoint(str(ckpt)), tmp_path / "cpu", target="cpu").path
+    with pytest.raises(EngineError, match=r"(?s)no such operator.*for the target 'cpu': export with --target p"):
+        build(bundle, tmp_path / "gpt.engine")
 
 
 @pytest.mark.parametrize("change", [{"ids": TensorProto.INT32}, {"dims": ("B", 1, 7)}, {"dims": ("B", "T", "V")}])

@@ -52,6 +52,7 @@ FILES = {
     "gptexport/engine/build.py": BUILD,
     "gptexport/engine/flavour.py": {"trt": ""},
     "gptexport/engine/listen.py": {"trt": ""},
+    "runtime/gptexport_runtime/trt_log.py": {"library": ""},
     "runtime/gptexport_runtime/trt.py": RUN | {"engine": "ICudaEngine"},
     "runtime/gptexport_runtime/trt_lane.py": RUN,
 }
