@@ -25,9 +25,17 @@ class Gate(click.ParamType[tuple[str, str]]):
     name = "NAME=NUMBER"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        from gptexport_runtime import InputError
+
+        from gptexport.parity.gates import Gates, changed_gates
+
         name, sign, number = str(value).partition("=")
         if not sign:
             self.fail(f"{value!r} is not a gate; expected NAME=NUMBER, such as noise_ratio=3.", param, ctx)
+        try:
+            changed_gates(Gates(), {name: number})
+        except InputError as error:
+            self.fail(str(error), param, ctx)
         return name, number
 
 
@@ -113,6 +121,7 @@ def parity(
 
             graph = _graph_of(artifact)
             manifest = session.manifest
+            described = manifest or session.engine
             exported = manifest.source.get("options", {}) if manifest else {}
             loaded = load_checkpoint(
                 checkpoint,
@@ -135,9 +144,8 @@ def parity(
             verdict = measured.judge(changed_gates(GATES[measured.gates], dict(gates)))
             if graph is not None and not (quick and verdict):
                 diagnosis = diagnose(session, loaded, graph, verdict, tokens=ids, blame=not quick, progress=output.step)
-            if manifest is not None and not quick and not gates:
-                folder = artifact if artifact.is_dir() else artifact.parent
-                record_verdict(folder, manifest, verdict, loaded.sha256)
+            if not quick and not gates:
+                record_verdict(artifact, session, verdict, loaded.sha256)
             hint = hint_text(verdict, manifest, loaded.config)
     if save is not None:
         measured.save(save)

@@ -39,7 +39,7 @@ def suspects_of_attention(
     scales = {"1": 1.0, "1/head size": 1 / head_size, "1/√C": (head_size * n_head) ** -0.5}
     for word, value in {**scales, "1/√head size": head_size**-0.5}.items():
         if not math.isclose(value, usual, rel_tol=1e-6):
-            yield Suspect(NAME, f"scale of attention {word} ({value:.6g}) for {usual:.6g}", with_scale(value))
+            yield Suspect(NAME, f"scale of attention {word} ({value:.7g}) for {usual:.7g}", with_scale(value))
     if is_causal and q.shape[-2] > 1:
         yield _suspect("mask off by one: a token sees the next", partial(_masked, offset=1, scale=usual))
         yield _suspect("mask off by one: a token does not see itself", partial(_masked, offset=-1, scale=usual))
@@ -53,9 +53,9 @@ def suspects_of_attention(
     if n_head > 1:
         yield _suspect("heads not put side by side again: a transpose is missing", partial(_unmerged, attend))
         yield _suspect("q, k, v interleaved head by head", partial(_interleaved, attend))
-    yield Fit(NAME, lambda x: f"scale of attention {x * usual:.6g} for {usual:.6g}", lambda x: with_scale(x * usual))
+    yield Fit(NAME, lambda x: f"scale of attention {x * usual:.7g} for {usual:.7g}", lambda x: with_scale(x * usual))
     for head in range(n_head if n_head > 1 else 0):
-        claim = f"scale of attention times {{:.6g}} in head {head}"
+        claim = f"scale of attention times {{:.7g}} in head {head}"
         yield Fit(NAME, claim.format, partial(_one_head, attend, head), head=head)
 
 

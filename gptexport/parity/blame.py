@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch.nn as nn
 from gptexport_runtime import Session
-from gptexport_runtime.contract import LOGITS
+from gptexport_runtime.contract import GRAPH_LOGITS, LOGITS
 
 from gptexport.checkpoints import Checkpoint
 from gptexport.export import export_onnx
@@ -67,7 +67,7 @@ def find_blame(
         return Stage(name=name, noise_ratio=ratio, right=bool(ratio <= (GATES[dtype].noise_ratio or 2.0)))
 
     stages = (
-        stage(EXPORT, lambda: _fresh_export(checkpoint, ids, dtype)),
+        stage(EXPORT, lambda: _run_fresh_export(checkpoint, ids, dtype)),
         stage(GRAPH, lambda: run_exposed(graph, ids, [], device=session.device, optimize=False)[LOGITS]),
         stage(SESSION, lambda: session.logits(ids)),
     )
@@ -75,11 +75,16 @@ def find_blame(
     return Blame(stages=stages, culprit=culprit, sentence=_sentence(culprit, session, checkpoint))
 
 
-def _fresh_export(checkpoint: Checkpoint, ids: Ids, dtype: str) -> Logits:
-    model: nn.Module = checkpoint.model if dtype == "float32" else copy.deepcopy(checkpoint.model)
+def _run_fresh_export(checkpoint: Checkpoint, ids: Ids, dtype: str) -> Logits:
     with tempfile.TemporaryDirectory() as folder:
-        made = export_onnx(replace(checkpoint, model=model), Path(folder) / "fresh", dtype=dtype)  # type: ignore[arg-type]
-        return run_exposed(made.path / made.manifest.graphs[LOGITS].file, ids, [])[LOGITS]
+        return run_exposed(fresh_export(checkpoint, Path(folder), dtype), ids, [])[LOGITS]
+
+
+def fresh_export(checkpoint: Checkpoint, folder: Path, dtype: str) -> Path:
+    """The portable logits graph of the checkpoint, exported now."""
+    model: nn.Module = checkpoint.model if dtype == "float32" else copy.deepcopy(checkpoint.model)
+    made = export_onnx(replace(checkpoint, model=model), folder / "fresh", dtype=dtype)  # type: ignore[arg-type]
+    return made.path / made.manifest.graphs[GRAPH_LOGITS].file
 
 
 def _sentence(culprit: str | None, session: Session, checkpoint: Checkpoint) -> str:

@@ -73,7 +73,7 @@ def _tried(step: Step, walk: Walk, stored: Stored) -> Iterator[tuple[str, float]
             yield _fitted(step, suspect)
     yield from _narrowed(step)
     factor = float((step.actual * step.expected).sum() / step.expected.square().sum().clamp_min(TINY))
-    yield f"the right values multiplied by {factor:.6g}", step.left(factor * step.expected)
+    yield f"the right values multiplied by {factor:.7g}", step.left(factor * step.expected)
     if stored.weights and step.place.side == "out":
         yield _stored_claim(walk, module, stored), _left_with_weights(step, module, stored.weights)
 

@@ -68,8 +68,8 @@ def measure_parity(
         progress("comparing at B,T = {},{} ({} of {})".format(*shape, number, len(shapes)))
         stats.append(compare(_draws(session, checkpoint.model, eager, source, shape)))
     measured = replace(measured, stats=tuple(stats))
-    if not all(s.eager.finite for s in stats):
-        return measured
+    if not all(s.eager.finite and s.actual.finite for s in stats):
+        return measured  # NaN is its own reason
     progress("checking causality and batch invariance")
     allowed = _allowed(stats, measured)
     invariances = _invariances(session, source, shapes, allowed)

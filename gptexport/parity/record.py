@@ -9,25 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from gptexport_runtime import Session
-from gptexport_runtime.contract import MANIFEST_FILE, Manifest
+from gptexport_runtime.contract import MANIFEST_FILE
 
+from gptexport.engine import record_parity
 from gptexport.parity.verdict import Verdict
 from gptexport.staging import replace_file
 
 
-def record_verdict(bundle: Path, manifest: Manifest, verdict: Verdict, checkpoint_sha256: str) -> None:
-    """Write the verdict into the bundle's manifest, whole or not at all. No date: a rerun writes the same bytes."""
-    record: dict[str, Any] = verdict.to_dict()
+def record_verdict(artifact: Path, session: Session, verdict: Verdict, checkpoint_sha256: str) -> None:
+    """Write the verdict beside what it is about, whole or not at all. No date: a rerun writes the same bytes.
+
+    Into a bundle's manifest, or an engine's sidecar. A lone graph has no place for it.
+    """
+    record = verdict.to_dict()
     for long in ("by_position", "by_row"):
         if record["summary"] is not None:
             del record["summary"][long]
-    record |= {
-        "checkpoint_sha256": checkpoint_sha256,
-        "graphs_sha256": {kind: entry.sha256 for kind, entry in manifest.graphs.items()},
-        "weights_sha256": manifest.weights.sha256 if manifest.weights else None,
-        "versions": {name: version(name) for name in ("gptexport", "gptexport-runtime", "torch")},
-    }
-    replace_file(bundle / MANIFEST_FILE, replace(manifest, parity=record).to_json().encode())
+    record["checkpoint_sha256"] = checkpoint_sha256
+    record["versions"] = {name: version(name) for name in ("gptexport", "gptexport-runtime", "torch")}
+    manifest = session.manifest
+    if manifest is not None:
+        record["graphs_sha256"] = {kind: entry.sha256 for kind, entry in manifest.graphs.items()}
+        record["weights_sha256"] = manifest.weights.sha256 if manifest.weights else None
+        folder = artifact if artifact.is_dir() else artifact.parent
+        replace_file(folder / MANIFEST_FILE, replace(manifest, parity=record).to_json().encode())
+    elif session.engine is not None:
+        record_parity(artifact, {**record, "engine_sha256": session.engine.engine.sha256})
 
 
 def environment(artifact: Path, checkpoint: str, session: Session, checkpoint_sha256: str) -> dict[str, Any]:

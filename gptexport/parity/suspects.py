@@ -97,7 +97,7 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> Iterator
         yield suspect(f"weights rounded to {name}", partial(_rounded_linear, dtype, (False, True)))
         yield suspect(f"inputs rounded to {name}", partial(_rounded_linear, dtype, (True, False)))
         yield suspect(f"inputs and weights rounded to {name}", partial(_rounded_linear, dtype, (True, True)))
-    yield Fit("linear", "weights multiplied by {:.6g}".format, lambda a: lambda x, w, b=None: F.linear(x, a * w, b))
+    yield Fit("linear", "weights multiplied by {:.7g}".format, lambda a: lambda x, w, b=None: F.linear(x, a * w, b))
 
 
 def _rounded_linear(dtype: torch.dtype, which: tuple[bool, bool], x: Any, weight: Any, bias: Any) -> torch.Tensor:
@@ -137,5 +137,5 @@ def _add(x: Any, y: Any, **_: Any) -> Iterator[Suspect | Fit]:
     branch, stream = "what is added (a branch, or the positions)", "what it is added to (the residual, or the tokens)"
     yield Suspect("add", f"{branch} is dropped", lambda x, y, **_: x + 0 * y)
     yield Suspect("add", f"{stream} is dropped", lambda x, y, **_: 0 * x + y)
-    yield Fit("add", (branch + " multiplied by {:.6g}").format, lambda a: lambda x, y, **_: x + a * y)
-    yield Fit("add", (stream + " multiplied by {:.6g}").format, lambda a: lambda x, y, **_: a * x + y)
+    yield Fit("add", (branch + " multiplied by {:.7g}").format, lambda a: lambda x, y, **_: x + a * y)
+    yield Fit("add", (stream + " multiplied by {:.7g}").format, lambda a: lambda x, y, **_: a * x + y)

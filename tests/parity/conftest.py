@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import tiny_nanogpt
 
-from gptexport.checkpoints import load_checkpoint
+from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.export import export_onnx
+from gptexport.parity import blame
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The right export of `checkpoint`. Never written to: copy it first."""
     return export_onnx(load_checkpoint(str(checkpoint)), tmp_path_factory.mktemp("bundle") / "gpt").path
+
+
+@pytest.fixture(autouse=True)
+def one_fresh_export(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whom to blame needs a fresh export of the checkpoint on each failure: here one for all of them."""
+    export = blame.fresh_export
+
+    def cached(checkpoint: Checkpoint, folder: Path, dtype: str) -> Path:
+        key = (checkpoint.sha256, dtype, tuple(sorted(checkpoint.options.items())))
+        if key not in FRESH:
+            FRESH[key] = export(checkpoint, tmp_path_factory.mktemp("fresh"), dtype)
+        return FRESH[key]
+
+    monkeypatch.setattr(blame, "fresh_export", cached)
+
+
+FRESH: dict[Any, Path] = {}

@@ -1,0 +1,108 @@
+"""Whom to blame: the first step on the way that is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from builders import tiny_nanogpt
+from fault_catalogue import at
+from faults import edit_weight, scale_weight, set_attribute, tampered
+from gptexport_runtime import load
+
+from gptexport.checkpoints import load_checkpoint
+from gptexport.parity.blame import EXPORT, GRAPH, SESSION, find_blame
+
+IDS = np.random.default_rng(0).integers(0, 97, (3, 17))
+
+
+def test_a_changed_graph(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    made = tampered(bundle, tmp_path / "b", set_attribute("Gelu", None, approximate="tanh"))
+    result = json.loads(gptexport("parity", made, "--against", checkpoint, "--json").out)
+    assert result["divergence"]["sentence"].startswith("h.0.mlp.gelu (Gelu): error ×")
+    assert result["divergence"]["claim"] == "GELU tanh for erf"
+    assert result["divergence"]["also"] == ["h.1.mlp.gelu", "h.2.mlp.gelu"]
+    blame = result["blame"]
+    assert [stage["right"] for stage in blame["stages"]] == [True, False, False]
+    assert blame["culprit"] == GRAPH
+    assert "what was done to the graph after the portable export" in blame["sentence"]
+
+
+def test_the_text_says_where_and_who(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    made = tampered(bundle, tmp_path / "b", scale_weight("h.1.mlp.c_fc.bias", 0))
+    ran = gptexport("parity", made, "--against", checkpoint)
+    assert ran.code == 3
+    assert "WHERE  h.1.mlp.c_fc (Add, MatMul): error ×" in ran.out and "looks like bias missing" in ran.out
+    assert "WHO    what was done to the graph" in ran.out
+
+
+def test_quick_says_where_but_not_who(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    made = tampered(bundle, tmp_path / "b", scale_weight("h.1.mlp.c_fc.bias", 0))
+    ran = gptexport("parity", made, "--against", checkpoint, "--quick")
+    assert ran.code == 3
+    assert "WHERE  h.1.mlp.c_fc" in ran.out and "WHO" not in ran.out
+    assert json.loads((made / "gptexport.json").read_text())["parity"] is None, "a quick answer is no certificate"
+
+
+def test_another_checkpoint(bundle: Path, tmp_path: Path) -> None:
+    other = load_checkpoint(str(tiny_nanogpt(tmp_path / "other.pt", seed=1)))
+    with load(bundle) as session:
+        blame = find_blame(session, other, bundle / "logits.onnx", IDS, dtype="float32")
+    assert blame.culprit == GRAPH
+    assert "exported from another file than this checkpoint" in blame.sentence
+
+
+class _Session:
+    """A session whose backend does something to right logits."""
+
+    device = "cpu"
+
+    def __init__(self, session: Any, factor: float) -> None:
+        self.manifest, self.factor, self._session = session.manifest, factor, session
+
+    def logits(self, ids: Any) -> Any:
+        return self._session.logits(ids) * np.float32(self.factor)
+
+
+def test_the_backend(bundle: Path, checkpoint: Path) -> None:
+    with load(bundle) as session:
+        mine = load_checkpoint(str(checkpoint))
+        wrong: Any = _Session(session, 1.01)
+        blame = find_blame(wrong, mine, bundle / "logits.onnx", IDS, dtype="float32")
+        assert [stage.right for stage in blame.stages] == [True, True, False]
+        assert blame.culprit == SESSION and blame.sentence.startswith("the backend")
+        right: Any = _Session(session, 1.0)
+        assert find_blame(right, mine, bundle / "logits.onnx", IDS, dtype="float32").culprit is None
+
+
+def test_the_export(bundle: Path, checkpoint: Path, monkeypatch: Any) -> None:
+    from gptexport.parity import blame as module
+
+    monkeypatch.setattr(module, "_run_fresh_export", lambda checkpoint, ids, dtype: np.zeros((*ids.shape, 97)))
+    with load(bundle) as session:
+        mine = load_checkpoint(str(checkpoint))
+        assert find_blame(session, mine, bundle / "logits.onnx", IDS, dtype="float32").culprit == EXPORT
+
+
+def test_a_step_that_cannot_run_is_told_and_not_blamed(bundle: Path, checkpoint: Path, monkeypatch: Any) -> None:
+    from gptexport.parity import blame as module
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("no room\nand more")
+
+    monkeypatch.setattr(module, "_run_fresh_export", fail)
+    with load(bundle) as session:
+        stages = find_blame(
+            session, load_checkpoint(str(checkpoint)), bundle / "logits.onnx", IDS, dtype="float32"
+        ).stages
+    assert (stages[0].right, stages[0].why) == (None, "no room")
+
+
+def test_a_pass_with_one_wrong_step_says_so(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """A fault below the gates of the logits is far above the noise of its own step."""
+    made = tampered(bundle, tmp_path / "b", edit_weight("h.2.attn.c_attn.bias", at(7, 2e-5)))
+    ran = gptexport("parity", made, "--against", checkpoint)
+    assert ran.code == 0, ran.out
+    assert "NOTE   within the gates, though one step alone is not: h.2.attn.c_attn" in ran.out

@@ -1,0 +1,76 @@
+"""Measurements are saved, and judged again with other gates and without the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults import scale_weight, tampered
+from gptexport_runtime import GPTExportError, InputError
+
+from gptexport.parity.gates import GATES, Gates, changed_gates
+from gptexport.parity.measured import is_measured, load_measured
+
+SHAPES = ("--shapes", "1x3,2x17")
+
+
+@pytest.fixture
+def saved(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> Path:
+    """Of a graph that is wrong, by about 7 times the noise."""
+    made = tampered(bundle, tmp_path / "b", scale_weight("h.1.attn.c_proj.weight", 1.00001))
+    path = tmp_path / "parity.json"
+    assert gptexport("parity", made, "--against", checkpoint, "--save", path, *SHAPES).code == 3
+    return path
+
+
+def test_the_same_gates_give_the_same_verdict(gptexport, saved: Path) -> None:
+    ran = gptexport("parity", saved, "--json")
+    assert ran.code == 3
+    result = json.loads(ran.out)
+    assert not result["passed"] and result["noise_ratio"] > 2
+    assert result["summary"]["positions"] == 11 * 3 + 34
+    measured = load_measured(saved)
+    assert measured.judge().to_dict() == load_measured(saved).judge().to_dict()
+
+
+def test_other_gates_give_another(gptexport, saved: Path) -> None:
+    assert gptexport("parity", saved, "--gate", "noise_ratio=99", "--gate", "max_ratio=none").code == 0
+    assert gptexport("parity", saved, "--gate", "noise_ratio=99", "--gate", "kl_mean=0").code == 3
+
+
+@pytest.mark.parametrize("gate", ["noise_ratio", "noise=3", "noise_ratio=much", "=3"])
+def test_a_gate_that_is_none_is_a_usage_error(gptexport, saved: Path, gate: str) -> None:
+    ran = gptexport("parity", saved, "--gate", gate)
+    assert ran.code == 2 and "gate" in ran.err.lower()
+
+
+def test_changed_gates() -> None:
+    changed = changed_gates(GATES["float32"], {"noise_ratio": "3", "max_ratio": "none"})
+    assert (changed.noise_ratio, changed.max_ratio) == (3.0, None)
+    assert changed.kl_mean == GATES["float32"].kl_mean
+    assert changed_gates(Gates(), {}) == Gates()
+    with pytest.raises(InputError, match="expected one of noise_ratio, max_ratio"):
+        changed_gates(Gates(), {"typo": "3"})
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": "gptexport-parity"', '{"format": "gptexport-parity"}'])
+def test_a_damaged_file_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "parity.json"
+    path.write_text(text)
+    with pytest.raises(GPTExportError, match="does not hold saved measurements"):
+        load_measured(path)
+
+
+def test_a_manifest_is_not_taken_for_measurements(bundle: Path, saved: Path) -> None:
+    assert is_measured(saved)
+    assert not is_measured(bundle / "gptexport.json") and not is_measured(bundle)
+
+
+def test_nan_survives(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    made = tampered(bundle, tmp_path / "b", scale_weight("ln_f.weight", np.nan))
+    path = tmp_path / "parity.json"
+    assert gptexport("parity", made, "--against", checkpoint, "--save", path, *SHAPES).code == 3
+    assert gptexport("parity", path).code == 3
+    assert load_measured(path).judge().reasons == ("NaN or Inf in the logits (at 1x3, and 1 more shapes)",)

@@ -1,0 +1,98 @@
+"""Plain text, with the tokenizers that people have; none of them runs code that a file carries."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gptexport_runtime import GPTExportError
+
+from gptexport.parity import read_tokens
+from gptexport.parity.tokenizers import load_tokenizer
+
+TEXT = "the cat, the hat"
+
+
+def test_bytes(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer("bytes")
+    assert tokenizer.encode("hé") == [104, 195, 169]
+    assert [tokenizer.decode(i) for i in (104, 195)] == ["h", "\\xc3"]
+    (tmp_path / "a.txt").write_text(TEXT)
+    assert read_tokens(tmp_path / "a.txt", 256, tokenizer).tolist() == list(TEXT.encode())
+
+
+def meta(path: Path, **more: object) -> Path:
+    characters = sorted(set(TEXT))
+    stoi = {c: i for i, c in enumerate(characters)}
+    path.write_bytes(pickle.dumps({"stoi": stoi, "itos": dict(enumerate(characters)), "vocab_size": len(stoi), **more}))
+    return path
+
+
+def test_nanogpt_characters(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(meta(tmp_path / "meta.pkl")))
+    assert "".join(tokenizer.decode(i) for i in tokenizer.encode(TEXT)) == TEXT
+    with pytest.raises(GPTExportError, match="does not have: 'XY'"):
+        tokenizer.encode("the YX")
+
+
+def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = meta(tmp_path / "meta.pkl", evil=Evil())
+    with pytest.raises(GPTExportError, match="it would run"):
+        load_tokenizer(str(path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_huggingface(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.models.WordLevel({"the": 0, "cat": 1, "[UNK]": 2}, unk_token="[UNK]")
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode("the cat dog") == [0, 1, 2]
+    assert tokenizer.decode(1) == "cat"
+
+
+def test_gpt2_needs_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    with pytest.raises(GPTExportError, match="pip install tiktoken"):
+        load_tokenizer("gpt2")
+
+
+@pytest.mark.parametrize("name", ["gpt3", "gone.json", "meta.pkl"])
+def test_what_is_no_tokenizer(name: str) -> None:
+    with pytest.raises(GPTExportError, match="is not a tokenizer: expected bytes, gpt2"):
+        load_tokenizer(name)
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "meta.pkl"):
+        (tmp_path / name).write_bytes(b"{")
+        with pytest.raises(GPTExportError, match=name):
+            load_tokenizer(str(tmp_path / name))
+
+
+def test_plain_text_through_the_command_line(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    from faults import tampered
+
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 9)
+    made = tampered(bundle, tmp_path / "b")
+    arguments = ("parity", made, "--against", checkpoint, "--shapes", "2x17", "--tokens", text)
+    assert "For plain text also pass --tokenizer" in gptexport(*arguments).err
+    ran = gptexport(*arguments, "--tokenizer", meta(tmp_path / "meta.pkl"))
+    assert ran.code == 0, ran.err
+    assert "perplexity" in ran.out
+    assert gptexport(*arguments, "--tokenizer", "bytes").code == 1, "97 ids do not hold every byte"
+
+
+def test_ids_keep_their_values(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([1, 2, 96], np.int32))
+    assert read_tokens(tmp_path / "a.npy", 97).tolist() == [1, 2, 96]
