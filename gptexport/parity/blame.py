@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch.nn as nn
-from gptexport_runtime import Session
+from gptexport_runtime import GPTExportError, Session
 from gptexport_runtime.contract import GRAPH_LOGITS, LOGITS
 
 from gptexport.checkpoints import Checkpoint
@@ -41,6 +41,7 @@ class Blame:
     sentence: str
 
 
+FRESH_EXPORT_BYTES = 2 << 30  # of weights; an export needs about 2.5 times as much
 EXPORT, GRAPH, SESSION = "portable export", "this graph, as it is written", "this graph, as the session runs it"
 
 
@@ -81,7 +82,14 @@ def _run_fresh_export(checkpoint: Checkpoint, ids: Ids, dtype: str) -> Logits:
 
 
 def fresh_export(checkpoint: Checkpoint, folder: Path, dtype: str) -> Path:
-    """The portable logits graph of the checkpoint, exported now."""
+    """The portable logits graph of the checkpoint, exported now.
+
+    Raises:
+        GPTExportError: that would take more memory than is left beside the session.
+    """
+    size = sum(parameter.numel() * parameter.element_size() for parameter in checkpoint.model.parameters())
+    if size > FRESH_EXPORT_BYTES:
+        raise GPTExportError(f"{size / 1e9:.1f} GB of weights are not exported again beside an open session")
     model: nn.Module = checkpoint.model if dtype == "float32" else copy.deepcopy(checkpoint.model)
     made = export_onnx(replace(checkpoint, model=model), folder / "fresh", dtype=dtype)  # type: ignore[arg-type]
     return made.path / made.manifest.graphs[GRAPH_LOGITS].file
