@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 SECONDS ?= 90
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint peers clean
 
 $(VENV)/.done: pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gptexport needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -31,5 +31,12 @@ lint: $(VENV)/.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# every runtime that bench_peers.py compares with, away from the others' pins
+peers: .venv-peers/.done
+.venv-peers/.done: constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -c constraints.txt -e './runtime[cpu]' -e . torch transformers ctranslate2 openvino
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO) build dist runtime/build
+	rm -rf $(VENV) .venv-peers $(DEMO) build dist runtime/build

@@ -79,8 +79,9 @@ def run_samples(path: Path, kind: str, samples: list[Sample], precision: str) ->
     if not worst <= MAX_RELATIVE_RMS[precision]:  # NaN fails
         raise ExportError(
             f"the exported graph {kind} differs from the eager model by {worst:.1e} relative RMS; expected at most "
-            f"{MAX_RELATIVE_RMS[precision]:.0e} for {precision}. Not a rounding difference: the forward depends on something "
-            "that tracing fixed (random numbers, global state), or the weights hold NaN or are out of its range."
+            f"{MAX_RELATIVE_RMS[precision]:.0e} for {precision}. Not a rounding difference: the forward depends on "
+            "something that tracing fixed (random numbers, global state), or the weights hold NaN or are beyond "
+            "what the precision can hold."
         )
     return worst
 

@@ -88,7 +88,7 @@ def test_without_smoothing_outliers_are_too_much(tmp_path: Path, monkeypatch: py
     """What the smoothing is for, and that an export which lost the model's function is not written."""
     checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt", outliers=True)))
     monkeypatch.setattr("gptexport.export.export.smooth", lambda *_: None)
-    with pytest.raises(ExportError, match="differs from the eager model by .* expected at most 2e-01 for int8"):
+    with pytest.raises(ExportError, match=r"differs from the eager model by .* expected at most 2e-01 for int8"):
         export_onnx(checkpoint, tmp_path / "gpt", target="cpu", quantize="int8")
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
 
