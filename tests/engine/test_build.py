@@ -21,6 +21,8 @@ from gptexport.engine import BuildOptions, BuiltEngine, open_source
 from gptexport.errors import EngineError, OutputExistsError
 from gptexport.export import export_onnx
 
+SM89, SM120 = 0x08, 0x10  # of the targets in a header of TensorRT for RTX 1.7; undocumented, found by trying
+
 Export = Callable[..., Path]
 Build = Callable[..., BuiltEngine]
 
@@ -41,6 +43,7 @@ def test_builds_the_same_bytes_twice_and_from_elsewhere(
     assert read_header(first.path.read_bytes(), first.path).flavour == "tensorrt-rtx"
     assert first.info.dtype == dtype
     assert first.info.compute_capabilities == ("8.9", "12.0")
+    assert first.path.read_bytes()[32] == SM89 | SM120
 
 
 def test_folder_holds_the_engine_and_its_sidecar_and_nothing_else(export: Export, build: Build, tmp_path: Path) -> None:
