@@ -8,7 +8,7 @@ from typing import Any
 
 from gptexport_runtime.errors import BackendUnavailableError, ExecutionError
 
-INSTALL = "pip install gptexport-runtime[tensorrt]"
+INSTALL = "pip install 'cuda-python>=13'"
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 

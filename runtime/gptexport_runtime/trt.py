@@ -23,6 +23,7 @@ from gptexport_runtime.trt_log import errors_of, open_log
 
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 INSTALL = {TENSORRT: "pip install gptexport-runtime[tensorrt]", TENSORRT_RTX: "pip install gptexport-runtime[rtx]"}
+AMPERE = "8.0"  # since when a hardware-compatible engine runs
 CAPTURED_SHAPES = 8  # CUDA graphs that a thread keeps
 
 
@@ -118,7 +119,7 @@ def _import_library(info: EngineInfo, path: Path) -> types.ModuleType:
             f"`{INSTALL[info.flavour]}`."
         ) from error
     version = str(library.__version__)
-    if version != info.version and not (info.options.get("version_compatible") and _newer(version, info.version)):
+    if version != info.version and not (info.options.get("version_compatible") and _at_least(version, info.version)):
         raise BackendUnavailableError(
             f"{path} was built by {info.flavour} {info.version}; {version} is installed, and an engine runs with the "
             f"version that built it. Install that one, or build it again: {info.rebuild_command}"
@@ -126,14 +127,14 @@ def _import_library(info: EngineInfo, path: Path) -> types.ModuleType:
     return library
 
 
-def _newer(version: str, other: str) -> bool:
+def _at_least(version: str, other: str) -> bool:
     return [int(part) for part in version.split(".")] >= [int(part) for part in other.split(".")]
 
 
 def _check_gpu(info: EngineInfo, gpu: Gpu, path: Path) -> None:
     if gpu.compute_capability in info.compute_capabilities:
         return
-    if info.options.get("hardware_compatible") and gpu.compute_capability >= "8.0":
+    if info.options.get("hardware_compatible") and _at_least(gpu.compute_capability, AMPERE):
         return
     advice = f"Build it there: {info.rebuild_command}"
     if info.flavour == TENSORRT_RTX:

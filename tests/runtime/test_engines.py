@@ -217,8 +217,9 @@ def test_other_gpu(fake: Fake) -> None:
 
 def test_hardware_compatible_engine_runs_on_other_gpus(fake: Fake) -> None:
     write_sidecar(fake.path, options={"hardware_compatible": True})
-    fake.gpu("9.0")
-    fake.open().close()
+    for newer in ("9.0", "10.0"):
+        fake.gpu(newer)
+        fake.open().close()
     fake.gpu("7.5")
     with pytest.raises(BackendUnavailableError):
         fake.open()
