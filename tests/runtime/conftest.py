@@ -9,6 +9,9 @@ from typing import Any
 import gptexport_runtime
 import numpy as np
 import pytest
+from fake_engine import LARGE, SMALL, Fake, write_engine
+from fake_tensorrt import FakeCuda, FakeEngine
+from gptexport_runtime import trt
 from gptexport_runtime.providers import import_onnxruntime, why_not_cuda
 
 DATA = Path(__file__).parent / "data"
@@ -43,3 +46,14 @@ def cuda() -> None:
     """Skips where CUDA does not run."""
     if reason := why_not_cuda(import_onnxruntime()):
         pytest.skip(reason)
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    cuda = FakeCuda()
+    engine = FakeEngine(cuda, [(p.min, p.opt, p.max) for p in (SMALL, LARGE)])
+    fake = Fake(write_engine(tmp_path), cuda, engine, monkeypatch)
+    fake.gpu("8.9")
+    fake.library(engine)
+    monkeypatch.setattr(trt, "import_cudart", lambda: cuda)
+    return fake

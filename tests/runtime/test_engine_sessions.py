@@ -1,0 +1,218 @@
+"""An engine runs as any session: shown with a fake GPU."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_engine import Fake, ids_of
+from fake_tensorrt import VOCAB, FakeCuda, logits_of
+from gptexport_runtime import BackendUnavailableError, ContextLengthError, ExecutionError, InputError, Session, trt
+from numpy.testing import assert_array_equal
+
+
+def test_session_says_what_it_is(fake: Fake) -> None:
+    with fake.open() as gpt:
+        assert (gpt.backend, gpt.device, gpt.threads) == ("tensorrt-rtx", "cuda", 1)
+        assert (gpt.config.vocab_size, gpt.config.block_size) == (VOCAB, 32)
+        assert gpt.engine is not None
+        assert (gpt.engine.dtype, gpt.manifest) == ("float32", None)
+
+
+def test_same_shape_again_and_again(fake: Fake) -> None:
+    """First the roaming context, then one of its own, then a captured graph."""
+    with fake.open() as gpt:
+        for seed in range(5):
+            ids = ids_of(2, 5, seed)
+            assert_array_equal(gpt.logits(ids), logits_of(ids))
+        assert (len(fake.engine.contexts), fake.cuda.graphs, fake.cuda.launches) == (2, 1, 3)
+
+
+def test_shapes_in_turn_keep_their_graphs_apart(fake: Fake) -> None:
+    """Larger shapes move the buffers that graphs were captured with."""
+    shapes = [(1, 1), (2, 5), (1, 8), (4, 32), (2, 5), (3, 17)]
+    with fake.open() as gpt:
+        for seed in range(6):
+            for shape in shapes:
+                ids = ids_of(*shape, seed)
+                assert_array_equal(gpt.logits(ids), logits_of(ids))
+        assert fake.cuda.graphs == 5
+
+
+def test_graph_does_not_outlive_the_memory_it_was_captured_with(fake: Fake) -> None:
+    """A larger shape moves the buffers; the small one's graph has their old addresses."""
+    with fake.open() as gpt:
+        for shape in ((2, 5), (2, 5), (2, 5), (4, 32), (2, 5), (2, 5), (2, 5)):
+            ids = ids_of(*shape)
+            assert_array_equal(gpt.logits(ids), logits_of(ids))
+        assert (fake.cuda.graphs, fake.cuda.launches) == (1, 3)
+
+
+def test_shape_that_is_used_keeps_its_graph(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trt, "CAPTURED_SHAPES", 2)
+    with fake.open() as gpt:
+        gpt.logits(ids_of(1, 8))  # the largest first: nothing moves later
+        for T in (1, 2):
+            for _ in range(3):
+                gpt.logits(ids_of(1, T))
+        gpt.logits(ids_of(1, 1))  # so that 2 is the one used longest ago
+        for _ in range(2):
+            gpt.logits(ids_of(1, 3))
+        launches = fake.cuda.launches
+        gpt.logits(ids_of(1, 1))
+        assert fake.cuda.launches == launches + 1
+
+
+def test_graphs_are_bounded(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trt, "CAPTURED_SHAPES", 3)
+    with fake.open() as gpt:
+        for T in range(32, 0, -1):
+            for seed in range(3):
+                ids = ids_of(1, T, seed)
+                assert_array_equal(gpt.logits(ids), logits_of(ids))
+        assert fake.cuda.graphs == 3
+
+
+def test_lengths_that_come_once_make_no_context(fake: Fake) -> None:
+    with fake.open() as gpt:
+        for T in range(1, 33):
+            gpt.logits(ids_of(1, T))
+        assert len(fake.engine.contexts) == 1
+
+
+def test_work_that_cannot_be_captured_runs_without(fake: Fake) -> None:
+    fake.cuda.capturable = False
+    with fake.open() as gpt, pytest.warns(RuntimeWarning, match=r"no CUDA graph for B,T = \(2, 5\).*900") as warned:
+        for seed in range(5):
+            ids = ids_of(2, 5, seed)
+            assert_array_equal(gpt.logits(ids), logits_of(ids))
+    assert len(warned) == 1
+
+
+def test_profile_is_the_one_with_the_least_to_spare(fake: Fake) -> None:
+    with fake.open() as gpt:
+        for shape in ((2, 8), (3, 8), (1, 9)):
+            gpt.logits(ids_of(*shape))
+    assert fake.engine.profiles_used == [0, 1, 1]
+
+
+def test_shape_beyond_every_profile_names_them(fake: Fake) -> None:
+    with fake.open() as gpt:
+        with pytest.raises(InputError, match=r"B=5, T=3; this engine takes B 1 to 2 and T 1 to 8; or B 1 to 4 and T 1"):
+            gpt.logits(ids_of(5, 3))
+        with pytest.raises(ContextLengthError):
+            gpt.logits(ids_of(1, 33))
+        with pytest.raises(InputError, match=r"ids\[0\]\[1\] is 5"):
+            gpt.logits([[0, 5]])
+
+
+def test_threads_have_contexts_of_their_own(fake: Fake) -> None:
+    wrong: list[int] = []
+    together = threading.Barrier(4)  # else one may end before another begins, and lend it its name
+
+    def work(seed: int) -> None:
+        together.wait()
+        for step in range(30):
+            ids = ids_of(1 + step % 3, 1 + (seed + step) % 7, seed)
+            if not np.array_equal(gpt.logits(ids), logits_of(ids)):
+                wrong.append(step)
+
+    with fake.open() as gpt:
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert len({context.thread for context in fake.engine.contexts}) == 4
+
+
+def test_everything_is_freed(fake: Fake) -> None:
+    gpt = fake.open()
+    for _ in range(4):
+        gpt.logits(ids_of(2, 5))
+    thread = threading.Thread(target=lambda: gpt.logits(ids_of(1, 2)))
+    thread.start()
+    thread.join()
+    device = gpt.logits_on_device(ids_of(1, 2))
+    assert fake.cuda.blocks
+    gpt.close()
+    del device
+    gc.collect()
+    assert (fake.cuda.blocks, fake.cuda.streams, fake.cuda.graphs) == ({}, {}, 0)
+
+
+def test_ragged_rows_and_last_logits(fake: Fake) -> None:
+    with fake.open() as gpt:
+        assert_array_equal(gpt.last_logits([[1, 2, 3], [4]]), [logits_of(np.array([[6]]))[0, 0], [40, 41, 42, 43, 44]])
+
+
+def test_refusal_by_tensorrt_is_an_error(fake: Fake) -> None:
+    fake.engine.works = False
+    with fake.open() as gpt, pytest.raises(ExecutionError, match=r"failed at B=2, T=5: TensorRT refuses the run"):
+        gpt.logits(ids_of(2, 5))
+
+
+def test_full_memory_is_an_error_that_says_so(fake: Fake) -> None:
+    fake.cuda.memory = 1100
+    with fake.open() as gpt:
+        gpt.logits(ids_of(1, 1))
+        with pytest.raises(ExecutionError, match=r"cudaMalloc failed: CUDA error 2. The GPU's memory is full"):
+            gpt.logits(ids_of(2, 8))
+        gpt.logits(ids_of(1, 1))  # and the session goes on
+
+
+def test_logits_stay_on_the_device(fake: Fake) -> None:
+    with fake.open() as gpt:
+        first, second = (gpt.logits_on_device(ids_of(2, 3, seed)) for seed in (1, 2))
+        assert (first.shape, first.__dlpack_device__()) == ((2, 3, VOCAB), (2, 0))
+        first.device = second.device = (1, 0)  # it is host memory really, so numpy may look
+        assert_array_equal(np.from_dlpack(first), logits_of(ids_of(2, 3, 1)))
+        assert_array_equal(np.from_dlpack(second), logits_of(ids_of(2, 3, 2)))
+
+
+class OnTheGpu:
+    """A tensor of another library."""
+
+    def __init__(self, cuda: FakeCuda, ids: np.ndarray[Any, Any]) -> None:
+        self.ids = np.ascontiguousarray(ids)
+        cuda.blocks[self.ids.ctypes.data] = bytearray(self.ids.nbytes)  # memory that CUDA knows
+        self.streams: list[Any] = []
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        self.streams.append(stream)
+        return self.ids.__dlpack__()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0)
+
+
+def test_ids_on_the_device_are_read_where_they_are(fake: Fake) -> None:
+    ids = OnTheGpu(fake.cuda, ids_of(2, 3))
+    with fake.open() as gpt:
+        logits = gpt.logits_on_device(ids)
+        logits.device = (1, 0)
+        assert_array_equal(np.from_dlpack(logits), logits_of(ids.ids))
+    assert ids.streams == [1]  # the lender was told which stream reads
+    assert fake.engine.contexts[0].addresses["input_ids"] == ids.ids.ctypes.data
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.array([[0, 7]]), r"ids\[0\]\[1\] is 7"),
+        (np.array([[0, 1]], dtype=np.int32), "a dtype other than int64"),
+        (np.array([0, 1]), r"ids has shape \(2,\)"),
+    ],
+)
+def test_ids_on_the_device_are_checked_like_any(ids: Any, message: str, fake: Fake) -> None:
+    with fake.open() as gpt, pytest.raises(InputError, match=message):
+        gpt.logits_on_device(OnTheGpu(fake.cuda, ids))
+
+
+def test_onnx_runtime_leaves_nothing_on_a_device(session: Session) -> None:
+    with pytest.raises(BackendUnavailableError, match="onnxruntime leaves no logits on the GPU"):
+        session.logits_on_device([[1]])
