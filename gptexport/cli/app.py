@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -52,7 +53,14 @@ for command in (onnx, trt, parity, inspect, bench, doctor):
 def main() -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _interrupt)  # so that a killed export cleans up as an interrupted one does
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == EXIT_INTERRUPTED:
+        # An interrupt that passed through exec() of a string, as in dataclasses and sympy, marks the interpreter: it
+        # would kill itself with SIGINT on the way out, though the interrupt was handled (CPython's pythonrun.c).
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
