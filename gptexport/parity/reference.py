@@ -81,3 +81,23 @@ def run_reference(model: nn.Module, ids: Ids) -> Logits:
                 f"the eager model does not run in float64, which the reference needs: {streamed}. "
                 "Let tensors made inside forward take their dtype from the parameters."
             ) from streamed
+
+
+@contextmanager
+def jittered(model: nn.Module, eps: float, seed: int) -> Iterator[nn.Module]:
+    """While open, what the embeddings give is off by up to half a rounding: another, equally right, eager run.
+
+    Where a model amplifies rounding, one run may be near the truth by luck; several are not.
+    """
+    draw = torch.Generator().manual_seed(seed)
+
+    def jitter(_module: nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
+        noise = torch.rand(output.shape, generator=draw, dtype=torch.float32) * 2 - 1
+        return (output.float() * (1 + eps / 2 * noise)).to(output.dtype)
+
+    hooks = [m.register_forward_hook(jitter) for m in model.modules() if isinstance(m, nn.Embedding)]
+    try:
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()

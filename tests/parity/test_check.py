@@ -110,3 +110,37 @@ def test_the_checkpoint_is_left_as_it_was(loaded: Checkpoint) -> None:
     check_parity(EagerSession(loaded), loaded, SHAPES)
     for name, weight in loaded.model.state_dict().items():
         assert weight.dtype == torch.float32 and torch.equal(weight, before[name])
+
+
+class TestLuck:
+    """A shape that misses a ratio by little is measured again, on other ids and against several eager runs."""
+
+    def measured(self, loaded: Checkpoint, fault: Any) -> tuple[Any, list[str]]:
+        told: list[str] = []
+        return check_parity(EagerSession(loaded, fault), loaded, SHAPES, progress=told.append), told
+
+    def test_a_fault_stays(self, loaded: Checkpoint) -> None:
+        draw = np.random.default_rng(0)
+
+        def noisy(_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+            return logits + np.float32(1.5e-6) * draw.normal(size=logits.shape).astype(np.float32)
+
+        verdict, told = self.measured(loaded, noisy)
+        assert not verdict and 2 < verdict.noise_ratio < 10
+        assert any("once more" in text for text in told)
+
+    def test_bad_luck_does_not(self, loaded: Checkpoint) -> None:
+        """Wrong on the first ids alone, as a model is that amplifies rounding at few places."""
+        seen: list[int] = []
+
+        def unlucky(ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+            seen.append(1)
+            return logits * np.float32(1 + 3e-6 * (len(seen) == 33))  # after the 32 draws of 1x1: the first of 3x8
+
+        verdict, told = self.measured(loaded, unlucky)
+        assert any("once more at B,T = 3,8" in text for text in told)
+        assert verdict, verdict.reasons
+
+    def test_what_no_luck_explains_is_not_measured_again(self, loaded: Checkpoint) -> None:
+        verdict, told = self.measured(loaded, lambda _ids, logits: logits * np.float32(1.001))
+        assert not verdict and not any("once more" in text for text in told)
