@@ -117,6 +117,7 @@ def parity(
             output.step(f"reading {checkpoint}")
             from gptexport.checkpoints import load_checkpoint
             from gptexport.parity import default_grid, diagnose, measure_parity, quick_grid, read_tokens
+            from gptexport.parity.heads import measure_heads
             from gptexport.parity.record import environment, record_verdict
 
             graph = _graph_of(artifact)
@@ -141,6 +142,10 @@ def parity(
                 tokens=ids,
                 progress=output.step,
             )
+            if manifest is not None and not quick:
+                output.step("comparing the other graphs of the bundle")
+                with load(artifact, device=device, prepack=False) as lean:  # each graph of a session has its own copy
+                    measured = measure_heads(measured, lean, tokens=ids)
             measured = replace(measured, environment=environment(artifact, checkpoint, session, loaded.sha256))
             verdict = measured.judge(changed_gates(GATES[measured.gates], dict(gates)))
             if graph is not None and not (quick and verdict):
