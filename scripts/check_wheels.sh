@@ -17,7 +17,7 @@ ls "$work/dist"
 echo "== the runtime alone: no torch, no onnx, no click"
 "$python" -m venv "$work/runtime"
 "$work/runtime/bin/pip" install --quiet -c constraints.txt --find-links "$work/dist" 'gptexport-runtime[cpu]'
-cp -r tests/runtime/data/bundle "$work/bundle"
+cp -r tests/runtime/data/tiny "$work/bundle"
 (cd "$work" && runtime/bin/python - <<'PY'
 import importlib.util
 import gptexport_runtime

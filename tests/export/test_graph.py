@@ -157,15 +157,16 @@ def test_above_two_gigabytes(tmp_path: Path) -> None:
     from gptexport.config import GPTConfig
     from gptexport.models.gpt2 import GPT
 
-    config = GPTConfig(block_size=32, vocab_size=250_000, n_layer=1, n_head=8, n_embd=1024, tied=False)
+    config = GPTConfig(block_size=32, vocab_size=270_000, n_layer=1, n_head=8, n_embd=1024, tied=False)
 
     def make() -> Checkpoint:
         with torch.device("meta"):
             model = GPT(config)
         model = model.to_empty(device="cpu").eval().requires_grad_(False)
         for i, parameter in enumerate(model.parameters()):  # cheap: a ramp
-            parameter.copy_(torch.arange(parameter.numel()).remainder_(997 + i).sub_(500).mul_(1e-4).view_as(parameter))
-        limits = {"block_size": 32, "vocab_size": 250_000}
+            ramp = torch.arange(parameter.numel(), dtype=torch.int32).remainder_(997 + i).sub_(500)
+            parameter.copy_(ramp.view_as(parameter)).mul_(1e-4)
+        limits = {"block_size": 32, "vocab_size": 270_000}
         return Checkpoint(model=model, config=config, format="made", gelu_source=None, sha256="", **limits)  # type: ignore
 
     for out in (tmp_path / "gpt", tmp_path / "gpt.onnx"):
@@ -174,4 +175,4 @@ def test_above_two_gigabytes(tmp_path: Path) -> None:
         assert done.check_error is not None
         assert done.check_error < 1e-5
         with gptexport_runtime.load(out, prepack=False) as gpt:
-            assert gpt.last_logits([[1, 2, 249_999]]).shape == (1, 250_000)
+            assert gpt.last_logits([[1, 2, 269_999]]).shape == (1, 270_000)
