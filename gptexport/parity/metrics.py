@@ -99,11 +99,16 @@ def compare(draws: Iterable[Draw]) -> ShapeStats:
             sums += np.square(reference).sum(), np.square(reference - reference.mean(axis=-1, keepdims=True)).sum()
             peak = max(peak, float(np.abs(reference).max()))
             scale = float(np.sqrt(np.square(reference).mean())) or 1.0
-            for part, candidate in zip(parts, candidates, strict=True):
-                part.add(reference, log_p, candidate, scale)
+            probability = np.exp(log_p)
+            log_q = [_log_softmax(candidate) for candidate in candidates]
+            # rounding alone may put a KL of nothing a hair below zero
+            kl = [np.maximum(0.0, (probability * (log_p - q)).sum(axis=-1)) for q in log_q]
+            for part, candidate, divergence in zip(parts, candidates, kl, strict=True):
+                part.add(reference, candidate, divergence, scale)
             at = np.arange(start, start + len(reference))
             where = {"row": rows + at // T, "t": at % T, "id": draw.ids.reshape(-1)[at]}
-            columns.append(where | _each_position(reference, log_p, candidates, _next_ids(draw.ids)[at]))
+            seen = _each_position(reference, candidates, (log_p, log_q[1]), _next_ids(draw.ids)[at])
+            columns.append(where | seen | {"kl": kl[1]})
         rows += B
     each = Positions(**{name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
     return ShapeStats(
@@ -128,14 +133,14 @@ class _Part:
         self.finite = True
         self.histogram = np.zeros(len(HISTOGRAM_EDGES) - 1, np.int64)
 
-    def add(self, reference: Logits, log_p: Logits, candidate: Logits, scale: float) -> None:
+    def add(self, reference: Logits, candidate: Logits, divergence: Logits, scale: float) -> None:
         if not np.isfinite(candidate).all():
             self.finite = False
             return
         error = np.abs(candidate - reference)
         self.square += float(np.square(error).sum())
         self.max = max(self.max, float(error.max()))
-        self.kl += float((np.exp(log_p) * (log_p - _log_softmax(candidate))).sum())
+        self.kl += float(divergence.sum())
         some = error.reshape(-1)[:: -(-error.size // HISTOGRAM_ELEMENTS)]
         logs = np.log10(np.maximum(some / scale, 1e-300)).clip(HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
         self.histogram += np.histogram(logs, HISTOGRAM_EDGES)[0]
@@ -143,24 +148,23 @@ class _Part:
     def stats(self, elements: int, positions: int) -> ErrorStats:
         if not self.finite:
             return ErrorStats(rms=np.inf, max=np.inf, kl_mean=np.inf, finite=False)
-        # rounding alone may put a KL of nothing a hair below zero
-        return ErrorStats(
-            rms=float(np.sqrt(self.square / elements)), max=self.max, kl_mean=max(0.0, self.kl / positions), finite=True
-        )
+        rms = float(np.sqrt(self.square / elements))
+        return ErrorStats(rms=rms, max=self.max, kl_mean=self.kl / positions, finite=True)
 
 
-def _each_position(reference: Logits, log_p: Logits, candidates: list[Any], next_ids: Ids) -> dict[str, Any]:
+def _each_position(
+    reference: Logits, candidates: list[Any], log_probabilities: tuple[Logits, Logits], next_ids: Ids
+) -> dict[str, Any]:
     """The columns of Positions that come from logits (N,V)."""
     eager, actual = candidates
+    log_p, log_q = log_probabilities
     V = reference.shape[-1]
-    log_q = _log_softmax(actual)
     top = np.partition(reference, V - 2, axis=-1)[:, -2:] if V > 1 else np.repeat(reference, 2, axis=-1)
     has_next = next_ids >= 0
     at = (np.arange(len(reference)), np.maximum(next_ids, 0))
     return {
         "error": np.sqrt(np.square(actual - reference).mean(axis=-1)),
         "eager_error": np.sqrt(np.square(eager - reference).mean(axis=-1)),
-        "kl": np.maximum(0.0, (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)),
         "margin": top[:, 1] - top[:, 0],
         "expected_top": reference.argmax(axis=-1),
         "actual_top": actual.argmax(axis=-1),

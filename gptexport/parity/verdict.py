@@ -17,6 +17,8 @@ from gptexport.parity.gates import EPS, GATES, Gates
 from gptexport.parity.metrics import ShapeStats
 from gptexport.parity.statistics import Summary, summarize
 
+LUCKY = 2.0  # by how much a shape's own noise may be too small
+
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
@@ -24,6 +26,7 @@ class Noise:
 
     rms: float
     max: float
+    floor: float  # what rounding a perfect result to the dtype would do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +97,14 @@ class Verdict:
 
 
 def pool_noise(stats: Sequence[ShapeStats], dtype: str) -> Noise:
-    """Eager's error over the whole grid, and at least what rounding a perfect result to `dtype` would do."""
+    """Eager's error over the whole grid."""
     square = sum(s.eager.rms**2 * s.positions for s in stats)
     expected = sum(s.expected_rms**2 * s.positions for s in stats)
     relative = float(np.sqrt(square / expected)) if expected else 0.0
     peak = max(s.expected_max for s in stats)
     relative_max = max(s.eager.max for s in stats) / peak if peak else 0.0
-    return Noise(rms=max(relative, EPS[dtype] / 2), max=max(relative_max, EPS[dtype] / 2))
+    floor = EPS[dtype] / 2
+    return Noise(rms=max(relative, floor), max=max(relative_max, floor), floor=floor)
 
 
 def judge(
@@ -144,9 +148,9 @@ def tie_of(stats: Sequence[ShapeStats]) -> float:
 
 def _judge_shape(s: ShapeStats, noise: Noise, gates: Gates, tie: float) -> ShapeVerdict:
     tiny = 1e-100  # a model whose logits are all zero has no noise to divide by
-    scale = max(s.expected_rms, tiny)
-    ratio = s.actual.rms / max(s.eager.rms, noise.rms * scale)
-    max_ratio = s.actual.max / max(s.eager.max, noise.max * max(s.expected_max, tiny))
+    scale, peak = max(s.expected_rms, tiny), max(s.expected_max, tiny)
+    ratio = s.actual.rms / _yardstick(s.eager.rms, noise.rms * scale, noise.floor * scale)
+    max_ratio = s.actual.max / _yardstick(s.eager.max, noise.max * peak, noise.floor * peak)
     relative = s.actual.rms / scale
     outside = sum(margin > tie for margin in s.flip_margins)
     missed = ["finite"] * (not s.actual.finite)
@@ -175,6 +179,11 @@ def _judge_shape(s: ShapeStats, noise: Noise, gates: Gates, tie: float) -> Shape
     )
 
 
+def _yardstick(own: float, pooled: float, floor: float) -> float:
+    """A shape's own noise; where that was lucky, up to LUCKY times as much if other shapes are as noisy."""
+    return max(own, min(pooled, LUCKY * own), floor)
+
+
 def _within(value: float, gate: float | None) -> bool:
     return gate is None or value <= gate  # NaN is not
 
@@ -185,7 +194,14 @@ def _reasons(rows: tuple[ShapeVerdict, ...], gates: Gates) -> list[str]:
         "finite": lambda _: "NaN or Inf in the logits",
         "noise_ratio": lambda row: f"RMS error is {row.noise_ratio:.3g} × eager's noise; at most {gates.noise_ratio:g}",
         "max_ratio": lambda row: f"largest error is {row.max_ratio:.3g} × eager's; at most {gates.max_ratio:g}",
-        "relative_rms": lambda row: f"relative RMS error is {row.relative_rms:.1e}; at most {gates.relative_rms:.0e}",
+        "relative_rms": lambda row: (
+            f"relative RMS error is {row.relative_rms:.1e}; at most {gates.relative_rms:.0e}"
+            + (
+                f". Eager's own is {row.eager_relative_rms:.1e}, too much for a yardstick"
+                if row.eager_relative_rms > (gates.relative_rms or 0.0)
+                else ""
+            )
+        ),
         "kl_mean": lambda row: f"mean KL is {row.kl_mean:.1e}; at most {gates.kl_mean:.0e} × the logits' variance",
         "flips_outside_ties": lambda row: f"{row.flips_outside_ties} argmax flips that are not near-ties",
     }

@@ -103,9 +103,21 @@ def test_what_must_not_change(change: float) -> None:
 
 
 def test_one_lucky_shape_raises_no_alarm() -> None:
-    """Where eager happens to be exact, the noise of the whole grid is the yardstick."""
-    lucky = replace(GOOD, shape=(1, 1), positions=1, eager=replace(EAGER, rms=0.0, max=0.0))
+    """Where eager happens to be nearer the truth than elsewhere, the whole grid's noise counts, up to twice its own."""
+    lucky = replace(GOOD, shape=(1, 1), positions=1, eager=replace(EAGER, rms=3e-7, max=1.5e-6))
     assert judge([lucky, GOOD], [], "float32").passed
+    assert not judge([lucky], [], "float32").passed
+    luckier = replace(lucky, eager=replace(EAGER, rms=2e-7, max=1.5e-6))
+    assert not judge([luckier, GOOD], [], "float32").passed
+
+
+def test_a_noisy_shape_does_not_hide_a_fault_at_another() -> None:
+    """Noise may grow with T: the yardstick of a short row is not that of a long one."""
+    long = replace(
+        GOOD, shape=(1, 1024), positions=1024, eager=replace(EAGER, rms=1e-5), actual=replace(EAGER, rms=1e-5)
+    )
+    assert judge([GOOD, long], [], "float32").passed
+    assert not judge([with_actual(rms=6e-6), long], [], "float32").passed
 
 
 def test_the_noise_is_never_below_rounding_the_result() -> None:
