@@ -103,6 +103,7 @@ def parity(
     from gptexport.parity.measured import is_measured, load_measured
     from gptexport.parity.tokenizers import load_tokenizer
 
+    _check_outputs(save, report)
     words = load_tokenizer(tokenizer) if tokenizer else None
     diagnosis, hint = None, ""
     if is_measured(artifact):
@@ -165,6 +166,15 @@ def parity(
     )
     if not verdict:
         ctx.exit(EXIT_PARITY_FAILED)
+
+
+def _check_outputs(save: Path | None, report: Path | None) -> None:
+    """Before the work, not after it."""
+    for path, option in ((save, "--save"), (report, "--report")):
+        if path is not None and not path.parent.is_dir():
+            raise click.BadParameter(f"{path.parent} is not a folder.", param_hint=option)
+    if save is not None and save.suffix != ".json":
+        raise click.BadParameter(f"{save} does not end in .json, by which it is known again.", param_hint="--save")
 
 
 def _graph_of(artifact: Path) -> Path | None:

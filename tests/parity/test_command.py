@@ -39,6 +39,16 @@ def test_wrong_options_are_usage_errors(gptexport, copy: Path, arguments: tuple[
     assert gptexport("parity", copy, *arguments).code == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "name"), [("--save", "gone/p.json"), ("--save", "p.txt"), ("--report", "gone/r.html")]
+)
+def test_an_output_that_cannot_be_is_a_usage_error_at_once(
+    gptexport, copy: Path, checkpoint: Path, tmp_path: Path, option: str, name: str
+) -> None:
+    ran = gptexport("parity", copy, "--against", checkpoint, option, tmp_path / name)
+    assert ran.code == 2 and option in ran.err and "comparing" not in ran.err
+
+
 def test_what_is_not_there(gptexport, copy: Path, checkpoint: Path, tmp_path: Path) -> None:
     assert gptexport("parity", tmp_path / "gone", "--against", checkpoint).code == 2
     assert gptexport("parity", copy, "--against", tmp_path / "gone.pt").code == 1
