@@ -49,6 +49,18 @@ def test_an_error_inside_leaves_the_model_as_it_was(checkpoint: Path) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_an_interrupt_leaves_the_model_as_it_was(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_checkpoint(str(checkpoint)).model
+
+    def interrupt(*_: object) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model.transformer.h[1].mlp.c_fc, "forward", interrupt)
+    with pytest.raises(KeyboardInterrupt), in_float64(model):
+        run(model, IDS)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
 def test_a_module_that_reads_anothers_weights() -> None:
     """Then only a whole copy is in float64 throughout."""
 

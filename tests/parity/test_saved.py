@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import scale_weight, tampered
+from faults import other_mask, scale_weight, tampered
 from gptexport_runtime import GPTExportError, InputError
 
 from gptexport.parity.gates import GATES, Gates, changed_gates
@@ -33,6 +33,17 @@ def test_the_same_gates_give_the_same_verdict(gptexport, saved: Path) -> None:
     assert result["summary"]["positions"] == 11 * 3 + 34
     measured = load_measured(saved)
     assert measured.judge().to_dict() == load_measured(saved).judge().to_dict()
+
+
+def test_flips_and_what_must_not_change_are_kept(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    made = tampered(bundle, tmp_path / "b", other_mask(None, None), scale_weight("h.1.mlp.c_fc.weight", 3))
+    first = gptexport("parity", made, "--against", checkpoint, "--save", tmp_path / "p.json", "--json", *SHAPES)
+    again = gptexport("parity", tmp_path / "p.json", "--json")
+    before, after = json.loads(first.out), json.loads(again.out)
+    assert any("argmax flips" in reason for reason in before["reasons"])
+    assert any("causality" in reason for reason in before["reasons"])
+    for name in ("reasons", "shapes", "invariances", "summary"):
+        assert before[name] == after[name]
 
 
 def test_other_gates_give_another(gptexport, saved: Path) -> None:
