@@ -112,10 +112,10 @@ def random_configuration(draw: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def run_right(folder: Path, count: int) -> Iterator[dict[str, Any]]:
-    """One row per right export."""
-    draw = np.random.default_rng(0)
-    for number in range(count):
+def run_right(folder: Path, numbers: range) -> Iterator[dict[str, Any]]:
+    """One row per right export; each number is one configuration, whichever others are run."""
+    for number in numbers:
+        draw = np.random.default_rng([0, number])
         sizes = random_configuration(draw)
         gelu = ("erf", "tanh")[int(draw.integers(2))]
         path = write_checkpoint(folder / "right.pt", **sizes)
@@ -165,13 +165,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["faults", "right"])
     parser.add_argument("-n", type=int, default=200, help="how many right exports")
+    parser.add_argument("--skip", type=int, default=0, help="how many of them to leave out, at the beginning")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.what == "faults":
             print_faults(list(run_faults(Path(folder))))
             return
         rows = []
-        for row in run_right(Path(folder), arguments.n):
+        for row in run_right(Path(folder), range(arguments.skip, arguments.n)):
             rows.append(row)
             told = " ".join(f"{key}={row[key]}" for key in ("number", "n_layer", "n_head", "n_embd", "block_size"))
             failed = "" if row["passed"] else row
