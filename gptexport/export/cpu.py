@@ -21,7 +21,7 @@ from gptexport.errors import ExportError
 from gptexport.export.check import Audit
 
 MICROSOFT = "com.microsoft"
-ATTENTION = "GroupQueryAttention"
+ATTENTION, HEAD = "GroupQueryAttention", "FusedMatMul"
 HEAD_SIZE_MULTIPLE = 8  # of its kernel; attention with other heads stays the portable node
 GELU_TANH, GELU_ERF_BIAS, GELU_ERF = "FastGelu", "BiasGelu", "Gelu"
 
@@ -40,9 +40,10 @@ def fuse_for_cpu(model: ir.Model) -> Audit:
     expected = _expected(graph)
     _fuse_gelus(graph)
     _fuse_attention(graph)
+    _fuse_tied_heads(graph)
     RemoveUnusedNodesPass()(model)
     graph.opset_imports[MICROSOFT] = 1
-    achieved = Counter(node.op_type for node in graph if node.domain == MICROSOFT)
+    achieved = Counter(node.op_type for node in graph.all_nodes() if node.domain == MICROSOFT)
     return {op: {"expected": count, "achieved": achieved[op]} for op, count in expected.items()}
 
 
@@ -54,7 +55,7 @@ def _expected(graph: ir.Graph) -> dict[str, int]:
         if node.op_type == "Gelu"
     )
     attentions = [node for node in graph if node.op_type == "Attention" and _heads(node) is not None]
-    wanted = {ATTENTION: len(attentions), **gelus}
+    wanted = {ATTENTION: len(attentions), **gelus, HEAD: len(_tied_heads(graph))}
     return {op: count for op, count in wanted.items() if count}
 
 
@@ -121,10 +122,39 @@ def _fuse_gelus(graph: ir.Graph) -> None:
     for node in [node for node in graph if node.op_type == "Gelu" and node.domain == ""]:
         value = node.inputs[0]
         assert value is not None
-        projected, bias = _unbiased(value)
+        projected, bias = unbiased(value)
         op = GELU_TANH if _is_tanh(node) else GELU_ERF_BIAS if bias is not None else GELU_ERF
         fused = _insert_before(node, op, [projected] if bias is None else [projected, bias], {})
         _replace(node.outputs[0], fused.outputs[0])
+
+
+def _fuse_tied_heads(graph: ir.Graph) -> None:
+    """x @ Transpose(wte) with the transposition inside, so that ONNX Runtime packs what the embedding reads, as it is.
+
+    It else folds the Transpose when it loads, and holds a second (C,V) for as long as that takes, or for ever where
+    weights are not packed. Since ONNX Runtime 1.31 FusedMatMul packs a transposed weight; before, T = 1 cost twice.
+    """
+    for node in _tied_heads(graph):
+        assert node.inputs[1] is not None
+        (weight,) = node.inputs[1].producer().inputs  # type: ignore[union-attr]
+        fused = _insert_before(node, HEAD, [node.inputs[0], weight], {"transB": 1})
+        old, new = node.outputs[0], fused.outputs[0]
+        new.shape, new.type = old.shape, old.type
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        new.name, old.name = old.name, None
+        node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+
+
+def _tied_heads(graph: ir.Graph) -> list[ir.Node]:
+    """The MatMuls, in the loop of the score graph too, with a weight that is turned for them alone."""
+    return [
+        node
+        for node in graph.all_nodes()
+        if node.op_type == "MatMul"
+        and (weight := _input_of(node.inputs[1], "Transpose")) is not None
+        and weight.is_initializer()
+        and weight.dtype == ir.DataType.FLOAT
+    ]
 
 
 def _is_tanh(gelu: ir.Node) -> bool:
@@ -132,10 +162,10 @@ def _is_tanh(gelu: ir.Node) -> bool:
 
 
 def _biased(value: ir.Value | None) -> bool:
-    return value is not None and _unbiased(value)[1] is not None
+    return value is not None and unbiased(value)[1] is not None
 
 
-def _unbiased(value: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+def unbiased(value: ir.Value) -> tuple[ir.Value, ir.Value | None]:
     """x and b of x + b, where b is a vector of weights that nobody else's sum needs; else the value itself."""
     add = value.producer()
     if add is not None and add.op_type == "Add" and len(value.uses()) == 1:

@@ -24,6 +24,7 @@ from gptexport.export.int8 import calibration_ids, quantize_weights, smooth
 from gptexport.export.portable import make_portable
 from gptexport.export.run import run_samples, take_samples
 from gptexport.export.trace import DEFAULT_OPSET, trace_logits
+from gptexport.export.widen import widen_hidden
 from gptexport.export.write import write_graphs
 from gptexport.models.gpt2 import GPT
 from gptexport.staging import commit_files, commit_folder, data_file, staged, write_file
@@ -88,7 +89,9 @@ def export_onnx(
         samples = take_samples(model, **limits, longest=trace.longest)
         make_portable(trace, model, **limits)
         expected, parameters = trace.expected, sum(p.numel() for p in model.parameters())
-        quantized = quantize_weights(trace) if quantize is not None else {}
+        checkpoint = replace(checkpoint, model=torch.nn.Module())
+        del model
+        before = quantize_weights(trace) if quantize is not None else widen_hidden(trace) if target == "cpu" else {}
 
         progress(f"writing {trace.weight_bytes / 1e6:,.0f} MB of weights")
         folder.mkdir(exist_ok=True)
@@ -97,8 +100,7 @@ def export_onnx(
         derived = {GRAPH_LOGITS: trace} if lone else derive_graphs(trace, graphs)
         fused = {kind: fuse_for_cpu(graph.graph) for kind, graph in derived.items()} if target == "cpu" else {}
         weights, entries = write_graphs(derived, {kind: folder / names[kind] for kind in derived}, weights_path)
-        checkpoint = replace(checkpoint, model=torch.nn.Module())
-        del model, trace, derived
+        del trace, derived
         gc.collect()  # the traced program holds the weights in reference cycles; ONNX Runtime needs their room
 
         progress(f"checking {', '.join(entry.file for entry in entries.values())}")
@@ -106,7 +108,7 @@ def export_onnx(
         errors = [run_samples(folder / entry.file, kind, samples, quantize or dtype) for kind, entry in entries.items()]
         own_model = checkpoint.config is not None  # in which nothing may fall apart; a user's may have its reasons
         audits = check_audit(
-            {**quantized, **fused[GRAPH_LOGITS]} if fused else compare_counts(expected, achieved[GRAPH_LOGITS]),
+            {**before, **fused[GRAPH_LOGITS]} if fused else compare_counts(expected, achieved[GRAPH_LOGITS]),
             strict=own_model,
         )
         manifest = Manifest(

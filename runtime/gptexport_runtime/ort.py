@@ -33,6 +33,8 @@ from gptexport_runtime.providers import (
     why_not_cuda,
 )
 
+# of a call on the CPU: the activations of more fall out of its caches, and take memory for nothing
+TOKENS_AT_ONCE = 1024
 # CUDA would else round fp32 operands to TF32's 10 bits: other numbers than those of the model
 CUDA_OPTIONS = {"use_tf32": "0"}
 
@@ -91,11 +93,18 @@ class OrtGraph:
     def run(self, ids: NDArray[np.int64], out: NDArray[np.float32], lengths: NDArray[np.int64] | None = None) -> None:
         """Compute the graph's output of ids (B,T), and of lengths (B) where it takes them, straight into `out`.
 
-        All are C-contiguous; `out` has the output's shape.
+        All are C-contiguous; `out` has the output's shape. On the CPU a large batch runs a few rows at a time.
 
         Raises:
             ExecutionError: ONNX Runtime failed.
         """
+        B, T = ids.shape
+        rows = max(1, TOKENS_AT_ONCE // T) if self.device == "cpu" else B
+        for start in range(0, B, rows):
+            part = slice(start, start + rows)
+            self._run(ids[part], out[part], None if lengths is None else lengths[part])
+
+    def _run(self, ids: NDArray[np.int64], out: NDArray[np.float32], lengths: NDArray[np.int64] | None) -> None:
         binding = self._session.io_binding()
         binding.bind_cpu_input(INPUT_IDS, ids)
         if lengths is not None:

@@ -9,11 +9,14 @@ import gptexport_runtime
 import numpy as np
 import onnx
 import pytest
+import torch
+import torch.nn as nn
 from builders import SIZES, tiny_huggingface, tiny_nanogpt
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import cpu, export_onnx
+from gptexport.export.widen import LINE, WIDENED
 
 L = SIZES["n_layer"]
 
@@ -33,13 +36,14 @@ def test_fused_is_the_same_function(tmp_path: Path, kind: str, gelu: str) -> Non
     source = str(make(tmp_path, kind))
     export_onnx(load_checkpoint(source), tmp_path / "portable")
     done = export_onnx(load_checkpoint(source), tmp_path / "cpu", target="cpu")
-    assert done.manifest.audit == {op: {"expected": L, "achieved": L} for op in ("GroupQueryAttention", gelu)}
+    all_of_them, head = {"expected": L, "achieved": L}, {"expected": 1, "achieved": 1}
+    assert done.manifest.audit == {"GroupQueryAttention": all_of_them, gelu: all_of_them, "FusedMatMul": head}
     for name in ("logits", "last", "score"):
         graph = onnx.load(tmp_path / "cpu" / f"{name}.onnx", load_external_data=False).graph
         ops = Counter((node.domain, node.op_type) for node in graph.node)
         assert ops["com.microsoft", "GroupQueryAttention"] == L
         assert ops["", "Split"] == ops["", "Attention"] == ops["", "Gelu"] == 0
-        assert ops["", "Transpose"] == 1, "the tied head's; the heads' are gone"
+        assert ops["", "Transpose"] == 0, "neither the heads' nor the tied head's"
         assert all(len([out for out in n.output if out]) == 1 for n in graph.node if n.op_type == "GroupQueryAttention")
     with gptexport_runtime.load(tmp_path / "portable") as one, gptexport_runtime.load(tmp_path / "cpu") as other:
         for B, T in [(1, 1), (3, 5), (2, 17)]:
@@ -52,7 +56,7 @@ def test_fused_is_the_same_function(tmp_path: Path, kind: str, gelu: str) -> Non
 def test_heads_that_the_kernel_does_not_take_stay_portable(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """head_size 10 is no multiple of 8."""
     done = export_onnx(checkpoint, tmp_path / "gpt", target="cpu")
-    assert done.manifest.audit == {"BiasGelu": {"expected": L, "achieved": L}}
+    assert {op: row["achieved"] for op, row in done.manifest.audit.items()} == {"BiasGelu": L, "FusedMatMul": 1}
     ops = Counter(
         node.op_type for node in onnx.load(tmp_path / "gpt" / "logits.onnx", load_external_data=False).graph.node
     )
@@ -76,3 +80,59 @@ def test_what_the_target_cannot_do_is_refused(
     with pytest.raises(ExportError, match=message):
         export_onnx(checkpoint, tmp_path / "gpt", target="cpu", **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["tanh", "erf", "erf without bias"])
+def test_hidden_layers_that_fill_one_cache_set_are_widened(tmp_path: Path, kind: str) -> None:
+    """1024 floats are 4096 bytes. In every graph of the bundle, and nothing changes but the width."""
+    sizes = {"n_embd": 256, "n_head": 4, "n_layer": 2}
+    if kind == "tanh":
+        source = str(tiny_huggingface(tmp_path / "hf", **sizes))
+    else:
+        source = str(tiny_nanogpt(tmp_path / "ckpt.pt", bias=kind == "erf", **sizes))
+    export_onnx(load_checkpoint(source), tmp_path / "portable")
+    done = export_onnx(load_checkpoint(source), tmp_path / "cpu", target="cpu")
+    assert done.manifest.audit[WIDENED] == {"expected": 2, "achieved": 2}
+    for name in ("logits", "last", "score"):
+        graph = onnx.load(tmp_path / "cpu" / f"{name}.onnx", load_external_data=False).graph
+        shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer if ".h.1.mlp." in tensor.name}
+        assert shapes.pop("transformer.h.1.mlp.c_fc.weight.T") == (256, 1024 + LINE)
+        assert shapes.pop("transformer.h.1.mlp.c_proj.weight.T") == (1024 + LINE, 256)
+        assert shapes.pop("transformer.h.1.mlp.c_fc.bias", (1024 + LINE,)) == (1024 + LINE,)
+        assert shapes.pop("transformer.h.1.mlp.c_proj.bias", (256,)) == (256,) and not shapes
+    ids = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 9))
+    with gptexport_runtime.load(tmp_path / "portable") as one, gptexport_runtime.load(tmp_path / "cpu") as other:
+        np.testing.assert_allclose(other.logits(ids), one.logits(ids), rtol=0, atol=1e-4)
+
+
+class Shared(nn.Module):
+    """Two layers with one projection: to widen it for one would break the other."""
+
+    block_size, vocab_size = 8, 31
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(31, 8)
+        self.up, self.down, self.gate = nn.Linear(8, 1024), nn.Linear(1024, 8), nn.Linear(8, 1024)
+        self.lm_head = nn.Linear(8, 31, bias=False)
+
+    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+        x = self.wte(idx)
+        x = x + self.down(nn.functional.gelu(self.up(x)))
+        x = x + self.down(nn.functional.gelu(self.gate(x)) * self.up(x))
+        logits: torch.Tensor = self.lm_head(x)
+        return logits
+
+
+def test_hidden_layers_that_somebody_else_reads_stay_as_they_are(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Shared().eval()
+    ids = torch.arange(12).reshape(2, 6)
+    expected = model(ids).detach().numpy()
+    checkpoint = Checkpoint(
+        model=model, config=None, format="module", block_size=8, vocab_size=31, gelu_source=None, sha256=""
+    )
+    done = export_onnx(checkpoint, tmp_path / "gpt", target="cpu")
+    assert done.manifest.audit[WIDENED] == {"expected": 2, "achieved": 0}
+    with gptexport_runtime.load(tmp_path / "gpt") as session:
+        np.testing.assert_allclose(session.logits(ids.numpy()), expected, rtol=0, atol=1e-5)

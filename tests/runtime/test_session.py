@@ -9,7 +9,7 @@ from typing import Any
 import gptexport_runtime
 import numpy as np
 import pytest
-from gptexport_runtime import ContextLengthError, ExecutionError, InputError, Session, SessionError
+from gptexport_runtime import ContextLengthError, ExecutionError, InputError, Session, SessionError, ort
 from numpy.testing import assert_allclose, assert_array_equal
 
 V, BLOCK = 61, 16
@@ -56,6 +56,25 @@ def test_out_is_filled_and_returned(session: Session, expected: Any) -> None:
     assert_allclose(out, expected.logits[:2, :7], atol=ATOL, rtol=0)
     session.logits([[1], [2] * 7], out=out)
     assert np.isnan(out[0, 1:]).all() and np.isfinite(out[1]).all()
+
+
+def test_a_large_batch_runs_a_few_rows_at_a_time(
+    session: Session, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers are those of the whole, row by row: also where the last part is smaller, and a row is too long."""
+    rows = [row[:length] for row, length in zip(expected.ids, [5, 7, 1], strict=True)]
+    whole, last = session.logits(rows), session.last_logits(rows)
+    shapes = []
+    run = ort.OrtGraph._run
+    monkeypatch.setattr(
+        ort.OrtGraph, "_run", lambda self, ids, *rest: (shapes.append(ids.shape), run(self, ids, *rest))
+    )
+    for tokens, parts in [(14, [(2, 7), (1, 7)]), (3, [(1, 7)] * 3), (21, [(3, 7)])]:
+        monkeypatch.setattr(ort, "TOKENS_AT_ONCE", tokens)
+        shapes.clear()
+        assert_allclose(session.logits(rows), whole, atol=ATOL, rtol=0)
+        assert shapes == parts
+        assert_allclose(session.last_logits(rows), last, atol=ATOL, rtol=0)
 
 
 def test_the_backend_writes_into_out_itself(session: Session) -> None:
