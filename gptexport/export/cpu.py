@@ -138,10 +138,7 @@ def _fuse_tied_heads(graph: ir.Graph) -> None:
         assert node.inputs[1] is not None
         (weight,) = node.inputs[1].producer().inputs  # type: ignore[union-attr]
         fused = _insert_before(node, HEAD, [node.inputs[0], weight], {"transB": 1})
-        old, new = node.outputs[0], fused.outputs[0]
-        new.shape, new.type = old.shape, old.type
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        new.name, old.name = old.name, None
+        take_place(fused.outputs[0], node.outputs[0])
         node.graph.remove(node, safe=True)  # type: ignore[union-attr]
 
 
@@ -199,6 +196,13 @@ def _replace(old: ir.Value, new: ir.Value) -> None:
     """Everybody who read `old` reads `new`, which inherits what is known of it."""
     new.shape, new.type = old.shape, old.type
     old.replace_all_uses_with(new)
+
+
+def take_place(new: ir.Value, old: ir.Value) -> None:
+    """As `_replace`, and `new` is called as `old` was, also where it leaves the graph."""
+    new.shape, new.type = old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name, old.name = old.name, None
 
 
 def _constant(tape: Tape, value: list[int]) -> ir.Value:

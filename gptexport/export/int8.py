@@ -14,7 +14,7 @@ import torch.nn as nn
 from onnx_ir.tape import Tape
 
 from gptexport.export.check import Audit
-from gptexport.export.cpu import MICROSOFT
+from gptexport.export.cpu import MICROSOFT, take_place
 from gptexport.export.trace import Trace
 from gptexport.models.gpt2 import GPT
 
@@ -74,17 +74,27 @@ def quantize_weights(trace: Trace) -> Audit:
         if transposed:
             _dequantize_rows(graph, graph.initializers[name], scales)
             node.inputs[1].type = ir.TensorType(ir.DataType.INT8)
-        fused = ir.node(QUANTIZED_MATMUL, [node.inputs[0], node.inputs[1], scales], domain=MICROSOFT)
+        inputs, replaced = [node.inputs[0], node.inputs[1], scales], [node]
+        if (found := _add_of_bias(node.outputs[0])) is not None:
+            add, bias = found
+            inputs, replaced = [*inputs, None, bias], [node, add]
+        fused = ir.node(QUANTIZED_MATMUL, inputs, domain=MICROSOFT)
         graph.insert_before(node, fused)
-        fused.outputs[0].shape, fused.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
-        output = node.outputs[0]
-        name_of_output = output.name
-        output.replace_all_uses_with(fused.outputs[0], replace_graph_outputs=True)
-        graph.remove(node, safe=True)
-        fused.outputs[0].name = name_of_output
+        take_place(fused.outputs[0], replaced[-1].outputs[0])
+        graph.remove(replaced, safe=True)
         done += 1
     graph.opset_imports[MICROSOFT] = 1
     return {QUANTIZED_MATMUL: {"expected": len(matmuls), "achieved": done}}
+
+
+def _add_of_bias(projected: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+    """The Add that alone reads what a matmul made, and the vector of weights that it adds."""
+    users = [use.node for use in projected.uses()]
+    if len(users) != 1 or users[0].op_type != "Add":
+        return None
+    bias = next(value for value in users[0].inputs if value is not projected)
+    assert bias is not None
+    return (users[0], bias) if bias.is_initializer() and bias.shape is not None and len(bias.shape) == 1 else None
 
 
 def _weight_name(trace: Trace, value: ir.Value | None) -> str | None:

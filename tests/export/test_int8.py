@@ -51,6 +51,8 @@ def test_int8_is_close_and_small(tmp_path: Path, options: dict[str, bool]) -> No
     done = export_onnx(checkpoint, tmp_path / "gpt", target="cpu", quantize="int8")
     assert done.manifest.quantize == "int8"
     assert done.manifest.audit["DynamicQuantizeMatMul"] == {"expected": 4 * L + 1, "achieved": 4 * L + 1}
+    graph = onnx.load(tmp_path / "gpt" / "logits.onnx", load_external_data=False).graph
+    assert sum(node.op_type == "Add" for node in graph.node) == 2 * L + 1, "residuals and embeddings: biases are inside"
     assert done.manifest.weights is not None
     assert done.manifest.weights.bytes < 1.6 * done.manifest.parameters + 4096 * 50
     ids = np.random.default_rng(0).integers(0, V, (3, 17))
