@@ -6,12 +6,18 @@ In every round each candidate runs once, one after the other; a ratio is taken w
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+from gptexport_runtime import ExecutionError
+from gptexport_runtime.providers import import_onnxruntime
 
 from gptexport.config import GPTConfig
 
@@ -33,7 +39,7 @@ class Timing:
     fastest: float
     speed_ratio: float  # the baseline's time divided by this one's, median over rounds; above 1 is faster
     tokens_per_second: float
-    gemm_fraction: float | None  # of the machine's measured sgemm rate; None where the model's FLOPs are not known
+    gemm_fraction: float | None  # of `sgemm_rate`; None where that, or the model's FLOPs, are not known
 
 
 def measure(
@@ -44,6 +50,7 @@ def measure(
     baseline: str,
     rounds: int,
     config: GPTConfig | None = None,
+    sgemm: float | None = None,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> list[Timing]:
     """Time every candidate at every shape, in turn within each round.
@@ -52,8 +59,8 @@ def measure(
         baseline: the candidate that the others' speed is given relative to.
         rounds: counted rounds; one more comes first, to warm up.
         config: of a GPT-2, whose FLOPs are known.
+        sgemm: FLOP/s of the machine.
     """
-    peak = sgemm_rate()
     timings = []
     for B, T in shapes:
         progress(f"B,T = {B},{T}: {rounds} rounds of {', '.join(candidates)}")
@@ -67,7 +74,7 @@ def measure(
                 spent = time.perf_counter() - began
                 if counted >= 0:
                     seconds[name].append(spent)
-        flops = forward_flops(config, B, T) if config is not None else None
+        ideal = forward_flops(config, B, T) / sgemm if config is not None and sgemm is not None else None
         for name, spent_each in seconds.items():
             median = statistics.median(spent_each)
             ratios = [base / own for base, own in zip(seconds[baseline], spent_each, strict=True)]
@@ -79,7 +86,7 @@ def measure(
                     fastest=min(spent_each),
                     speed_ratio=statistics.median(ratios),
                     tokens_per_second=B * T / median,
-                    gemm_fraction=flops / median / peak if flops is not None else None,
+                    gemm_fraction=ideal / median if ideal is not None else None,
                 )
             )
     return timings
@@ -93,13 +100,54 @@ def forward_flops(config: GPTConfig, B: int, T: int) -> float:
     return 2.0 * B * (T * per_token + attention)
 
 
-def sgemm_rate(size: int = 2048, tries: int = 5) -> float:
-    """FLOP/s of numpy's float32 matrix product on all cores, the fastest of some tries: a yardstick, not a limit."""
-    a = np.random.default_rng(0).random((size, size), dtype=np.float32)
-    out = np.empty_like(a)
+def sgemm_rate(threads: int, *, tries: int = 5) -> float:
+    """FLOP/s of ONNX Runtime's float32 matrix product of (1024, 768) and (768, 3072), GPT-2's largest but the head.
+
+    The fastest of some tries: the yardstick of what its kernels reach here, not the hardware's limit. The second matrix
+    is a weight, packed beforehand as in the model. Numpy's product is no yardstick: its BLAS may not know the machine.
+    """
+    onnxruntime = import_onnxruntime()
+    rows, inner, columns = 1024, 768, 3072
+    random = np.random.default_rng(0)
+    weight = onnx.numpy_helper.from_array(random.random((inner, columns), dtype=np.float32), "w")
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy")
+    product = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([product], "sgemm", [x], [y], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    out = np.empty((rows, columns), np.float32)
+    binding = session.io_binding()
+    binding.bind_cpu_input("x", random.random((rows, inner), dtype=np.float32))
+    binding.bind_output("y", "cpu", 0, np.float32, out.shape, out.ctypes.data)
     fastest = float("inf")
-    for _ in range(tries):
+    for _ in range(WARM_UP + tries):
         began = time.perf_counter()
-        np.matmul(a, a, out=out)
+        session.run_with_iobinding(binding)
         fastest = min(fastest, time.perf_counter() - began)
-    return 2.0 * size**3 / fastest
+    return 2.0 * rows * inner * columns / fastest
+
+
+MEMORY = """
+import sys, numpy
+from gptexport_runtime import load
+path, device, threads, B, T = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+with load(path, device, threads=threads) as session:
+    session.logits(numpy.zeros((B, T), numpy.int64))
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def peak_memory(artifact: Path, device: str, threads: int, shape: Shape) -> int | None:
+    """Bytes that a process takes at most which loads `artifact` and computes logits once; None where Linux is not.
+
+    Pages of the mapped weights count while they are touched, though the system may drop them.
+    """
+    if sys.platform != "linux":
+        return None
+    command = [sys.executable, "-c", MEMORY, str(artifact), device, str(threads), *map(str, shape)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ExecutionError(f"{artifact} failed at {shape} in a process of its own: {done.stderr.strip()[-300:]}")
+    return int(done.stdout) * 1024

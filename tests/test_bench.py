@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from builders import tiny_nanogpt
 from conftest import Ran
+from gptexport_runtime import ExecutionError
 
 import gptexport.bench as bench
+from gptexport.bench_chart import speed_chart
 from gptexport.config import GPTConfig
 
 
@@ -31,7 +35,6 @@ def test_ratios_are_paired_within_rounds(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock)
     monkeypatch.setattr(bench.time, "sleep", lambda _: None)
-    monkeypatch.setattr(bench, "sgemm_rate", lambda: 1e9)
     candidates = {"fast": candidate("fast", 1.0), "slow": candidate("slow", 4.0)}
     fast, slow = bench.measure(candidates, [(2, 3)], vocab_size=5, baseline="slow", rounds=5)
     assert ran == ["fast", "slow"] * 6
@@ -50,14 +53,15 @@ def test_flops_of_gpt2() -> None:
 
 
 def test_sgemm_rate_is_a_rate() -> None:
-    assert 1e8 < bench.sgemm_rate(size=256, tries=2) < 1e14
+    assert 1e8 < bench.sgemm_rate(1, tries=2) < 1e14
 
 
 def test_the_command_times_both(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
     ckpt = tiny_nanogpt(tmp_path / "ckpt.pt")
     assert gptexport("onnx", ckpt, "-o", tmp_path / "gpt", "-q").code == 0
     ran = gptexport(
-        "bench", tmp_path / "gpt", "--against", ckpt, "--rounds", 1, "--shapes", "1x1,2x999", "--json", "-q"
+        *("bench", tmp_path / "gpt", "--against", ckpt, "--rounds", 1, "--shapes", "1x1,2x999", "--json", "-q"),
+        *("--plot", tmp_path / "speed.svg"),
     )
     data = json.loads(ran.out)
     assert ran.code == 0
@@ -67,4 +71,29 @@ def test_the_command_times_both(gptexport: Callable[..., Ran], tmp_path: Path) -
         ("gptexport", [2, 17]),  # clamped to block_size
         ("eager", [2, 17]),
     ]
+    assert all(1e6 < t["peak_bytes"] < 1e9 for t in data["timings"] if t["name"] == "gptexport")
+    assert all(0 < t["gemm_fraction"] < 1.5 for t in data["timings"])
     assert gptexport("bench", tmp_path / "gpt", "--rounds", 0).code == 2
+    assert gptexport("bench", tmp_path / "gpt", "--plot", tmp_path / "nowhere" / "speed.svg").code == 2
+    svg = ElementTree.parse(tmp_path / "speed.svg")
+    words = [text.text for text in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert words.count("eager") == words.count("gptexport") == 2 and "2×17" in words
+
+
+def test_flops_are_known_without_the_checkpoint(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
+    """The bundle tells its sizes."""
+    assert gptexport("onnx", tiny_nanogpt(tmp_path / "ckpt.pt"), "-o", tmp_path / "gpt", "-q").code == 0
+    ran = gptexport("bench", tmp_path / "gpt", "--rounds", 1, "--shapes", "1x3", "-q")
+    assert ran.code == 0 and re.search(r"1x3 .* \d+ % +\d+ MB", ran.out)
+
+
+def test_bars_are_as_long_as_their_speeds() -> None:
+    row = {"gptexport": (2.0, "1 ms"), "<eager>": (1.0, "2 ms")}
+    svg = ElementTree.fromstring(speed_chart("A & B", "<eager>", {"1×1": row}))
+    widths = [float(bar.attrib["width"]) for bar in svg.iter("{http://www.w3.org/2000/svg}rect") if "y" in bar.attrib]
+    assert widths[0] == pytest.approx(2 * widths[1], rel=0.01)
+
+
+def test_peak_memory_of_what_fails_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ExecutionError, match="does not exist"):
+        bench.peak_memory(tmp_path / "none", "cpu", 1, (1, 1))

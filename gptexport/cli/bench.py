@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,8 +13,12 @@ from gptexport.cli.options import Shapes
 from gptexport.cli.output import Output, output_options, table
 
 if TYPE_CHECKING:
-    from gptexport.bench import Timing
+    from gptexport_runtime.contract import Manifest
 
+    from gptexport.bench import Shape, Timing
+    from gptexport.config import GPTConfig
+
+OWN = "gptexport"
 DEFAULT_SHAPES = ((1, 1), (1, 128), (4, 256), (1, 1024))
 
 
@@ -24,6 +29,7 @@ DEFAULT_SHAPES = ((1, 1), (1, 128), (4, 256), (1, 1024))
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU.  [default: all usable cores]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.svg", help="Draw the speeds.")
 @output_options("bench")
 def bench(
     output: Output,
@@ -33,21 +39,24 @@ def bench(
     rounds: int,
     threads: int | None,
     device: Literal["cpu", "cuda"],
+    plot: Path | None,
 ) -> None:
     """Time full logits of ARTIFACT, and of CHECKPOINT in eager PyTorch, in interleaved rounds.
 
     \b
     Examples:
       gptexport bench gpt2/
-      gptexport bench gpt2/ --against out/ckpt.pt --shapes 1x1,1x1024
+      gptexport bench gpt2/ --against out/ckpt.pt --shapes 1x1,1x1024 --plot speed.svg
 
     The session writes into one buffer that is used again (`out=`). Ratios are medians over rounds: absolute times
-    drift with the machine.
+    drift with the machine. The peak of memory is that of another process, which loads the artifact and runs once.
     """
+    if plot is not None and not plot.parent.is_dir():
+        raise click.BadParameter(f"{plot.parent} is not a folder.", param_hint="--plot")
     import numpy as np
     from gptexport_runtime import load
 
-    from gptexport.bench import Candidate, Ids, measure
+    from gptexport.bench import Candidate, Ids, measure, peak_memory, sgemm_rate
 
     with load(artifact, device=device, threads=threads) as session:
         longest = session.config.block_size or 1024
@@ -57,7 +66,7 @@ def bench(
         def run_session(ids: Ids) -> object:
             return session.logits(ids, out=buffers[ids.shape])
 
-        candidates: dict[str, Candidate] = {"gptexport": run_session}
+        candidates: dict[str, Candidate] = {OWN: run_session}
         config = None
         if checkpoint is not None:
             import torch
@@ -73,22 +82,50 @@ def bench(
                     return loaded.model(torch.from_numpy(ids))
 
             candidates["eager"] = run_eager
-        baseline = "eager" if checkpoint is not None else "gptexport"
+        baseline = "eager" if checkpoint is not None else OWN
         vocab_size = session.config.vocab_size
+        sgemm = sgemm_rate(session.threads) if device == "cpu" else None
         timings = measure(
             candidates,
             grid,
             vocab_size=vocab_size,
             baseline=baseline,
             rounds=rounds,
-            config=config,
+            config=config or _gpt2(session.manifest),
+            sgemm=sgemm,
             progress=output.step,
         )
-        data = {"ok": True, "threads": session.threads, "device": session.device, "rounds": rounds}
-    output.result({**data, "timings": [asdict(timing) for timing in timings]}, timing_table(timings, baseline))
+        used = {"threads": session.threads, "device": session.device, "rounds": rounds, "sgemm_flop_per_s": sgemm}
+        threads = session.threads
+    output.step("peak memory, in a process of its own for each shape")
+    peaks = {shape: peak_memory(artifact, device, threads, shape) for shape in grid}
+    if plot is not None:
+        from gptexport.staging import write_file
+
+        write_file(plot, _chart(artifact, timings, baseline).encode())
+    rows = [{**asdict(timing), "peak_bytes": peaks[timing.shape] if timing.name == OWN else None} for timing in timings]
+    output.result({"ok": True, **used, "timings": rows}, timing_table(timings, peaks, baseline))
 
 
-def timing_table(timings: list[Timing], baseline: str) -> str:
+def _gpt2(manifest: Manifest | None) -> GPTConfig | None:
+    """The sizes that the bundle says it has, if it is one of ours."""
+    if manifest is None or manifest.model.get("architecture") != "gpt2":
+        return None
+    from gptexport.config import GPTConfig
+
+    return GPTConfig(**{name: value for name, value in manifest.model.items() if name != "architecture"})
+
+
+def _chart(artifact: Path, timings: list[Timing], baseline: str) -> str:
+    from gptexport.bench_chart import speed_chart
+
+    speeds: dict[str, dict[str, tuple[float, str]]] = {}
+    for t in timings:
+        speeds.setdefault("{}×{}".format(*t.shape), {})[t.name] = (t.speed_ratio, f"{1e3 * t.median:.1f} ms")
+    return speed_chart(f"Logits of {artifact.name}", baseline, speeds)
+
+
+def timing_table(timings: list[Timing], peaks: Mapping[Shape, int | None], baseline: str) -> str:
     """One row per shape and candidate."""
     rows = [
         (
@@ -99,7 +136,8 @@ def timing_table(timings: list[Timing], baseline: str) -> str:
             f"{t.speed_ratio:.2f}",
             f"{t.tokens_per_second:,.0f}",
             f"{100 * t.gemm_fraction:.0f} %" if t.gemm_fraction is not None else "–",
+            f"{peak / 1e6:,.0f} MB" if t.name == OWN and (peak := peaks[t.shape]) is not None else "–",
         )
         for t in timings
     ]
-    return table(rows, ("B×T", "", "median ms", "fastest", f"× {baseline}", "tokens/s", "of sgemm"))
+    return table(rows, ("B×T", "", "median ms", "fastest", f"× {baseline}", "tokens/s", "of sgemm", "peak memory"))
