@@ -35,7 +35,7 @@ lint: $(VENV)/.done
 peers: .venv-peers/.done
 .venv-peers/.done: constraints.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet -c constraints.txt -e './runtime[cpu]' -e . torch transformers ctranslate2 openvino
+	.venv-peers/bin/python -m pip install --quiet -c constraints.txt -e './runtime[cpu]' -e . torch transformers ctranslate2 openvino mobius-onnx
 	@touch $@
 
 clean:

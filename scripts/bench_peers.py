@@ -20,109 +20,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from bench_export import CONFIGS
+from peers import PEERS, prepare
 
-from gptexport.bench import forward_flops
+from gptexport.bench import forward_flops, sgemm_rate
+from gptexport.bench_chart import speed_chart
 from gptexport.config import GPTConfig
 
-# CTranslate2's converter insists on a tokenizer of the model's size
-CONVERT = """
-import json, sys
-from pathlib import Path
-import ctranslate2, tokenizers, transformers
-
-folder, out = sys.argv[1:]
-V = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]
-words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"t{i}": i for i in range(V)}, unk_token="t0"))
-names = {"unk_token": "t0", "bos_token": "t0", "eos_token": "t0"}
-transformers.PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
-ctranslate2.converters.TransformersConverter(folder).convert(out)
-"""
-
-Run = Callable[[np.ndarray], object]
+Shape = tuple[int, int]
+Seconds = dict[Shape, dict[str, list[float]]]  # by shape and peer, one for each round
+OWN, BASELINE = "gptexport cpu", "eager"
 PAUSE = 0.05  # seconds between runs, for the threads of the one before to go to sleep
-
-
-def gptexport_bundle(folder: Path, bundle: str) -> Run:
-    from gptexport_runtime import load
-
-    gpt = load(folder / bundle, "cpu")
-    buffers: dict[tuple[int, ...], np.ndarray] = {}
-
-    def run(ids: np.ndarray) -> object:
-        shape = (*ids.shape, gpt.config.vocab_size)
-        if shape not in buffers:
-            buffers.clear()
-            buffers[shape] = np.empty(shape, np.float32)
-        return gpt.logits(ids, out=buffers[shape])
-
-    return run
-
-
-def eager(folder: Path, compiled: bool = False) -> Run:
-    import torch
-
-    from gptexport.checkpoints import load_checkpoint
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    model = load_checkpoint(str(folder / "hf")).model
-    if compiled:
-        model = torch.compile(model)  # type: ignore[assignment]
-
-    def run(ids: np.ndarray) -> object:
-        with torch.inference_mode():
-            return model(torch.from_numpy(ids))
-
-    return run
-
-
-def openvino(folder: Path) -> Run:
-    import openvino as ov
-
-    model = ov.Core().compile_model(str(folder / "opset20.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    request = model.create_infer_request()
-    return lambda ids: request.infer([ids], share_outputs=True)
-
-
-def ctranslate2(folder: Path, compute_type: str) -> Run:
-    import ctranslate2 as ct2
-
-    generator = ct2.Generator(
-        str(folder / "ct2"), device="cpu", compute_type=compute_type, intra_threads=os.cpu_count()
-    )
-
-    def run(ids: np.ndarray) -> object:
-        tokens = ct2.StorageView.from_array(ids.astype(np.int32))
-        lengths = ct2.StorageView.from_array(np.full(len(ids), ids.shape[1], np.int32))
-        return np.asarray(generator.forward_batch(tokens, lengths))
-
-    return run
-
-
-PEERS: dict[str, Callable[[Path], Run]] = {
-    "gptexport portable": lambda folder: gptexport_bundle(folder, "portable"),
-    "gptexport cpu": lambda folder: gptexport_bundle(folder, "cpu"),
-    "gptexport int8": lambda folder: gptexport_bundle(folder, "int8"),
-    "eager": eager,
-    "torch.compile": lambda folder: eager(folder, compiled=True),
-    "OpenVINO": openvino,
-    "CTranslate2": lambda folder: ctranslate2(folder, "float32"),
-    "CTranslate2 int8": lambda folder: ctranslate2(folder, "int8"),
-}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=CONFIGS, default="124M")
-    parser.add_argument("--shapes", default="1x1,1x128,4x256,1x1024")
+    parser.add_argument("--shapes", default="1x1,1x128,4x256,1x1024,8x512")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", help="some of: " + ", ".join(PEERS))
-    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
+    parser.add_argument("--out", type=Path, help="write OUT.md, OUT.json and OUT.svg")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -135,40 +56,14 @@ def main() -> None:
         prepare(folder, args.size)
         workers, missing = start(names, folder)
         seconds, peaks = interleave(workers, shapes, args.rounds)
-    report = summarize(seconds, peaks, missing, CONFIGS[args.size], args)
+    sgemm = sgemm_rate(os.cpu_count() or 1)
+    report = summarize(seconds, peaks, missing, CONFIGS[args.size], args, sgemm)
     print(report["markdown"])
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.with_suffix(".md").write_text(str(report.pop("markdown")) + "\n")
         args.out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
-
-
-def prepare(folder: Path, size: str) -> None:
-    """The same random weights in everybody's format, each written by a process that ends."""
-    here = Path(__file__).parent
-    cli = [sys.executable, "-m", "gptexport", "onnx", str(folder / "hf"), "-q", "-o"]
-    (folder / "hf").mkdir()
-    steps = [
-        [
-            sys.executable,
-            str(here / "bench_export.py"),
-            "--size",
-            size,
-            "--format",
-            "huggingface",
-            "--write",
-            str(folder / "hf"),
-        ],
-        [*cli, str(folder / "portable")],
-        [*cli, str(folder / "cpu"), "--target", "cpu"],
-        [*cli, str(folder / "int8"), "--target", "cpu", "--quantize", "int8"],
-        [*cli, str(folder / "opset20.onnx"), "--opset", "20"],
-        [sys.executable, "-c", CONVERT, str(folder / "hf"), str(folder / "ct2")],
-    ]
-    for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True)
-        if done.returncode:
-            print(f"{' '.join(step[-4:])} failed: {done.stderr.strip()[-300:]}", file=sys.stderr)
+        args.out.with_suffix(".svg").write_text(chart(seconds, args.size))
 
 
 def work(name: str, folder: Path) -> None:
@@ -207,10 +102,10 @@ def start(names: list[str], folder: Path) -> tuple[dict[str, subprocess.Popen[st
 
 
 def interleave(
-    workers: dict[str, subprocess.Popen[str]], shapes: list[tuple[int, int]], rounds: int
-) -> tuple[dict[tuple[int, int], dict[str, list[float]]], dict[str, float]]:
+    workers: dict[str, subprocess.Popen[str]], shapes: list[Shape], rounds: int
+) -> tuple[Seconds, dict[str, float]]:
     """Seconds by shape and peer, a list over rounds, and each peer's peak memory in MiB."""
-    seconds: dict[tuple[int, int], dict[str, list[float]]] = {}
+    seconds: Seconds = {}
     peaks: dict[str, float] = {}
     for shape in shapes:
         seconds[shape] = {name: [] for name in workers}
@@ -231,16 +126,18 @@ def interleave(
 
 
 def summarize(
-    seconds: dict[tuple[int, int], dict[str, list[float]]],
+    seconds: Seconds,
     peaks: dict[str, float],
     missing: dict[str, str],
     config: GPTConfig,
     args: argparse.Namespace,
+    sgemm: float,
 ) -> dict[str, object]:
-    versions = {name: _version(name) for name in ("gptexport", "onnxruntime", "torch", "openvino", "ctranslate2")}
+    packages = ("gptexport", "onnxruntime", "torch", "openvino", "ctranslate2", "mobius-onnx")
+    versions = {name: _version(name) for name in packages}
     lines = [
         f"GPT-2 {args.size}, {os.cpu_count()} {platform.machine()} cores, {args.rounds} interleaved rounds.",
-        "Median milliseconds; in brackets the speed relative to eager, median of paired ratios.",
+        f"Median milliseconds; in brackets the speed relative to {BASELINE}, median of paired ratios.",
         ", ".join(f"{name} {value}" for name, value in versions.items() if value) + ".",
         "",
         "| B×T | " + " | ".join(peaks) + " |",
@@ -249,7 +146,7 @@ def summarize(
     data: list[dict[str, object]] = []
     for (B, T), by_name in seconds.items():
         cells = []
-        base = by_name.get("eager")
+        base = by_name.get(BASELINE)
         for name, each in by_name.items():
             ratio = statistics.median(b / s for b, s in zip(base, each, strict=True)) if base else None
             median = statistics.median(each)
@@ -258,8 +155,48 @@ def summarize(
             data.append({"B": B, "T": T, "name": name, "seconds": each, "speed_vs_eager": ratio, "flop_per_s": flops})
         lines.append(f"| {B}×{T} | " + " | ".join(cells) + " |")
     lines.append("| peak MB | " + " | ".join(f"{peak * 1.048576:.0f}" for peak in peaks.values()) + " |")
+    rates = [(row["B"], row["T"], row["flop_per_s"]) for row in data if row["name"] == OWN]
+    if rates:
+        lines += [
+            "",
+            f"{OWN} reaches, of the {sgemm / 1e9:.0f} GFLOP/s of ONNX Runtime's own sgemm (1024×768×3072), "
+            + ", ".join(f"{100 * rate / sgemm:.0f} % at {B}×{T}" for B, T, rate in rates)
+            + ". Its speed relative to the fastest peer in float32, median of paired ratios: "
+            + ", ".join(f"{ratio:.2f} ({name}) at {B}×{T}" for (B, T), (name, ratio) in beside_fastest(seconds).items())
+            + ".",
+        ]
     lines += [f"\nNot measured: {name}: {reason}" for name, reason in missing.items()]
-    return {"versions": versions, "missing": missing, "peak_mib": peaks, "timings": data, "markdown": "\n".join(lines)}
+    found = {"versions": versions, "missing": missing, "peak_mib": peaks, "sgemm_flop_per_s": sgemm, "timings": data}
+    return {**found, "markdown": "\n".join(lines)}
+
+
+def beside_fastest(seconds: Seconds) -> dict[Shape, tuple[str, float]]:
+    """By shape: the fastest peer in float32, and the speed of the CPU's graph relative to it."""
+    found = {}
+    for shape, by_name in seconds.items():
+        peers = {
+            name: each for name, each in by_name.items() if not name.startswith("gptexport") and "int8" not in name
+        }
+        if peers and OWN in by_name:
+            fastest = min(peers, key=lambda name: statistics.median(peers[name]))
+            pairs = zip(peers[fastest], by_name[OWN], strict=True)
+            found[shape] = (fastest, statistics.median(theirs / ours for theirs, ours in pairs))
+    return found
+
+
+def chart(seconds: Seconds, size: str) -> str:
+    """Everybody's speed relative to the baseline's, as bars."""
+    speeds: dict[str, dict[str, tuple[float, str]]] = {}
+    for (B, T), by_name in seconds.items():
+        base = by_name.get(BASELINE) or next(iter(by_name.values()))
+        speeds[f"{B}×{T}"] = {
+            name: (
+                statistics.median(b / s for b, s in zip(base, each, strict=True)),
+                f"{1e3 * statistics.median(each):,.0f} ms",
+            )
+            for name, each in by_name.items()
+        }
+    return speed_chart(f"Logits of GPT-2 {size}, {os.cpu_count()} cores", BASELINE, speeds)
 
 
 def _version(package: str) -> str | None:
