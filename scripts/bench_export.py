@@ -25,6 +25,7 @@ from gptexport.config import GPTConfig
 CONFIGS = {
     "124M": GPTConfig(),
     "355M": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
+    "1558M": GPTConfig(n_layer=48, n_head=25, n_embd=1600),
     "tiny": GPTConfig(block_size=64, vocab_size=101, n_layer=2, n_head=2, n_embd=32),
 }
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -79,13 +80,16 @@ def main() -> None:
 
 
 def write_checkpoint(folder: Path, config: GPTConfig, kind: str) -> None:
-    """A checkpoint in its real format."""
+    """A checkpoint in its real format, of random weights as GPT-2 begins with."""
     import torch
 
     from gptexport.models.gpt2 import GPT
 
     torch.manual_seed(0)
     state = GPT(config).state_dict()
+    for name, weight in state.items():
+        if weight.dim() > 1 and name != "lm_head.weight":  # which is wte
+            torch.nn.init.normal_(weight, std=0.02)
     if kind == "nanogpt":
         names = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")
         args = {name: getattr(config, name) for name in names} | {"dropout": 0.0}
@@ -104,13 +108,13 @@ def write_checkpoint(folder: Path, config: GPTConfig, kind: str) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **fields, **sizes}))
 
 
-def run(command: list[str]) -> Run:
+def run(command: list[str], *, show: bool = False) -> Run:
     """Run to the end; wait4 gives the peak memory of this process alone.
 
     A child's peak begins at its parent's size, so this script must stay small: it never imports torch itself.
     """
     began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=None if show else subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - began
     if status:

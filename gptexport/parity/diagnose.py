@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gptexport_runtime import Session
 
 from gptexport.checkpoints import Checkpoint
-from gptexport.parity.blame import Blame, find_blame
+from gptexport.parity.blame import GRAPH, Blame, find_blame
 from gptexport.parity.divergence import PlaceError
 from gptexport.parity.locate import Divergence, choose_shape, find_divergence
-from gptexport.parity.tables import worst_rows
+from gptexport.parity.stored import worst_rows
 from gptexport.parity.tokens import Ids, Shape, TokenSource
 from gptexport.parity.verdict import Verdict, jsonable
 
 TRIES = 3  # batches of ids, until one shows the fault
+OTHER_WEIGHTS = "it holds other weights than the checkpoint, by less than these logits show"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def diagnose(
     steps: tuple[PlaceError, ...] = ()
     divergence = None
     if not verdict.gates.statistical:  # quantized steps differ by design
-        rows = worst_rows(checkpoint.model, graph)
+        rows = worst_rows(checkpoint.model, graph, verdict.dtype)
         for seed in range(TRIES):
             batch = TokenSource(checkpoint.vocab_size, tokens).batch(shape, seed)
             for row in rows.values():
@@ -74,6 +75,8 @@ def diagnose(
     if verdict.passed or not blame:
         return Diagnosis(steps=steps, divergence=divergence)
     found = find_blame(session, checkpoint, graph, ids, dtype=verdict.dtype, progress=progress)
+    if found.culprit is None and any(i.stored and not i.passed for i in verdict.invariances):
+        found = replace(found, culprit=GRAPH, sentence=f"{GRAPH}: {OTHER_WEIGHTS}")
     return Diagnosis(steps=steps, divergence=divergence, blame=found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 
 from gptexport_runtime import InputError
@@ -25,10 +26,7 @@ class Gates:
     flips_outside_ties: float | None = 0
     top1_agreement: float | None = None  # at least
     perplexity_ratio: float | None = None  # at most, and at least its inverse; on real text
-
-    @property
-    def statistical(self) -> bool:
-        return self.noise_ratio is None
+    statistical: bool = False  # of quantized weights
 
 
 def _statistical(kl_mean: float, perplexity_ratio: float, top1_agreement: float) -> Gates:
@@ -39,6 +37,7 @@ def _statistical(kl_mean: float, perplexity_ratio: float, top1_agreement: float)
         kl_mean=kl_mean,
         perplexity_ratio=perplexity_ratio,
         top1_agreement=top1_agreement,
+        statistical=True,
     )
 
 
@@ -56,15 +55,18 @@ def changed_gates(gates: Gates, changes: dict[str, str]) -> Gates:
     """`gates` with some set to other numbers, or to `none`.
 
     Raises:
-        InputError: there is no such gate, or that is no number.
+        InputError: there is no such gate, or that is no number of 0 or more.
     """
-    known = [field.name for field in fields(Gates)]
+    known = [field.name for field in fields(Gates) if field.name != "statistical"]
     values: dict[str, float | None] = {}
     for name, text in changes.items():
         if name not in known:
             raise InputError(f"gate {name!r} is not known; expected one of {', '.join(known)}.")
         try:
-            values[name] = None if text == "none" else float(text)
+            number = None if text == "none" else float(text)
         except ValueError:
-            raise InputError(f"gate {name} is {text!r}; expected a number, or none.") from None
-    return replace(gates, **values)
+            number = math.nan
+        if number is not None and not number >= 0:  # nor NaN, which nothing keeps
+            raise InputError(f"gate {name} is {text!r}; expected a number of 0 or more, or none.")
+        values[name] = number
+    return replace(gates, **values)  # type: ignore[arg-type]  # never `statistical`, which alone is a bool

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-import torch
 import torch.nn as nn
-from onnx import numpy_helper
 
 from gptexport.parity.divergence import PlaceError, Walk, judge_places, line_up, walk
 from gptexport.parity.experiments import Stored, explain
 from gptexport.parity.reference import eager_in
 from gptexport.parity.replay import Place
-from gptexport.parity.sites import GraphIndex, stored_names
+from gptexport.parity.stored import StoredWeights
 from gptexport.parity.tokens import Ids, Shape
 
 WALK_BYTES = 512 << 20  # of hidden states held at once
@@ -117,20 +114,15 @@ def _groups(places: list[Place]) -> Iterator[list[Place]]:
 
 
 def _stored(graph: Path, model: nn.Module, place: Place) -> Stored:
-    """What the graph holds for the module's own parameters, turned as PyTorch keeps them."""
-    proto = onnx.load(str(graph), load_external_data=False)
-    index = GraphIndex(proto.graph)
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    """What the graph holds for the module's own parameters."""
+    held = StoredWeights(model, graph)
     module = model.get_submodule(place.module)
     is_embedding = isinstance(module, nn.Embedding)
     found, shared = {}, False
-    parameters = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
-    for name, parameter in parameters.items():
-        for stored in stored_names(index, model, parameter):
-            readers = {node.op_type.startswith("Gather") for node in index.readers({stored})}
-            array = numpy_helper.to_array(tensors[stored], base_dir=str(graph.parent))
-            array = array.T if stored.endswith(".T") else array
-            if is_embedding in readers and array.shape == tuple(parameter.shape) and array.dtype.kind == "f":
-                found[name] = torch.from_numpy(np.array(array))
+    for name, parameter in module._parameters.items():
+        for stored, tensor in held.of(parameter) if parameter is not None else ():
+            readers = {node.op_type.startswith("Gather") for node in held.index.readers({stored})}
+            if is_embedding in readers:
+                found[name] = tensor
                 shared |= len(readers) > 1
     return Stored(found, shared)

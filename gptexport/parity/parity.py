@@ -15,7 +15,7 @@ from gptexport.parity.measure_shape import maybe_luck, measure_again, measure_sh
 from gptexport.parity.measured import Measured
 from gptexport.parity.metrics import Logits, ShapeStats
 from gptexport.parity.reference import eager_in
-from gptexport.parity.tables import compare_tables
+from gptexport.parity.stored import compare_stored
 from gptexport.parity.tokens import Ids, Shape, TokenSource
 from gptexport.parity.verdict import Invariance, Verdict, pool_noise
 
@@ -50,7 +50,7 @@ def measure_parity(
         shapes: the (B,T) to compare at.
         dtype: of the artifact's arithmetic: eager runs in it too.
         gates: what the artifact has to keep, where that is not what `dtype` has to: "int8", "int4".
-        graph: the .onnx that the session runs, so that the embeddings' rows are compared too, which ids only sample.
+        graph: the .onnx that the session runs, so that the weights in it are compared too.
         tokens: real text as a row of ids; random ids otherwise.
 
     Raises:
@@ -80,7 +80,7 @@ def measure_parity(
     allowed = _allowed(measured.stats, measured)
     invariances = _invariances(session, source, shapes, allowed)
     if graph is not None and not GATES[measured.gates].statistical:
-        invariances += compare_tables(checkpoint.model, graph, dtype)
+        invariances += compare_stored(checkpoint.model, graph, dtype)
     return replace(measured, invariances=tuple(invariances))
 
 

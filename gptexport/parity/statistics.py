@@ -99,7 +99,8 @@ def mean_of(values: Column) -> Mean:
 
 
 def _exp(of: Mean) -> Mean:
-    value = float(np.exp(of.mean))
+    with np.errstate(over="ignore"):  # a model may be as wrong as that
+        value = float(np.exp(of.mean))
     return Mean(mean=value, se=value * of.se)
 
 

@@ -52,11 +52,12 @@ class ShapeVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Invariance:
-    """The largest change in logits that must not change: of earlier positions, and of a row alone."""
+    """The largest change of what must not change: logits of earlier positions, of a row alone; weights as stored."""
 
     name: str
     max_change: float
     allowed: float
+    stored: bool = False  # a weight, relative to its size
 
     @property
     def passed(self) -> bool:
@@ -226,7 +227,7 @@ def _statistical_reasons(summary: Summary | None, gates: Gates, real_text: bool)
         reasons.append(f"top-1 agrees at {summary.top1.mean:.2%} of positions; at least {gates.top1_agreement:.2%}")
     ratio = summary.perplexity_ratio
     if gates.perplexity_ratio is not None and real_text and ratio is not None:
-        worse = max(ratio.mean, 1 / ratio.mean)
+        worse = max(ratio.mean, 1 / ratio.mean if ratio.mean else np.inf)
         if not _within(worse, gates.perplexity_ratio):
             reasons.append(f"perplexity is {ratio.mean:.4f} × the checkpoint's; at most {gates.perplexity_ratio:g}")
     return reasons

@@ -102,7 +102,16 @@ def test_a_step_that_cannot_run_is_told_and_not_blamed(bundle: Path, checkpoint:
 
 def test_a_pass_with_one_wrong_step_says_so(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     """A fault below the gates of the logits is far above the noise of its own step."""
-    made = tampered(bundle, tmp_path / "b", edit_weight("h.2.attn.c_attn.bias", at(7, 2e-5)))
+    made = tampered(bundle, tmp_path / "b", set_attribute("Attention", 2, scale=10**-0.5 * (1 + 4e-6)))
     ran = gptexport("parity", made, "--against", checkpoint)
     assert ran.code == 0, ran.out
-    assert "NOTE   within the gates, though one step alone is not: h.2.attn.c_attn" in ran.out
+    assert "NOTE   within the gates, though one step alone is not: h.2.attn before c_proj" in ran.out
+
+
+def test_a_weight_that_the_logits_do_not_show(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """It is in the graph, whatever the logits say: the graph is to blame, and the bias is named."""
+    made = tampered(bundle, tmp_path / "b", edit_weight("h.2.attn.c_attn.bias", at(7, 2e-5)))
+    ran = gptexport("parity", made, "--against", checkpoint)
+    assert ran.code == 3
+    assert "other weights (h.2.attn.c_attn.bias): what must not change did" in ran.out
+    assert "WHO    this graph, as it is written: it holds other weights than the checkpoint, by less" in ran.out

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fault_catalogue import scaled_logits
 from faults import other_mask, scale_weight, tampered
 from gptexport_runtime import GPTExportError, InputError
 
@@ -18,8 +19,8 @@ SHAPES = ("--shapes", "1x3,2x17")
 
 @pytest.fixture
 def saved(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> Path:
-    """Of a graph that is wrong, by about 7 times the noise."""
-    made = tampered(bundle, tmp_path / "b", scale_weight("h.1.attn.c_proj.weight", 1.00001))
+    """Of a graph that is wrong, by about 25 times the noise."""
+    made = tampered(bundle, tmp_path / "b", scaled_logits(1.00001))
     path = tmp_path / "parity.json"
     assert gptexport("parity", made, "--against", checkpoint, "--save", path, *SHAPES).code == 3
     return path
@@ -51,7 +52,15 @@ def test_other_gates_give_another(gptexport, saved: Path) -> None:
     assert gptexport("parity", saved, "--gate", "noise_ratio=99", "--gate", "kl_mean=0").code == 3
 
 
-@pytest.mark.parametrize("gate", ["noise_ratio", "noise=3", "noise_ratio=much", "=3"])
+def test_without_the_ratios_float32_is_still_float32(gptexport, saved: Path) -> None:
+    """Not a quantized model, whose statistics decide."""
+    ran = gptexport("parity", saved, "--gate", "noise_ratio=none", "--gate", "max_ratio=none", "--gate", "kl_mean=none")
+    assert "quantized" not in ran.out
+
+
+@pytest.mark.parametrize(
+    "gate", ["noise_ratio", "noise=3", "noise_ratio=much", "=3", "kl_mean=nan", "kl_mean=-1", "statistical=1"]
+)
 def test_a_gate_that_is_none_is_a_usage_error(gptexport, saved: Path, gate: str) -> None:
     ran = gptexport("parity", saved, "--gate", gate)
     assert ran.code == 2 and "gate" in ran.err.lower()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gptexport.parity.gates import GATES, changed_gates
 from gptexport.parity.metrics import Draw, compare
 from gptexport.parity.statistics import mean_of, summarize
 from gptexport.parity.verdict import judge
@@ -86,8 +87,6 @@ def test_mean_of_one_has_no_error_bar() -> None:
 
 def test_statistical_gates_judge_the_whole_grid() -> None:
     """Quantized weights: noise ratios do not matter, KL, top-1 and perplexity do; the last on real text only."""
-    from gptexport.parity.gates import GATES, changed_gates
-
     strict = judge([STATS], [], "float32", GATES["int8"])
     assert not strict and [reason.split(" is ")[0].split(" agrees")[0] for reason in strict.reasons] == [
         "mean KL",
@@ -97,3 +96,14 @@ def test_statistical_gates_judge_the_whole_grid() -> None:
     assert judge([STATS], [], "float32", loose).passed
     text = judge([STATS], [], "float32", loose, real_text=True)
     assert not text and text.reasons[0].startswith("perplexity is")
+
+
+@pytest.mark.parametrize("factor", [1e4, -1e4])
+def test_a_perplexity_beyond_all_numbers_is_no_crash(factor: float) -> None:
+    """Nor is a ratio of nothing."""
+    huge = compare([Draw(ids=IDS, expected=EXPECTED, eager=EAGER, actual=EXPECTED * abs(factor))])
+    if factor < 0:  # the checkpoint is the one that is never right
+        huge = compare([Draw(ids=IDS, expected=EXPECTED * 1e4, eager=EXPECTED * 1e4, actual=EXPECTED)])
+    with np.errstate(over="raise"):
+        verdict = judge([huge], [], "float32", GATES["int8"], real_text=True)
+    assert not verdict and any(reason.startswith("perplexity is") for reason in verdict.reasons)

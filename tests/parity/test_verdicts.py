@@ -31,7 +31,7 @@ def test_a_right_export_passes(gptexport, copy: Path, checkpoint: Path) -> None:
     assert 0 < result["noise_ratio"] < 2
     assert [row["shape"] for row in result["shapes"]] == [[1, 1], [1, 2], [8, 5], [3, 17], [2, 9], [1, 17]]
     assert all(row["passed"] and row["flips_outside_ties"] == 0 for row in result["shapes"])
-    names = {"batch invariance", "causality", "padding invariance", "rows of wte", "rows of wpe"}
+    names = {"batch invariance", "causality", "padding invariance", "rows of wte", "rows of wpe", "other weights"}
     names |= {"last against logits", "score against logits"}
     assert {row["name"] for row in result["invariances"]} == names
     assert all(row["passed"] for row in result["invariances"])
