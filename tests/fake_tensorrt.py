@@ -162,9 +162,9 @@ class FakeContext:
             B, T = shape
             cuda.check(*memory)
             cuda.check(addresses["input_ids"], 8 * B * T)
-            cuda.check(addresses["logits"], 4 * B * T * VOCAB)
+            cuda.check(addresses["logits"], 4 * B * T * self.engine.vocab_size)
             ids = np.ctypeslib.as_array((ctypes.c_int64 * (B * T)).from_address(addresses["input_ids"])).reshape(B, T)
-            result = logits_of(ids)
+            result = self.engine.compute(ids.copy())
             ctypes.memmove(addresses["logits"], result.ctypes.data, result.nbytes)
 
         self.engine.cuda.enqueue(stream, work)
@@ -172,10 +172,12 @@ class FakeContext:
 
 
 class FakeEngine:
-    """ICudaEngine, for ids (B,T) in `profiles`."""
+    """ICudaEngine, for ids (B,T) in `profiles`. `compute` is what its model says: (B,T) -> (B,T,vocab_size) float32."""
 
-    def __init__(self, cuda: FakeCuda, profiles: list[Any]) -> None:
-        self.cuda, self.profiles = cuda, profiles
+    def __init__(
+        self, cuda: FakeCuda, profiles: list[Any], compute: Callable[[Any], Any] = logits_of, vocab_size: int = VOCAB
+    ) -> None:
+        self.cuda, self.profiles, self.compute, self.vocab_size = cuda, profiles, compute, vocab_size
         self.contexts: list[FakeContext] = []
         self.profiles_used: list[int] = []
         self.works = True
@@ -192,7 +194,7 @@ class FakeEngine:
         return self.dtypes[name]
 
     def get_tensor_shape(self, _name: str) -> tuple[int, ...]:
-        return (-1, -1, VOCAB)
+        return (-1, -1, self.vocab_size)
 
     def get_tensor_profile_shape(self, _name: str, index: int) -> Any:
         return self.profiles[index]

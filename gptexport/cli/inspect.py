@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from gptexport_runtime.contract import MANIFEST_FILE
+from gptexport_runtime.contract import MANIFEST_FILE, Manifest
 from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo, TensorInfo, read_engine_info
 from gptexport_runtime.proof import why_stale
 
@@ -49,7 +49,11 @@ def inspect(ctx: click.Context, output: Output, path: str, verify: bool) -> None
             ctx.exit(1)
     elif place.suffix == ENGINE_SUFFIX and place.is_file():
         engine = read_engine_info(place)
-        output.result({"ok": True, "kind": "engine", "path": path, **asdict(engine)}, _engine_text(engine))
+        stale = why_stale(engine)
+        data = {"kind": "engine", "path": path, **asdict(engine), "problems": [stale] if stale else []}
+        output.result({"ok": stale is None, **data}, _engine_text(engine))
+        if stale:
+            ctx.exit(1)
     elif place.suffix == ".onnx" and place.is_file():
         from gptexport.artifacts import inspect_graph
 
@@ -76,13 +80,6 @@ def _bundle_json(bundle: BundleInfo) -> dict[str, Any]:
 
 def _bundle_text(bundle: BundleInfo) -> str:
     manifest = bundle.manifest
-    parity = manifest.parity
-    verdict = "not checked: gptexport parity"
-    if parity is not None:
-        ratio = f", noise ratio {parity['noise_ratio']:.2f}" if isinstance(parity.get("noise_ratio"), float) else ""
-        verdict = ("passed" if parity.get("passed") else "FAILED") + ratio
-        if why_stale(manifest):
-            verdict += ", but not of these graphs and weights"
     rows: list[tuple[str, object]] = [
         (
             "bundle",
@@ -92,12 +89,25 @@ def _bundle_text(bundle: BundleInfo) -> str:
         ("parameters", f"{manifest.parameters:,}"),
         ("source", f"{manifest.source.get('format')}, sha256 {str(manifest.source.get('sha256'))[:16]}…"),
         ("GELU", _gelu(manifest.model.get("gelu"), manifest.source.get("gelu_source"))),
-        ("parity", verdict),
+        ("parity", _verdict(manifest)),
         ("written by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
     ]
     graphs = "\n\n".join(_graph_text(graph) for graph in bundle.graphs.values())
     problems = "".join(f"\nproblem: {problem}" for problem in bundle.problems)
     return f"{facts(rows)}\n\n{graphs}{problems}"
+
+
+def _verdict(described: Manifest | EngineInfo) -> str:
+    parity = described.parity
+    if parity is None:
+        return "not checked: gptexport parity"
+    ratio = f", noise ratio {parity['noise_ratio']:.2f}" if isinstance(parity.get("noise_ratio"), float) else ""
+    of = "this engine" if isinstance(described, EngineInfo) else "these graphs and weights"
+    return (
+        ("passed" if parity.get("passed") else "FAILED")
+        + ratio
+        + (f", but not of {of}" if why_stale(described) else "")
+    )
 
 
 def _graph_text(graph: GraphInfo) -> str:
@@ -121,16 +131,16 @@ def _engine_text(info: EngineInfo) -> str:
     def signature(tensors: tuple[TensorInfo, ...]) -> str:
         return ", ".join(f"{item.name} {item.dtype} ({','.join(map(str, item.shape))})" for item in tensors)
 
-    parity = info.parity
     rows: list[tuple[str, object]] = [
         ("interface", f"{signature(info.inputs)} -> {signature(info.outputs)}"),
         ("model", _config_line(info.model)),
         ("built from", ", ".join(f"{name} {sha256[:16]}…" for name, sha256 in info.onnx.items())),
         ("options", ", ".join(name for name, value in info.options.items() if value) or "none"),
-        ("parity", "not checked: gptexport parity" if parity is None else "passed" if parity["passed"] else "FAILED"),
+        ("parity", _verdict(info)),
         ("rebuild", info.rebuild_command),
     ]
-    return f"{engine_text(info)}\n\n{facts(rows)}"
+    problem = f"\nproblem: {stale}" if (stale := why_stale(info)) else ""
+    return f"{engine_text(info)}\n\n{facts(rows)}{problem}"
 
 
 def _checkpoint_text(info: CheckpointInfo) -> str:

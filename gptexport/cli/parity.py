@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
+from gptexport_runtime.engine_file import ENGINE_SUFFIX
 
 from gptexport.cli.options import Shapes
 from gptexport.cli.output import Output, output_options
 from gptexport.cli.parity_text import hint_text, verdict_text
 
 if TYPE_CHECKING:
+    from gptexport_runtime.engine_file import EngineInfo
+
     from gptexport.checkpoints import Checkpoint
     from gptexport.config import Gelu
 
@@ -58,7 +61,13 @@ class Gate(click.ParamType[tuple[str, str]]):
 )
 @click.option("--vocab-size", type=click.IntRange(min=1), help="As at the export, for a lone .onnx; a bundle knows.")
 @click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where the artifact runs."
+    "--device", type=click.Choice(["cpu", "cuda"]), help="Where the artifact runs.  [default: cpu; an engine: cuda]"
+)
+@click.option(
+    "--graph",
+    "origin",
+    type=click.Path(exists=True, path_type=Path),
+    help="Of an engine: the bundle or .onnx it was built from.  [default: found beside it by its hash]",
 )
 @click.option("--gate", "gates", type=Gate(), multiple=True, help="Another gate than the dtype's own. Repeatable.")
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Keep what was measured, as JSON.")
@@ -77,12 +86,13 @@ def parity(
     gelu: Gelu | None,
     block_size: int | None,
     vocab_size: int | None,
-    device: Literal["cpu", "cuda"],
+    device: Literal["cpu", "cuda"] | None,
+    origin: Path | None,
     gates: tuple[tuple[str, str], ...],
     save: Path | None,
     report: Path | None,
 ) -> None:
-    """Check ARTIFACT, a bundle or an .onnx, against the CHECKPOINT it was exported from.
+    """Check ARTIFACT, a bundle, an .onnx or an .engine, against the CHECKPOINT it was exported from.
 
     \b
     Examples:
@@ -90,13 +100,14 @@ def parity(
       gptexport parity gpt2/ --against openai-community/gpt2 --shapes 1x1,3x17,1x1024
       gptexport parity gpt2/ --against out/ckpt.pt --tokens data/val.bin    on real text
       gptexport parity gpt2/ --against out/ckpt.pt --report parity.html --save parity.json
+      gptexport parity gpt2.engine --against out/ckpt.pt --graph gpt2/      on a GPU; three ways
       gptexport parity parity.json --gate noise_ratio=3    judge what was saved, without the model
 
     \b
     The yardstick is the model's own rounding noise: both the artifact and eager PyTorch in
     the same dtype are compared with the model in float64. The artifact may err at most twice
     as much as eager does. Where it errs more, the first wrong step is named, with what it looks
-    like. The verdict goes into the bundle's manifest, unless it is that of --quick or --gate.
+    like. The verdict goes into the bundle's manifest or the engine's sidecar, unless it is that of --quick or --gate.
     Exit code 0: the same model; 3: not the same.
     """
     from gptexport.parity.gates import GATES, changed_gates
@@ -114,29 +125,38 @@ def parity(
     else:
         from gptexport_runtime import load
 
+        is_engine = artifact.suffix == ENGINE_SUFFIX
+        if origin is not None and not is_engine:
+            raise click.UsageError(f"--graph is of an engine; {artifact} is none.")
+        device = device or ("cuda" if is_engine else "cpu")
         with load(artifact, device=device, verify=True) as session:
             output.step(f"reading {checkpoint}")
             from gptexport.checkpoints import load_checkpoint
             from gptexport.parity import default_grid, diagnose, measure_parity, quick_grid, read_tokens
             from gptexport.parity.heads import measure_heads
+            from gptexport.parity.origin import find_origin
             from gptexport.parity.record import environment, record_verdict
+            from gptexport.parity.tokens import grid_within
 
-            graph = _graph_of(artifact)
-            manifest = session.manifest
-            described = manifest or session.engine
-            exported = manifest.source.get("options", {}) if manifest else {}
+            manifest, engine = session.manifest, session.engine
+            graph = _graph_of(artifact) if engine is None else find_origin(artifact, engine, origin)
+            described = manifest or engine
+            exported = described.source.get("options", {}) if described else {}
             loaded = load_checkpoint(
                 checkpoint,
                 gelu=gelu,  # never the export's --gelu: a wrong one is what parity is there to find
                 vocab_size=vocab_size or exported.get("vocab_size"),
                 block_size=block_size or exported.get("block_size"),
             )
-            _check_shapes(shapes, loaded)
+            _check_shapes(shapes, loaded, engine)
+            grid = shapes or (quick_grid if quick else default_grid)(loaded.block_size)
+            if engine is not None:
+                grid = shapes or grid_within(grid, engine.profiles)
             ids = read_tokens(tokens, loaded.vocab_size, words) if tokens else None
             measured = measure_parity(
                 session,
                 loaded,
-                shapes or (quick_grid if quick else default_grid)(loaded.block_size),
+                grid,
                 dtype=described.dtype if described else "float32",
                 gates=manifest.quantize if manifest else None,
                 graph=graph,
@@ -149,11 +169,11 @@ def parity(
                     measured = measure_heads(measured, lean, tokens=ids)
             measured = replace(measured, environment=environment(artifact, checkpoint, session, loaded.sha256))
             verdict = measured.judge(changed_gates(GATES[measured.gates], dict(gates)))
-            if graph is not None and not (quick and verdict):
+            if not (quick and verdict):
                 diagnosis = diagnose(session, loaded, graph, verdict, tokens=ids, blame=not quick, progress=output.step)
             if not quick and not gates:
                 record_verdict(artifact, session, verdict, loaded.sha256)
-            hint = hint_text(verdict, manifest, loaded.config)
+            hint = hint_text(verdict, described, loaded.config)
     if save is not None:
         measured.save(save)
     if report is not None:
@@ -177,17 +197,22 @@ def _check_outputs(save: Path | None, report: Path | None) -> None:
         raise click.BadParameter(f"{save} does not end in .json, by which it is known again.", param_hint="--save")
 
 
-def _graph_of(artifact: Path) -> Path | None:
-    """The .onnx that a session of the artifact runs; None of an engine, whose steps nobody can look into."""
-    from gptexport_runtime.bundle import GRAPH_SUFFIX, open_artifact
+def _graph_of(artifact: Path) -> Path:
+    """The .onnx that a session of the artifact runs."""
+    from gptexport_runtime.bundle import open_artifact
 
-    logits = open_artifact(artifact).logits
-    return logits if logits.suffix == GRAPH_SUFFIX else None
+    return open_artifact(artifact).logits
 
 
-def _check_shapes(shapes: list[tuple[int, int]] | None, loaded: Checkpoint) -> None:
+def _check_shapes(shapes: list[tuple[int, int]] | None, loaded: Checkpoint, engine: EngineInfo | None) -> None:
     too_long = [f"{B}x{T}" for B, T in shapes or [] if loaded.block_size < T]
     if too_long:
         raise click.BadParameter(
             f"{', '.join(too_long)}: T is beyond block_size {loaded.block_size}.", param_hint="--shapes"
+        )
+    profiles = engine.profiles if engine else ()
+    outside = [f"{B}x{T}" for B, T in shapes or [] if profiles and not any(p.takes(B, T) for p in profiles)]
+    if outside:
+        raise click.BadParameter(
+            f"{', '.join(outside)}: this engine takes {'; or '.join(map(str, profiles))}.", param_hint="--shapes"
         )

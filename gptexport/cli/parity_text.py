@@ -8,6 +8,7 @@ from gptexport.cli.output import facts, table
 
 if TYPE_CHECKING:
     from gptexport_runtime.contract import Manifest
+    from gptexport_runtime.engine_file import EngineInfo
 
     from gptexport.config import GPTConfig
     from gptexport.parity import Diagnosis, Verdict
@@ -104,13 +105,13 @@ def _diagnosis(diagnosis: Diagnosis, *, passed: bool) -> list[str]:
     return parts
 
 
-def hint_text(verdict: Verdict, manifest: Manifest | None, config: GPTConfig | None) -> str:
+def hint_text(verdict: Verdict, described: Manifest | EngineInfo | None, config: GPTConfig | None) -> str:
     """The one mistake that is not the export's: --gelu given there and not here."""
     gelu = config.gelu if config else None
-    exported = manifest.model.get("gelu") if manifest else None
+    exported = described.model.get("gelu") if described else None
     if verdict.passed or exported is None or gelu is None or exported == gelu:
         return ""
     return (
-        f"\n\nThe bundle was exported with GELU {exported}; this checkpoint's is taken to be {gelu}. "
+        f"\n\nThe artifact was exported with GELU {exported}; this checkpoint's is taken to be {gelu}. "
         f"If it was trained with {exported}, pass --gelu {exported} here too."
     )

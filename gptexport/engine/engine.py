@@ -101,6 +101,7 @@ def _describe(request: Request, entry: FileEntry, plan: Plan, prepared: Prepared
             "decomposed_attention": plan.decomposed_attention,
         },
         producer={"gptexport": version("gptexport"), **_onnx_producer(source)},
+        source=dict(source.manifest.source) if source.manifest else {},
     )
 
 

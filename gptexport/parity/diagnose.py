@@ -10,7 +10,7 @@ from typing import Any
 from gptexport_runtime import Session
 
 from gptexport.checkpoints import Checkpoint
-from gptexport.parity.blame import GRAPH, Blame, find_blame
+from gptexport.parity.blame import GRAPH, ORIGIN, Blame, find_blame
 from gptexport.parity.divergence import PlaceError
 from gptexport.parity.locate import Divergence, choose_shape, find_divergence
 from gptexport.parity.stored import worst_rows
@@ -41,7 +41,7 @@ class Diagnosis:
 def diagnose(
     session: Session,
     checkpoint: Checkpoint,
-    graph: Path,
+    graph: Path | None,
     verdict: Verdict,
     *,
     tokens: Ids | None = None,
@@ -50,14 +50,19 @@ def diagnose(
 ) -> Diagnosis:
     """Judge each step of the graph alone: where a failure comes from, and what a pass may hide.
 
+    Nobody can look into an engine: there only whom to blame is found, and the wrong step of the graph where that is it.
+
     Args:
-        graph: the .onnx that the session runs.
+        graph: the .onnx that the session runs; of an engine the one it was built from, or None.
         blame: on a failure run the other stages too, which exports the checkpoint afresh.
     """
     if not verdict.shapes:
         return Diagnosis()
     shape = _shape(verdict)
     ids = TokenSource(checkpoint.vocab_size, tokens).batch(shape, 0)
+    if session.engine is not None:
+        return _diagnose_engine(session, checkpoint, graph, verdict, ids, blame=blame, progress=progress)
+    assert graph is not None, "only an engine may be without its graph"
     steps: tuple[PlaceError, ...] = ()
     divergence = None
     if not verdict.gates.statistical:  # quantized steps differ by design
@@ -77,6 +82,25 @@ def diagnose(
     found = find_blame(session, checkpoint, graph, ids, dtype=verdict.dtype, progress=progress)
     if found.culprit is None and any(i.stored and not i.passed for i in verdict.invariances):
         found = replace(found, culprit=GRAPH, sentence=f"{GRAPH}: {OTHER_WEIGHTS}")
+    return Diagnosis(steps=steps, divergence=divergence, blame=found)
+
+
+def _diagnose_engine(
+    session: Session,
+    checkpoint: Checkpoint,
+    graph: Path | None,
+    verdict: Verdict,
+    ids: Ids,
+    *,
+    blame: bool,
+    progress: Callable[[str], None],
+) -> Diagnosis:
+    if verdict.passed or not blame:
+        return Diagnosis()
+    found = find_blame(session, checkpoint, graph, ids, dtype=verdict.dtype, progress=progress)
+    if graph is None or found.culprit != ORIGIN:
+        return Diagnosis(blame=found)
+    steps, divergence = find_divergence(checkpoint.model, graph, ids, dtype=verdict.dtype, progress=progress)
     return Diagnosis(steps=steps, divergence=divergence, blame=found)
 
 

@@ -6,25 +6,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 from gptexport_runtime.contract import INPUT_IDS, LOGITS
 from gptexport_runtime.ort import CUDA_OPTIONS
 from gptexport_runtime.providers import CPU, CUDA, SILENT, import_onnxruntime
+from onnx import TensorProto, helper, numpy_helper
 
 from gptexport.parity.tokens import Ids
 
 Values = dict[str, npt.NDArray[Any]]
 
 
-def run_exposed(path: Path, ids: Ids, names: Sequence[str], *, device: str = "cpu", optimize: bool = True) -> Values:
+def run_exposed(
+    path: Path,
+    ids: Ids,
+    names: Sequence[str],
+    *,
+    device: str = "cpu",
+    optimize: bool = True,
+    model: onnx.ModelProto | None = None,
+) -> Values:
     """The logits and the values called `names`, as ONNX Runtime computes them.
 
     Args:
         optimize: as in a session; else every node runs as it is written.
+        model: run this in place of the file's own graph; its weights are still found beside `path`.
     """
     ort = import_onnxruntime()
-    model = onnx.load(str(path), load_external_data=False)
+    model = model or onnx.load(str(path), load_external_data=False)
     there = {output.name for output in model.graph.output}
     names = [name for name in dict.fromkeys(names) if name not in there]
     for name in names:
@@ -39,3 +50,26 @@ def run_exposed(path: Path, ids: Ids, names: Sequence[str], *, device: str = "cp
     session = ort.InferenceSession(model.SerializeToString(), options, [provider], [provider_options])
     wanted = [LOGITS, *names]
     return dict(zip(wanted, session.run(wanted, {INPUT_IDS: ids}), strict=True))
+
+
+def in_float32(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """A copy that computes in float32 with the bfloat16 weights that it has: ONNX Runtime's CPU runs no bfloat16.
+
+    Args:
+        folder: of the weights.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    del graph.value_info[:]
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.BFLOAT16:
+            wide = numpy_helper.to_array(tensor, base_dir=str(folder)).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype", "softmax_precision") and attribute.i == TensorProto.BFLOAT16:
+                attribute.CopyFrom(helper.make_attribute(attribute.name, TensorProto.FLOAT))
+            elif attribute.t.data_type == TensorProto.BFLOAT16:
+                attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
+    return copy

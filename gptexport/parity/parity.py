@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -114,9 +115,13 @@ def _allowed(stats: Sequence[ShapeStats], measured: Measured) -> float:
 def _invariances(session: Session, source: TokenSource, shapes: list[Shape], allowed: float) -> list[Invariance]:
     """A later token must not change an earlier logit, nor a neighbour or padding a row's."""
     T = max((T for B, T in shapes if B > 1), default=max(T for _, T in shapes))
-    ids = source.batch((3, T), seed=1)
+    B = next(B for B in (3, *(B for B, t in shapes if t == T)) if _takes(session, B, T))
+    ids = source.batch((B, T), seed=1)
     base = session.logits(ids)
-    changes = {"batch invariance": max(_change(base[row], session.logits(ids[row : row + 1])[0]) for row in range(3))}
+    changes = {}
+    if B > 1 and _takes(session, 1, T):
+        alone = [session.logits(ids[row : row + 1])[0] for row in range(B)]
+        changes["batch invariance"] = max(_change(*pair) for pair in zip(base, alone, strict=True))
     if T > 1:
         changed = []
         for start in sorted({1, T // 2, T - 1} - {0}):  # change everything from here on; what is before must stay
@@ -124,12 +129,18 @@ def _invariances(session: Session, source: TokenSource, shapes: list[Shape], all
             other[:, start:] = (other[:, start:] + 1) % source.vocab_size
             changed.append(_change(base[:, :start], session.logits(other)[:, :start]))
         changes["causality"] = max(changed)
-        ragged = [ids[0], ids[1, : T // 2], ids[2, :1]]
+    if T > 1 and B > 1:
+        ragged = [row[:length] for row, length in zip(ids, cycle([T, T // 2, 1]), strict=False)]
         padded = session.logits([row.tolist() for row in ragged])
         changes["padding invariance"] = max(
             _change(base[i, : len(row)], padded[i, : len(row)]) for i, row in enumerate(ragged)
         )
     return [Invariance(name=name, max_change=change, allowed=allowed) for name, change in changes.items()]
+
+
+def _takes(session: Session, B: int, T: int) -> bool:
+    """An engine only takes what is within a profile."""
+    return session.engine is None or any(profile.takes(B, T) for profile in session.engine.profiles)
 
 
 def _change(before: Logits, after: Logits) -> float:

@@ -45,6 +45,15 @@ def environment(artifact: Path, checkpoint: str, session: Session, checkpoint_sh
         found |= {"target": manifest.target, "opset": manifest.opset, "dtype": manifest.dtype}
         found |= {f"{kind} graph sha256": entry.sha256 for kind, entry in manifest.graphs.items()}
         found["weights sha256"] = manifest.weights.sha256 if manifest.weights else "in the graphs"
+    if (engine := session.engine) is not None:
+        found |= {"built by": f"{engine.flavour} {engine.version}", "dtype": engine.dtype}
+        found |= {
+            "profiles": "; ".join(map(str, engine.profiles)),
+            "compiled for": ", ".join(engine.compute_capabilities),
+        }
+        found |= {"built with": ", ".join(name for name, value in engine.options.items() if value) or "no options"}
+        found |= {f"{name} sha256": sha256 for name, sha256 in engine.onnx.items()}
+        found["engine sha256"] = engine.engine.sha256
     found |= {"checkpoint sha256": checkpoint_sha256, "backend": f"{session.backend} on {session.device}"}
     found |= {"threads": session.threads, "machine": f"{platform.system()} {platform.machine()}"}
     found["python"] = platform.python_version()

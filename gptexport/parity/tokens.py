@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from gptexport_runtime import GPTExportError
+from gptexport_runtime.engine_file import Profile
 
 Shape = tuple[int, int]  # (B, T)
 Ids = npt.NDArray[np.int64]
@@ -26,6 +29,12 @@ def default_grid(block_size: int) -> list[Shape]:
 def quick_grid(block_size: int) -> list[Shape]:
     """A first answer in a fraction of the time: one token, and two rows of a few."""
     return list(dict.fromkeys([(1, 1), (2, min(33, block_size))]))
+
+
+def grid_within(grid: Sequence[Shape], profiles: Sequence[Profile]) -> list[Shape]:
+    """The grid moved into each profile of an engine, which computes nothing outside them and each in its own way."""
+    moved = [(min(max(B, p.min[0]), p.max[0]), min(max(T, p.min[1]), p.max[1])) for p in profiles for B, T in grid]
+    return list(dict.fromkeys(moved))
 
 
 def draws_of(shape: Shape) -> int:

@@ -87,6 +87,7 @@ class EngineInfo:
     weight_bytes: int
     graph: Mapping[str, Any] = field(default_factory=dict)  # what was rewritten for TensorRT, and attention's kernels
     producer: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)  # of the bundle it was built from: the checkpoint's hash
     parity: Mapping[str, Any] | None = None
 
     @property

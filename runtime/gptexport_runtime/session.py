@@ -17,7 +17,7 @@ from gptexport_runtime import ort, trt
 from gptexport_runtime.bundle import open_artifact
 from gptexport_runtime.contract import GRAPH_LAST, GRAPH_LOGITS, GRAPH_SCORE, Manifest, ModelInfo
 from gptexport_runtime.dlpack import CUDA, DeviceLogits, borrow_ids
-from gptexport_runtime.engine_file import ENGINE_SUFFIX
+from gptexport_runtime.engine_file import ENGINE_SUFFIX, read_engine_info
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError, SessionError
 from gptexport_runtime.ids import Batch, to_batch
 from gptexport_runtime.proof import require_proof
@@ -61,8 +61,8 @@ def load(
         prepack: keep the weights a second time in memory, laid out as the CPU's kernels read them. False: use them
             as they are in the file, mapped; half the memory, and slower.
         verify: check the weights' sha256 too, which reads all of them. Sizes and graphs are always checked.
-        require_parity: open only a bundle that `gptexport parity` passed, with these very graphs and weights; implies
-            `verify`.
+        require_parity: open only a bundle or an engine that `gptexport parity` passed, with these very graphs and
+            weights; implies `verify`.
 
     Raises:
         ArtifactError: a file is missing, damaged, or not what was expected; or there is no verdict as asked for.
@@ -74,9 +74,10 @@ def load(
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise InputError(f"threads is {threads!r}; expected an integer of 1 or more, or None for every usable core.")
     artifact = open_artifact(path, verify=verify or require_parity)
+    is_engine = artifact.logits.suffix == ENGINE_SUFFIX
     if require_parity:
-        require_proof(artifact.logits, artifact.manifest)
-    if artifact.logits.suffix == ENGINE_SUFFIX:
+        require_proof(artifact.logits, read_engine_info(artifact.logits) if is_engine else artifact.manifest)
+    if is_engine:
         engine = trt.open_engine(artifact.logits, device)
         return Session(engine, engine.info, None)
     graph = ort.open_graph(artifact.logits, device, threads=threads, prepack=prepack)

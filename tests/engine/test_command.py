@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -154,10 +155,16 @@ def test_verdict_of_parity_goes_into_the_sidecar(gptexport: Command, engine: Pat
     copy = Path(shutil.copy(engine, tmp_path))
     shutil.copy(f"{engine}.json", tmp_path)
     assert "parity      not checked: gptexport parity" in gptexport("inspect", copy).out
-    record_parity(copy, {"passed": True, "noise_ratio": 1.1})
-    assert "parity      passed" in gptexport("inspect", copy).out
-    record_parity(copy, {"passed": False})
+    sha256 = hashlib.sha256(copy.read_bytes()).hexdigest()
+    record_parity(copy, {"passed": True, "noise_ratio": 1.1, "engine_sha256": sha256})
+    assert "parity      passed, noise ratio 1.10" in gptexport("inspect", copy).out
+    record_parity(copy, {"passed": False, "engine_sha256": sha256})
     assert "parity      FAILED" in gptexport("inspect", copy).out
+    record_parity(copy, {"passed": True, "engine_sha256": "0" * 64})
+    ran = gptexport("inspect", copy)
+    assert ran.code == 1 and "parity      passed, but not of this engine" in ran.out
+    assert "problem: its parity verdict does not belong to it" in ran.out
+    assert json.loads(gptexport("inspect", copy, "--json").out)["problems"]
     assert copy.read_bytes() == engine.read_bytes()
 
 

@@ -21,7 +21,7 @@ SHAPES = [(1, 1), (3, 8)]
 class EagerSession:
     """A session that runs the eager model, and may then do something to its logits."""
 
-    manifest = None
+    manifest = engine = None
 
     def __init__(self, checkpoint: Checkpoint, fault: Any = None) -> None:
         self.config = ModelInfo(vocab_size=checkpoint.vocab_size, block_size=checkpoint.block_size)
