@@ -108,13 +108,13 @@ def write_checkpoint(folder: Path, config: GPTConfig, kind: str) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **fields, **sizes}))
 
 
-def run(command: list[str], *, show: bool = False) -> Run:
+def run(command: list[str]) -> Run:
     """Run to the end; wait4 gives the peak memory of this process alone.
 
     A child's peak begins at its parent's size, so this script must stay small: it never imports torch itself.
     """
     began = time.monotonic()
-    process = subprocess.Popen(command, stdout=None if show else subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - began
     if status:
