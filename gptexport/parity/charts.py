@@ -55,11 +55,12 @@ def log_axis(label: str, values: Sequence[float], *, at_least: tuple[float, floa
 
 def line_chart(about: str, x: Axis, y: Axis, series: Sequence[Series], *, fill: bool = False) -> str:
     """Lines over a common axis; `fill` shades down to the axis, as a histogram is drawn."""
-    body = []
+    body, shown = [], []
     for one in series:
         points = [_point(x, y, a, b) for a, b in zip(one.x, one.y, strict=True) if np.isfinite(a) and np.isfinite(b)]
         if not points:
             continue
+        shown.append(one)
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
         if fill:
             floor = HEIGHT - BOTTOM
@@ -68,7 +69,7 @@ def line_chart(about: str, x: Axis, y: Axis, series: Sequence[Series], *, fill: 
         body.append(f'<polyline class="line {one.style}" points="{path}"/>')
         if len(points) == 1:
             body.append(f'<circle class="dot {one.style}" cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="4"/>')
-    return _frame(about, x, y, body, series)
+    return _frame(about, x, y, body, shown)
 
 
 def dot_chart(about: str, x: Axis, y: Axis, series: Sequence[Series], names: Sequence[str], gate: float | None) -> str:
@@ -83,16 +84,23 @@ def dot_chart(about: str, x: Axis, y: Axis, series: Sequence[Series], names: Seq
             if np.isnan(b):
                 continue
             cx, cy = _point(x, y, a, b)
-            circle = f'<circle class="dot {one.style}" cx="{cx:.1f}" cy="{cy:.1f}" r="4">'
-            body.append(f"{circle}<title>{escape(name)}</title></circle>")
-    return _frame(about, x, y, body, series if len(series) > 1 else ())
+            body.append(_dot(one.style, cx, cy, name))
+    return _frame(about, x, y, body, series if len(series) > 1 else (), dots=True)
+
+
+def _dot(style: str, x: float, y: float, title: str = "") -> str:
+    """A circle of eager's, a diamond of the artifact's: not told apart by colour alone."""
+    told = f"<title>{escape(title)}</title>" if title else ""
+    if style == "eager":
+        return f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="4">{told}</circle>'
+    return f'<path class="dot {style}" d="M{x:.1f} {y - 5.5:.1f}l5.5 5.5l-5.5 5.5l-5.5-5.5z">{told}</path>'
 
 
 def _point(x: Axis, y: Axis, a: float, b: float) -> tuple[float, float]:
     return x.at(a, LEFT, WIDTH - RIGHT), y.at(b, HEIGHT - BOTTOM, TOP)
 
 
-def _frame(about: str, x: Axis, y: Axis, body: Sequence[str], series: Sequence[Series]) -> str:
+def _frame(about: str, x: Axis, y: Axis, body: Sequence[str], series: Sequence[Series], *, dots: bool = False) -> str:
     floor, middle = HEIGHT - BOTTOM, (TOP + HEIGHT - BOTTOM) / 2
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(about, quote=True)}">']
     for value, text in y.ticks:
@@ -111,7 +119,8 @@ def _frame(about: str, x: Axis, y: Axis, body: Sequence[str], series: Sequence[S
     parts.append(f'<text transform="{turned}" text-anchor="middle">{escape(y.label)}</text>')
     for number, one in enumerate(series):
         at = LEFT + 8 + 120 * number
-        parts.append(f'<line class="line {one.style}" x1="{at}" x2="{at + 26}" y1="14" y2="14"/>')
+        line = f'<line class="line {one.style}" x1="{at}" x2="{at + 26}" y1="14" y2="14"/>'
+        parts.append(_dot(one.style, at + 18, 14) if dots else line)
         parts.append(f'<text x="{at + 32}" y="18">{escape(one.label)}</text>')
     return "".join(parts) + "</svg>"
 

@@ -13,6 +13,8 @@ from gptexport.parity.measured import Measured
 from gptexport.parity.metrics import Positions, ShapeStats
 from gptexport.parity.report_charts import errors_section, shapes_chart, steps_section
 from gptexport.parity.report_style import STYLE
+from gptexport.parity.report_table import table
+from gptexport.parity.statistics import Mean
 from gptexport.parity.tokenizers import Tokenizer
 from gptexport.parity.verdict import Verdict
 from gptexport.staging import write_file
@@ -83,8 +85,9 @@ def _diagnosis(diagnosis: Diagnosis | None) -> str:
             mark = {True: "right", False: "wrong", None: "not run"}[stage.right]
             amount = f"{stage.noise_ratio:.3g}" if stage.noise_ratio is not None else stage.why
             rows.append([stage.name, mark, amount])
-        parts.append(f"<h2>Whom to blame</h2><p>{escape(blame.sentence)}.</p>")
-        parts.append(_table(["step", "", "× the noise"], rows))
+        sentence = blame.sentence[:1].upper() + blame.sentence[1:]
+        parts.append(f"<h2>Whom to blame</h2><p>{escape(sentence)}.</p>")
+        parts.append(table(["step", "", "× the noise"], rows))
     return f"<section>{''.join(parts)}</section>" if parts else ""
 
 
@@ -106,15 +109,15 @@ def _shapes(verdict: Verdict) -> str:
         for row in verdict.shapes
     ]
     header = ["B × T", "", "noise ratio", "max ratio", "rel. RMS", "eager's", "mean KL", "top-1", "flips (real)"]
-    return f"<section><h2>Every shape of the grid</h2>{_table(header, rows)}{shapes_chart(verdict)}</section>"
+    return f"<section><h2>Every shape of the grid</h2>{table(header, rows)}{shapes_chart(verdict)}</section>"
 
 
 def _must_not_change(verdict: Verdict) -> str:
     rows = [
         [i.name, "ok" if i.passed else "FAIL", f"{i.max_change:.1e}", f"{i.allowed:.1e}"] for i in verdict.invariances
     ]
-    table = _table(["", "", "changed by", "rounding explains"], rows)
-    return f"<section><h2>What must not change</h2>{table}</section>" if rows else ""
+    told = table(["", "", "changed by", "rounding explains"], rows)
+    return f"<section><h2>What must not change</h2>{told}</section>" if rows else ""
 
 
 def _statistics(verdict: Verdict, *, real_text: bool) -> str:
@@ -124,8 +127,8 @@ def _statistics(verdict: Verdict, *, real_text: bool) -> str:
     rows = [["mean", f"{summary.kl.mean:.2e} ± {summary.kl.se:.0e}"], ["maximum", f"{summary.kl_max:.2e}"]]
     rows += [["median" if p == "50" else f"{p} %", f"{value:.2e}"] for p, value in summary.kl_percentiles.items()]
     other = [
-        ["top-1 agreement", f"{summary.top1.mean:.4%} ± {summary.top1.se:.1e}"],
-        ["top-5 agreement", f"{summary.top5.mean:.4%} ± {summary.top5.se:.1e}"],
+        ["top-1 agreement", _percent(summary.top1)],
+        ["top-5 agreement", _percent(summary.top5)],
         ["flips in ties, real", f"{summary.flips_in_ties}, {summary.flips_outside_ties}"],
     ]
     if summary.dp_rms is not None:
@@ -139,13 +142,17 @@ def _statistics(verdict: Verdict, *, real_text: bool) -> str:
         other.append(["of the artifact", f"{summary.actual_perplexity.mean:.5g}"])
         other.append(["ratio", f"{ratio.mean:.7f} ± {ratio.se:.0e}"])
     parts = [f"<h2>Over all {summary.positions} positions</h2><div class=charts>"]
-    parts += [_table(["KL divergence, nats", ""], rows), _table(["predictions", ""], other), "</div>"]
+    parts += [table(["KL divergence, nats", ""], rows), table(["predictions", ""], other), "</div>"]
     for name, groups in (("position", summary.by_position), ("row of the widest batch", summary.by_row)):
         if groups:
             cells = [[g.name, str(g.positions), f"{g.noise_ratio:.2f}", f"{g.kl_mean:.1e}"] for g in groups]
-            table = _table([name, "positions", "noise ratio", "mean KL"], cells)
-            parts.append(f"<details><summary>By {name}</summary>{table}</details>")
+            told = table([name, "positions", "noise ratio", "mean KL"], cells)
+            parts.append(f"<details><summary>By {name}</summary>{told}</details>")
     return f"<section>{''.join(parts)}</section>"
+
+
+def _percent(share: Mean) -> str:
+    return f"{100 * share.mean:.3f} ± {100 * share.se:.3f} %"
 
 
 def _worst(measured: Measured, tokenizer: Tokenizer | None) -> str:
@@ -161,7 +168,7 @@ def _worst(measured: Measured, tokenizer: Tokenizer | None) -> str:
         context = each.id[max(k - int(each.t[k]), k - CONTEXT + 1) : k + 1]
         rows.append(
             [
-                "{}×{}, t = {}".format(*stats.shape, each.t[k]),
+                "{}×{}, t\u00a0=\u00a0{}".format(*stats.shape, each.t[k]),
                 _tokens(context, tokenizer),
                 _tokens([each.expected_top[k]], tokenizer),
                 _tokens([each.actual_top[k]], tokenizer) if each.actual_top[k] != each.expected_top[k] else "the same",
@@ -170,7 +177,7 @@ def _worst(measured: Measured, tokenizer: Tokenizer | None) -> str:
             ]
         )
     header = ["where", "what came before", "checkpoint says", "artifact says", "KL", "error / eager's"]
-    return f"<section><h2>The worst tokens</h2>{_table(header, rows)}</section>" if rows else ""
+    return f"<section><h2>The worst tokens</h2>{table(header, rows)}</section>" if rows else ""
 
 
 def _ratio(each: Positions, k: int) -> str:
@@ -185,8 +192,8 @@ def _tokens(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer | None) -> str
 
 def _environment(measured: Measured) -> str:
     rows = [[str(name), str(value)] for name, value in measured.environment.items()]
-    table = f'<div class="hashes">{_table(["", ""], rows)}</div>'
-    return f"<section><h2>Environment and hashes</h2>{table}</section>" if rows else ""
+    told = f'<div class="hashes">{table(["", ""], rows)}</div>'
+    return f"<section><h2>Environment and hashes</h2>{told}</section>" if rows else ""
 
 
 def _words() -> str:
@@ -200,14 +207,3 @@ def _words() -> str:
     }
     items = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in words.items())
     return f"<section><h2>Words</h2><dl>{items}</dl></section>"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def row(cells: Sequence[str]) -> str:
-        first, *others = (escape(cell) for cell in cells)
-        bad = ' class="bad"' if any(cell.startswith(("FAIL", "wrong")) for cell in cells) else ""
-        return f'<tr{bad}><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in others) + "</tr>"
-
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    body = "".join(row(cells) for cells in rows)
-    return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -11,6 +11,7 @@ from gptexport.parity.charts import Axis, Series, dot_chart, line_chart, linear_
 from gptexport.parity.divergence import PLACE_RATIO, PlaceError
 from gptexport.parity.measured import Measured
 from gptexport.parity.metrics import HISTOGRAM_EDGES, ShapeStats
+from gptexport.parity.report_table import table
 from gptexport.parity.verdict import Verdict
 
 
@@ -55,6 +56,7 @@ def _histogram(stats: Sequence[ShapeStats]) -> str:
     series = [
         Series(label, middles[first:last].tolist(), share[first:last].tolist(), style)
         for label, share, style in (("eager", shares[0], "eager"), ("artifact", shares[1], "actual"))
+        if share.any()  # not of what is not finite
     ]
     chart = line_chart(
         "Histogram of the absolute error of the logits, of eager and of the artifact", x, y, series, fill=True
@@ -108,4 +110,9 @@ def steps_section(steps: Sequence[PlaceError]) -> str:
     chart = dot_chart(about, x, y, groups, names, float(np.log10(PLACE_RATIO)))
     told = "Each is given the hidden state that the artifact itself had, so that an error before it does not count."
     figure = f"<figure>{chart}<figcaption>{told}</figcaption></figure>"
-    return f"<section><h2>Every step of the model, on its own inputs</h2>{figure}</section>"
+    rows = [[s.name, "right" if s.right else "wrong", f"{s.ratio:.3g}", f"{s.max_ratio:.3g}"] for s in steps]
+    numbers = table(["step", "", "× its noise", "the same of the largest error"], rows)
+    return (
+        f"<section><h2>Every step of the model, on its own inputs</h2>{figure}"
+        f'<details class="long"><summary>All {len(steps)} in numbers</summary>{numbers}</details></section>'
+    )

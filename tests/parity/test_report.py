@@ -45,7 +45,7 @@ def read(path: Path) -> tuple[str, str]:
     assert "<script" not in page and "<img" not in page and "<link" not in page
     assert not re.search(r"https?://|url\(|@import", page)
     assert "nan" not in re.findall(r'points="([^"]*)"', page)
-    for attribute in re.findall(r' (?:x|y|cx|cy|x1|x2|y1|y2|points)="([^"]*)"', page):
+    for attribute in re.findall(r' (?:x|y|cx|cy|x1|x2|y1|y2|points|d)="([^"]*)"', page):
         assert not re.search("nan|inf", attribute), attribute
     return page, " ".join(parser.texts)
 
@@ -79,7 +79,10 @@ def test_of_a_failure(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path)
     page, words = read(report)
     assert words.index("FAIL") < words.index("RMS error is") < words.index("Where it is wrong")
     assert "looks like GELU tanh for erf" in words and "Whom to blame" in words
-    assert page.count('class="dot actual"') >= 3
+    assert page.count('<path class="dot actual"') >= 3, "told from what is right by shape, not by colour alone"
+    numbers = page.split('<details class="long">')[1].split("</details>")[0]
+    steps = re.findall(r'<th scope="row">([^<]*)</th><td>(right|wrong)</td>', numbers)
+    assert ("h.0.mlp.gelu", "wrong") in steps and ("h.0.ln_1", "right") in steps, "what a chart shows, in words too"
 
 
 def test_of_nan(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -88,7 +91,10 @@ def test_of_nan(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> No
     report = tmp_path / "r.html"
     made = tampered(bundle, tmp_path / "b", scale_weight("h.1.ln_1.weight", np.nan))
     assert gptexport("parity", made, "--against", checkpoint, "--report", report, "--quick").code == 3
-    assert "NaN or Inf in the logits" in read(report)[1]
+    page, words = read(report)
+    assert "NaN or Inf in the logits" in words
+    charts = page.split("The error of the logits")[1].split("</section>")[0]
+    assert "line eager" in charts and "line actual" not in charts, "of no numbers no line, and no legend"
 
 
 def test_of_two_that_cannot_be_compared(gptexport, bundle: Path, tmp_path: Path) -> None:
