@@ -78,7 +78,8 @@ def inspect_bundle(folder: Path, *, verify: bool) -> BundleInfo:
     """Read a bundle's manifest and graphs, and check that its files are the ones that were written.
 
     Args:
-        verify: check the sha256 of the weights too, which reads all of them.
+        verify: check the sha256 of the weights too, which reads all of them; always done where there is a verdict of
+            parity, which is of these very weights or of none.
 
     Raises:
         ArtifactError: the manifest is damaged.
@@ -92,7 +93,9 @@ def inspect_bundle(folder: Path, *, verify: bool) -> BundleInfo:
             problems.append(problem)
         else:
             graphs[kind] = inspect_graph(folder / entry.file)
-    if manifest.weights and (problem := _problem(folder, manifest.weights, check_hash=verify)):
+    if manifest.weights and (
+        problem := _problem(folder, manifest.weights, check_hash=verify or manifest.parity is not None)
+    ):
         problems.append(problem)
     if stale := why_stale(manifest):
         problems.append(stale)

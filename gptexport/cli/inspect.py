@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Say what a checkpoint, bundle, graph or engine is.")
 @click.argument("path")
-@click.option("--verify", is_flag=True, help="Of a bundle: check the sha256 of the weights too.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Of a bundle: check the sha256 of the weights even where no parity verdict asks for it.",
+)
 @output_options("inspect")
 @click.pass_context
 def inspect(ctx: click.Context, output: Output, path: str, verify: bool) -> None:

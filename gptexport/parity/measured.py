@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from gptexport_runtime import GPTExportError
 
-from gptexport.parity.gates import GATES, Gates
+from gptexport.parity.gates import EPS, GATES, Gates
 from gptexport.parity.metrics import ErrorStats, Positions, ShapeStats
 from gptexport.parity.verdict import Invariance, Verdict, judge
 
@@ -62,6 +62,9 @@ def load_measured(path: Path) -> Measured:
         data["stats"] = tuple(_stats(item) for item in data["stats"])
         data["invariances"] = tuple(Invariance(**item) for item in data["invariances"])
         data["mismatch"] = tuple(data["mismatch"])
+        for name, known in (("dtype", EPS), ("gates", GATES)):
+            if data[name] not in known:
+                raise ValueError(f"{name} {data[name]!r} is not known")
         return Measured(**data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise GPTExportError(

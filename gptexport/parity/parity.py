@@ -56,6 +56,7 @@ def measure_parity(
 
     Raises:
         GPTExportError: the eager model does not run in float64, which the reference needs.
+            Or the text is shorter than a shape.
         InputError: a shape is longer than the model's context.
     """
     measured = Measured(dtype=dtype, gates=gates or dtype, real_text=tokens is not None)
@@ -63,6 +64,7 @@ def measure_parity(
     if mismatch:
         return replace(measured, mismatch=mismatch)
     source = TokenSource(checkpoint.vocab_size, tokens)
+    source.check(shapes)
     eager = eager_in(checkpoint.model, dtype)
     stats: list[ShapeStats] = []
     for number, shape in enumerate(shapes, start=1):

@@ -12,6 +12,7 @@ from gptexport.parity.tokenizers import Tokenizer
 from gptexport.parity.tokens import Ids
 
 LLMC_MAGIC = 20240520
+LLAMA_MAGIC = 20240801
 LLMC_HEADER_BYTES = 256 * 4  # int32s
 
 
@@ -51,5 +52,7 @@ def read_tokens(path: Path, vocab_size: int, tokenizer: Tokenizer | None = None)
 def _read_bin(path: Path) -> Any:
     with path.open("rb") as file:
         magic, version = (int.from_bytes(file.read(4), "little") for _ in range(2))
+    if magic == LLAMA_MAGIC:
+        raise GPTExportError(f"{path} holds uint32 ids of Llama 3's tokenizer (llm.c); a GPT-2 has other tokens.")
     is_llmc = magic == LLMC_MAGIC and version == 1 and path.stat().st_size > LLMC_HEADER_BYTES
     return np.memmap(path, dtype=np.uint16, mode="r", offset=LLMC_HEADER_BYTES if is_llmc else 0)

@@ -50,13 +50,25 @@ class TokenSource:
         self.vocab_size = vocab_size
         self.tokens = tokens
 
+    def check(self, shapes: Sequence[Shape]) -> None:
+        """That there is text enough, before the work and not in the middle of it.
+
+        Raises:
+            GPTExportError: a shape is longer than the text.
+        """
+        B, T = max(shapes, key=lambda shape: shape[1])
+        if self.tokens is not None and len(self.tokens) < T:
+            raise GPTExportError(
+                f"the token file holds {len(self.tokens)} tokens; shape {B}x{T} needs at least {T}. Give more text, or "
+                "--shapes no longer than that."
+            )
+
     def batch(self, shape: Shape, seed: int = 0) -> Ids:
         """Ids (B,T) int64; other rows for another seed."""
         B, T = shape
         draw = np.random.default_rng([seed, B, T])
         if self.tokens is None:
             return draw.integers(0, self.vocab_size, shape)
-        if len(self.tokens) < T:
-            raise GPTExportError(f"the token file holds {len(self.tokens)} tokens; shape {B}x{T} needs at least {T}.")
+        self.check([shape])
         starts = draw.integers(0, len(self.tokens) - T + 1, B)
         return np.stack([self.tokens[start : start + T] for start in starts]).astype(np.int64)

@@ -150,6 +150,11 @@ class Manifest:
         graphs = data.get("graphs")
         if not isinstance(graphs, dict) or not graphs:
             raise ArtifactError("manifest: graphs is missing or empty. The manifest is damaged: export again.")
+        for name in ("model", "source", "producer", "audit", "parity"):
+            if not isinstance(data.get(name) or {}, dict):
+                raise ArtifactError(
+                    f"manifest: {name} is {data[name]!r}; expected an object. The manifest is damaged: export again."
+                )
         data["graphs"] = {kind: _build(FileEntry, entry, f"manifest: graphs.{kind}") for kind, entry in graphs.items()}
         if data.get("weights") is not None:
             data["weights"] = _build(FileEntry, data["weights"], "manifest: weights")

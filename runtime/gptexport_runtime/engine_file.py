@@ -226,6 +226,9 @@ def parse_engine_info(text: str, where: Path) -> EngineInfo:
             values[kind] = tuple(TensorInfo(**{**item, "shape": tuple(item["shape"])}) for item in values[kind])
         for name in ("compute_capabilities", "activation_bytes"):
             values[name] = tuple(values[name])
+        for name in ("options", "onnx", "model", "graph", "producer", "source", "parity", "built_on"):
+            if not isinstance(values.get(name) or {}, dict):
+                raise TypeError(f"{name} is {values[name]!r}; expected an object")
         info = EngineInfo(**values)
         if not info.profiles:
             raise ValueError("profiles is empty")

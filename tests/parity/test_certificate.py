@@ -67,11 +67,22 @@ def test_a_verdict_of_other_weights_does_not_count(gptexport, proved: Path) -> N
     (proved / "weights.data").write_bytes(data)
     with pytest.raises(ArtifactError, match=r"weights.data has sha256"):
         load(proved, require_parity=True)  # implies verify
+    ran = gptexport("inspect", proved)
+    assert ran.code == 1 and "weights.data has sha256" in ran.out, "a verdict is shown of no weights but its own"
     manifest = json.loads((proved / "gptexport.json").read_text())
     edit(proved, weights={**manifest["weights"], "sha256": hashlib.sha256(data).hexdigest()})
     with pytest.raises(ArtifactError, match="it was measured on other weights"):
         load(proved, require_parity=True)
     assert gptexport("inspect", proved, "--verify").code == 1
+
+
+@pytest.mark.parametrize("parity", ["passed", ["passed"], True])
+def test_a_damaged_verdict_is_one_clear_error(gptexport, proved: Path, parity: object) -> None:
+    edit(proved, parity=parity)
+    with pytest.raises(ArtifactError, match=r"manifest: parity is .*; expected an object"):
+        load(proved, require_parity=True)
+    ran = gptexport("inspect", proved)
+    assert ran.code == 1 and "bug" not in ran.err
 
 
 def test_a_lone_graph_has_no_verdict(bundle: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +130,25 @@ def test_the_manifest_itself_names_the_bundle(gptexport, copy: Path, checkpoint:
     assert json.loads((copy / "gptexport.json").read_text())["parity"]["passed"] is True
 
 
+def test_an_interrupt_leaves_no_verdict_and_no_file(copy: Path, checkpoint: Path, tmp_path: Path) -> None:
+    before = (copy / "gptexport.json").read_bytes()
+    out = tmp_path / "out"
+    out.mkdir()
+    options = ["--save", str(out / "p.json"), "--report", str(out / "r.html")]
+    command = [sys.executable, "-m", "gptexport", "parity", str(copy), "--against", str(checkpoint), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = ""
+    while "comparing at" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGINT)
+    printed, rest = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in said + rest and printed == ""
+    assert list(out.iterdir()) == [] and (copy / "gptexport.json").read_bytes() == before
+
+
 class TestTokens:
     """--tokens: real text, in the formats that people have."""
 
@@ -167,6 +189,18 @@ class TestTokens:
         ran = gptexport("parity", copy, "--against", checkpoint, "--tokens", tmp_path / "val.bin", *SHAPES)
         assert ran.code == 1
         assert "holds 9 tokens; shape 2x17 needs at least 17" in ran.err
+        assert "comparing" not in ran.err, "before the work"
+
+    def test_tokens_of_llama_3_are_named(self, tmp_path: Path) -> None:
+        from gptexport_runtime import GPTExportError
+
+        from gptexport.parity import read_tokens
+
+        header = np.zeros(256, np.int32)
+        header[:3] = 20240801, 7, len(self.IDS)
+        (tmp_path / "val.bin").write_bytes(header.tobytes() + self.IDS.astype(np.uint32).tobytes())
+        with pytest.raises(GPTExportError, match="Llama 3's tokenizer"):
+            read_tokens(tmp_path / "val.bin", 65536)
 
     @pytest.mark.parametrize("data", [b"", b"x", b"odd"])
     def test_a_file_that_is_no_tokens(

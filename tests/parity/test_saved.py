@@ -83,6 +83,13 @@ def test_a_damaged_file_is_one_clear_error(tmp_path: Path, text: str) -> None:
         load_measured(path)
 
 
+@pytest.mark.parametrize(("name", "value"), [("gates", "int7"), ("dtype", "float99")])
+def test_a_precision_nobody_knows(gptexport, saved: Path, name: str, value: str) -> None:
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), name: value}))
+    ran = gptexport("parity", saved)
+    assert ran.code == 1 and f"{name} '{value}' is not known" in ran.err and "bug" not in ran.err
+
+
 def test_a_manifest_is_not_taken_for_measurements(bundle: Path, saved: Path) -> None:
     assert is_measured(saved)
     assert not is_measured(bundle / "gptexport.json") and not is_measured(bundle)

@@ -81,7 +81,15 @@ def test_damaged_sidecar(text: str, message: str, tmp_path: Path) -> None:
         gptexport_runtime.load(path)
 
 
-@pytest.mark.parametrize("change", [{"profiles": []}, {"profiles": [{"min": [2, 1], "opt": [1, 1], "max": [4, 4]}]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"profiles": []},
+        {"profiles": [{"min": [2, 1], "opt": [1, 1], "max": [4, 4]}]},
+        {"parity": "passed"},
+        {"options": ["tf32"]},
+    ],
+)
 def test_impossible_sidecar(change: dict[str, Any], tmp_path: Path) -> None:
     path = write_engine(tmp_path)
     data = json.loads(sidecar_path(path).read_text())
