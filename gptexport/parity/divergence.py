@@ -105,6 +105,9 @@ def walk(
 
 def _as_tensor(values: Values, place: Place) -> torch.Tensor | None:
     array = values[place.value]
+    width = place.shape[-1]
+    if array.shape[:-1] == tuple(place.shape[:-1]) and not array[..., width:].any():
+        array = array[..., :width]  # a target widens hidden layers by zeros
     if array.size != int(np.prod(place.shape)):
         return None  # padded or broadcast: not the same thing
     return torch.from_numpy(np.array(array, dtype=np.int64 if array.dtype.kind == "i" else array.dtype)).reshape(

@@ -50,6 +50,7 @@ class StoredWeights:
         """Each stored copy of a parameter by its name in the graph, turned as PyTorch keeps it; none that is packed.
 
         Our exports mark by `.T` what is turned; a square weight of another's export may be turned without a word.
+        What a target widened with zeros is cut to size.
         """
         for name in sorted(stored_names(self.index, self._model, parameter)):
             tensor = self._tensors[name]
@@ -59,10 +60,20 @@ class StoredWeights:
             if tensor.data_type == TensorProto.BFLOAT16:
                 array = array.astype(np.float32)  # torch takes no numpy bfloat16
             found = torch.from_numpy(np.array(array))
-            if found.dim() == 2 and (name.endswith(".T") or found.shape != parameter.shape):
-                found = found.T
-            if found.shape == parameter.shape:
-                yield name, found
+            turned = found.T if found.dim() == 2 else found
+            ways = (turned, found) if name.endswith(".T") else (found, turned)
+            fitting = [cut for way in ways if (cut := _cut(way, parameter.shape)) is not None]
+            yield from ((name, cut) for cut in fitting[:1])
+
+
+def _cut(stored: torch.Tensor, shape: torch.Size) -> torch.Tensor | None:
+    """The part of that shape, if the rest is zeros."""
+    if stored.shape == shape:
+        return stored
+    if stored.dim() != len(shape) or any(has < wants for has, wants in zip(stored.shape, shape, strict=True)):
+        return None
+    cut = stored[tuple(slice(size) for size in shape)]
+    return cut if cut.count_nonzero() == stored.count_nonzero() else None
 
 
 def compare_stored(model: nn.Module, graph: Path, dtype: str) -> list[Invariance]:

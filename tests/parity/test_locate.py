@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.export import export_onnx
 from gptexport.parity.locate import Divergence, choose_shape, find_divergence
+from gptexport.parity.stored import StoredWeights, compare_stored
 
 HEADS = 4
 FAULTS = {what: (fault, where, words) for what, fault, where, words in catalogue(HEADS)}
@@ -141,3 +142,18 @@ def test_choose_shape() -> None:
     assert choose_shape([(1, 1), (1, 2), (8, 5), (3, 17), (1, 1024)]) == (8, 5)
     assert choose_shape([(1, 1), (1, 1024)]) == (1, 1024)
     assert choose_shape([(1, 1), (1, 2)]) == (1, 2)
+
+
+def test_hidden_layers_that_a_target_widened_are_looked_into(tmp_path: Path) -> None:
+    """1024 floats wide, they are made a cache line wider for the CPU, with zeros."""
+    path = tiny_nanogpt(tmp_path / "ckpt.pt", n_layer=1, n_head=4, n_embd=256)
+    made = export_onnx(load_checkpoint(str(path)), tmp_path / "gpt", target="cpu").path
+    model = load_checkpoint(str(path)).model
+    held = StoredWeights(model, made / "logits.onnx")
+    assert {tuple(tensor.shape) for _, tensor in held.of(model.transformer.h[0].mlp.c_fc.weight)} == {(1024, 256)}
+    steps, divergence = find_divergence(model, made / "logits.onnx", IDS, dtype="float32")
+    assert "h.0.mlp.gelu" in [step.name for step in steps] and divergence is None
+    wrong = tampered(made, tmp_path / "wrong", scale_weight("h.0.mlp.c_fc.bias", 0)) / "logits.onnx"
+    _, divergence = find_divergence(model, wrong, IDS, dtype="float32")
+    assert divergence is not None and divergence.place.name == "h.0.mlp.gelu" and divergence.claim == "bias missing"
+    assert not compare_stored(model, wrong, "float32")[-1].passed
