@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import json
 import shutil
 import signal
 import time
@@ -42,6 +43,7 @@ def test_builds_the_same_bytes_twice_and_from_elsewhere(
     assert read_engine_info(first.path) == first.info
     assert read_header(first.path.read_bytes(), first.path).flavour == "tensorrt-rtx"
     assert first.info.dtype == dtype
+    assert first.info.source == json.loads((bundle / "gptexport.json").read_text())["source"], "whose model it is"
     assert first.info.compute_capabilities == ("8.9", "12.0")
     assert first.path.read_bytes()[32] == SM89 | SM120
 

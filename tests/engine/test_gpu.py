@@ -100,3 +100,18 @@ def test_scores_and_last_logits(opened: tuple[Session, Session, float]) -> None:
     rows = [[1, 2, 3, 4], [5], [6, 7]]
     check(engine.last_logits(rows), reference.last_logits(rows), tolerance)
     np.testing.assert_allclose(engine.score(rows).nll, reference.score(rows).nll, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_parity_three_ways(gptexport: Callable[..., Any], dtype: str, export: Export, tmp_path: Path) -> None:
+    """An engine is its checkpoint's model, by the gates of its dtype; the verdict is in its sidecar."""
+    bundle, flavour, out = export(dtype), open_flavour(None), tmp_path / "gpt.engine"
+    try:
+        targets = choose_targets(flavour, [])
+    except OptionError as error:
+        pytest.skip(str(error))
+    profiles = make_profiles([], [], [(2, 8), (8, 17)], block_size=17)
+    build_engine(flavour, open_source(bundle), out, profiles=profiles, targets=targets)
+    ran = gptexport("parity", out, "--against", bundle.parent / "ckpt.pt", "--graph", bundle)
+    assert ran.code == 0, ran.out
+    gptexport_runtime.load(out, require_parity=True).close()
