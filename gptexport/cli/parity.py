@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
-from gptexport_runtime.engine_file import ENGINE_SUFFIX
+from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo
 
 from gptexport.cli.options import Shapes
 from gptexport.cli.output import Output, output_options
 from gptexport.cli.parity_text import hint_text, verdict_text
 
 if TYPE_CHECKING:
-    from gptexport_runtime.engine_file import EngineInfo
-
     from gptexport.checkpoints import Checkpoint
     from gptexport.config import Gelu
 
@@ -134,6 +132,7 @@ def parity(
             from gptexport.checkpoints import load_checkpoint
             from gptexport.parity import default_grid, diagnose, measure_parity, quick_grid, read_tokens
             from gptexport.parity.heads import measure_heads
+            from gptexport.parity.lone import precision_of
             from gptexport.parity.origin import find_origin
             from gptexport.parity.record import environment, record_verdict
             from gptexport.parity.tokens import grid_within
@@ -141,6 +140,7 @@ def parity(
             manifest, engine = session.manifest, session.engine
             graph = _graph_of(artifact) if engine is None else find_origin(artifact, engine, origin)
             described = manifest or engine
+            precision = described or precision_of(_graph_of(artifact))
             exported = described.source.get("options", {}) if described else {}
             loaded = load_checkpoint(
                 checkpoint,
@@ -157,8 +157,8 @@ def parity(
                 session,
                 loaded,
                 grid,
-                dtype=described.dtype if described else "float32",
-                gates=manifest.quantize if manifest else None,
+                dtype=precision.dtype,
+                gates=None if isinstance(precision, EngineInfo) else precision.quantize,
                 graph=graph,
                 tokens=ids,
                 progress=output.step,
@@ -189,12 +189,18 @@ def parity(
 
 
 def _check_outputs(save: Path | None, report: Path | None) -> None:
-    """Before the work, not after it."""
+    """Before the work, not after it; and nothing is replaced but what parity wrote."""
+    from gptexport.parity.measured import is_measured
+
     for path, option in ((save, "--save"), (report, "--report")):
         if path is not None and not path.parent.is_dir():
             raise click.BadParameter(f"{path.parent} is not a folder.", param_hint=option)
     if save is not None and save.suffix != ".json":
         raise click.BadParameter(f"{save} does not end in .json, by which it is known again.", param_hint="--save")
+    if save is not None and save.exists() and not is_measured(save):
+        raise click.BadParameter(f"{save} is there, and holds no saved measurements to replace.", param_hint="--save")
+    if report is not None and report.suffix not in (".html", ".htm"):
+        raise click.BadParameter(f"{report} does not end in .html, as a browser expects.", param_hint="--report")
 
 
 def _graph_of(artifact: Path) -> Path:

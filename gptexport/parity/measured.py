@@ -14,6 +14,7 @@ from gptexport_runtime import GPTExportError
 from gptexport.parity.gates import EPS, GATES, Gates
 from gptexport.parity.metrics import ErrorStats, Positions, ShapeStats
 from gptexport.parity.verdict import Invariance, Verdict, judge
+from gptexport.staging import replace_file
 
 FORMAT = "gptexport-parity"
 FORMAT_VERSION = 1
@@ -39,14 +40,17 @@ class Measured:
         return judge(self.stats, self.invariances, self.dtype, gates, real_text=self.real_text)
 
     def save(self, path: Path) -> None:
-        """As JSON. Floats keep all their digits; what is not finite is written as Python writes it."""
+        """As JSON, whole or not at all. Floats keep all digits; what is not finite is written as Python writes it."""
         data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        path.write_text(json.dumps(data, default=_plain), encoding="utf-8")
+        replace_file(path, json.dumps(data, default=_plain).encode())
 
 
 def is_measured(path: Path) -> bool:
     """Is it a file of `Measured.save`?"""
-    return path.is_file() and path.suffix == ".json" and f'"format": "{FORMAT}"' in path.open(encoding="utf-8").read(99)
+    if not path.is_file() or path.suffix != ".json":
+        return False
+    with path.open("rb") as file:
+        return f'"format": "{FORMAT}"'.encode() in file.read(99)
 
 
 def load_measured(path: Path) -> Measured:
@@ -82,6 +86,9 @@ def _stats(item: dict[str, Any]) -> ShapeStats:
     unknown = set(each) ^ {f.name for f in fields(Positions)}
     if unknown:
         raise ValueError(f"columns {', '.join(sorted(unknown))}")
+    lengths = {len(values) for values in each.values()}
+    if lengths != {item["positions"]}:
+        raise ValueError(f"columns of {lengths} positions, where there are {item['positions']}")
     return ShapeStats(**item, each=Positions(**each))
 
 

@@ -95,7 +95,7 @@ def steps_section(steps: Sequence[PlaceError]) -> str:
         return ""
     blocks = [(number, step.block) for number, step in enumerate(steps)]
     starts = [(n, b) for k, (n, b) in enumerate(blocks) if b and (k == 0 or blocks[k - 1][1] != b)]
-    every = -(-len(starts) // 8)
+    every = max(1, -(-len(starts) // 8))
     x = Axis("steps, in order of execution", -0.5, len(steps) - 0.5, [(n, b or "") for n, b in starts[::every]])
     finite = [s.ratio for s in steps if np.isfinite(s.ratio)]
     y = log_axis("× its own noise", finite, at_least=(0.5, PLACE_RATIO))

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 from faults import scale_weight, tampered
 
+from gptexport.checkpoints import load_checkpoint
+from gptexport.export import export_onnx
+from gptexport.parity.lone import Precision, precision_of
+
 SHAPES = ("--shapes", "1x3,2x17")
 
 
@@ -123,6 +127,38 @@ def test_a_failure_replaces_an_earlier_pass(gptexport, copy: Path, checkpoint: P
     assert gptexport("parity", copy, "--against", checkpoint, "--gelu", "tanh", *SHAPES).code == 3
     assert json.loads((copy / "gptexport.json").read_text())["parity"]["passed"] is False
     assert "FAILED" in gptexport("inspect", copy).out
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_lone_graph_is_judged_in_the_precision_of_its_weights(checkpoint: Path, tmp_path: Path, dtype: str) -> None:
+    """It has no manifest to say so."""
+    made = export_onnx(load_checkpoint(str(checkpoint)), tmp_path / "gpt.onnx", dtype=dtype)  # type: ignore[arg-type]
+    assert precision_of(made.path) == Precision(dtype, None)
+
+
+def test_lone_graphs(gptexport, checkpoint: Path, tmp_path: Path) -> None:
+    half = export_onnx(load_checkpoint(str(checkpoint)), tmp_path / "gpt.onnx", dtype="float16").path
+    ran = gptexport("parity", half, "--against", checkpoint, *SHAPES)
+    assert ran.code == 0 and "the same model in float16" in ran.out
+    quantized = export_onnx(load_checkpoint(str(checkpoint)), tmp_path / "q", target="cpu", quantize="int8").path
+    assert precision_of(quantized / "logits.onnx") == Precision("float32", "int8")
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("--save", "copy/gptexport.json", "holds no saved measurements to replace"),
+        ("--save", "copy/weights.data", "does not end in .json"),
+        ("--report", "copy/weights.data", "does not end in .html"),
+    ],
+)
+def test_nothing_is_replaced_but_what_parity_wrote(
+    gptexport, copy: Path, checkpoint: Path, option: str, name: str, message: str
+) -> None:
+    before = (copy.parent / name).read_bytes()
+    ran = gptexport("parity", copy, "--against", checkpoint, option, copy.parent / name)
+    assert ran.code == 2 and message in " ".join(ran.err.split())
+    assert (copy.parent / name).read_bytes() == before
 
 
 def test_the_manifest_itself_names_the_bundle(gptexport, copy: Path, checkpoint: Path) -> None:

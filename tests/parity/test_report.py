@@ -36,6 +36,21 @@ class Balanced(HTMLParser):
         self.texts.append(data)
 
 
+OWN = """
+import torch, torch.nn as nn
+class Own(nn.Module):
+    vocab_size, block_size = 11, 7
+    def __init__(self):
+        super().__init__()
+        self.wte, self.wpe, self.head = nn.Embedding(11, 8), nn.Embedding(7, 8), nn.Linear(8, 11)
+    def forward(self, idx):
+        return self.head(self.wte(idx) + self.wpe(torch.arange(idx.shape[1], device=idx.device)))
+def make():
+    torch.manual_seed(0)
+    return Own()
+"""
+
+
 def read(path: Path) -> tuple[str, str]:
     """The source and the words of a report that is whole and self-contained."""
     page = path.read_text(encoding="utf-8")
@@ -95,6 +110,15 @@ def test_of_nan(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> No
     assert "NaN or Inf in the logits" in words
     charts = page.split("The error of the logits")[1].split("</section>")[0]
     assert "line eager" in charts and "line actual" not in charts, "of no numbers no line, and no legend"
+
+
+def test_of_a_model_without_blocks(gptexport, tmp_path: Path) -> None:
+    source = tmp_path / "own.py"
+    source.write_text(OWN)
+    assert gptexport("onnx", f"{source}:make", "-o", tmp_path / "own").code == 0
+    ran = gptexport("parity", tmp_path / "own", "--against", f"{source}:make", "--report", tmp_path / "r.html")
+    assert ran.code == 0, ran.err
+    assert "Every step of the model" in read(tmp_path / "r.html")[1]
 
 
 def test_of_two_that_cannot_be_compared(gptexport, bundle: Path, tmp_path: Path) -> None:

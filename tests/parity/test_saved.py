@@ -90,6 +90,20 @@ def test_a_precision_nobody_knows(gptexport, saved: Path, name: str, value: str)
     assert ran.code == 1 and f"{name} '{value}' is not known" in ran.err and "bug" not in ran.err
 
 
+def test_what_is_no_text_is_one_clear_error(gptexport, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_bytes(b"\xfd\xff" * 99)
+    ran = gptexport("parity", tmp_path / "p.json")
+    assert ran.code == 2 and "--against" in ran.err, "it is not taken for measurements"
+
+
+def test_columns_of_unequal_length(gptexport, saved: Path) -> None:
+    data = json.loads(saved.read_text())
+    data["stats"][0]["each"]["kl"].pop()
+    saved.write_text(json.dumps(data))
+    ran = gptexport("parity", saved)
+    assert ran.code == 1 and "does not hold saved measurements" in ran.err and "bug" not in ran.err
+
+
 def test_a_manifest_is_not_taken_for_measurements(bundle: Path, saved: Path) -> None:
     assert is_measured(saved)
     assert not is_measured(bundle / "gptexport.json") and not is_measured(bundle)
