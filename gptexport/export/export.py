@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gptexport_runtime.contract import GRAPH_FILES, GRAPH_LOGITS, MANIFEST_FILE, WEIGHTS_FILE, Manifest
+from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_FILES, GRAPH_LOGITS, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 
 from gptexport.checkpoints import Checkpoint
 from gptexport.config import DType, Quantize, Target
@@ -19,7 +19,8 @@ from gptexport.dtypes import TORCH_DTYPES
 from gptexport.errors import ExportError
 from gptexport.export.check import check_audit, check_graph, compare_counts
 from gptexport.export.cpu import fuse_for_cpu
-from gptexport.export.heads import derive_graphs
+from gptexport.export.cpu_decode import fuse_decode
+from gptexport.export.derive import derive_graphs
 from gptexport.export.int8 import calibration_ids, quantize_weights, smooth
 from gptexport.export.portable import make_portable
 from gptexport.export.run import run_samples, take_samples
@@ -98,6 +99,8 @@ def export_onnx(
         inline = lone and trace.weight_bytes <= INLINE_BYTES
         weights_path = None if inline else folder / (data_file(out).name if lone else WEIGHTS_FILE)
         derived = {GRAPH_LOGITS: trace} if lone else derive_graphs(trace, graphs)
+        if GRAPH_DECODE in derived and target == "cpu":
+            fuse_decode(derived[GRAPH_DECODE].graph)
         fused = {kind: fuse_for_cpu(graph.graph) for kind, graph in derived.items()} if target == "cpu" else {}
         weights, entries = write_graphs(derived, {kind: folder / names[kind] for kind in derived}, weights_path)
         del trace, derived

@@ -5,12 +5,11 @@ Each is a new graph over the same weights, made from the portable logits graph; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
-from gptexport_runtime.contract import AXIS_B, GRAPH_LAST, GRAPH_LOGITS, GRAPH_SCORE, LENGTHS, LOGITS, LOGPROBS
+from gptexport_runtime.contract import AXIS_B, LENGTHS, LOGITS, LOGPROBS
 from onnx_ir.passes.common import NameFixPass
 from onnx_ir.tape import Tape
 
@@ -35,24 +34,6 @@ class _Head:
         shape = self.hidden.shape
         assert shape is not None and isinstance(shape[-1], int), "the exporter infers every shape"
         return shape[-1]
-
-
-def derive_graphs(logits: Trace, kinds: Sequence[str] | None) -> dict[str, Trace]:
-    """The graphs asked for, made from the logits graph. None: every kind that the forward allows.
-
-    Raises:
-        ExportError: a kind that was asked for by name cannot be made.
-    """
-    graphs = {}
-    for kind, derive in DERIVED.items():
-        if kinds is not None and kind not in kinds:
-            continue
-        try:
-            graphs[kind] = derive(logits)
-        except ExportError:
-            if kinds is not None:
-                raise
-    return graphs
 
 
 def last_graph(logits: Trace) -> Trace:
@@ -97,14 +78,6 @@ def score_graph(logits: Trace) -> Trace:
     _finish(graph, tape, result, LOGPROBS, [AXIS_B, "T-1"])
     NameFixPass()(trace.graph)  # the loop's values have names of their own
     return trace
-
-
-# in the order they are written: the first decides where weights lie in the file
-DERIVED: dict[str, Callable[[Trace], Trace]] = {
-    GRAPH_LOGITS: lambda logits: logits,
-    GRAPH_LAST: last_graph,
-    GRAPH_SCORE: score_graph,
-}
 
 
 def _score_body(head: _Head, hidden: ir.Value, targets: ir.Value, chunk: ir.Value) -> ir.Graph:

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn as nn
-from gptexport_runtime.contract import GRAPH_LAST, GRAPH_SCORE
+from gptexport_runtime.cache import Cache
+from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LAST, GRAPH_SCORE
 from gptexport_runtime.errors import ArtifactError, ExecutionError
 from gptexport_runtime.ort import OrtGraph, open_graph
+from gptexport_runtime.ort_decode import OrtDecoder, open_decoder
 from gptexport_runtime.score import logprobs_of
 
 from gptexport.errors import ExportError
@@ -37,7 +39,7 @@ class Sample:
 
     def expected(self, kind: str) -> Floats:
         """What the graph of this kind must return."""
-        if kind == GRAPH_LAST:
+        if kind in (GRAPH_LAST, GRAPH_DECODE):
             return self.logits[np.arange(len(self.ids)), self.lengths - 1]
         if kind == GRAPH_SCORE:
             return np.stack([logprobs_of(*row) for row in zip(self.logits, self.ids, strict=True)])
@@ -71,8 +73,12 @@ def run_samples(path: Path, kind: str, samples: list[Sample], precision: str) ->
         return None  # ONNX Runtime's CPU provider has no bfloat16 kernels
     try:
         # without prepacking: the export's memory is bounded, and speed does not matter here
-        graph = open_graph(path, "cpu", kind, prepack=False)
-        errors = [_relative_rms(_run(graph, kind, sample), sample.expected(kind)) for sample in samples]
+        if kind == GRAPH_DECODE:
+            decoder = open_decoder(path, "cpu", prepack=False)
+            errors = [_relative_rms(_decode(decoder, sample), sample.expected(kind)) for sample in samples]
+        else:
+            graph = open_graph(path, "cpu", kind, prepack=False)
+            errors = [_relative_rms(_run(graph, kind, sample), sample.expected(kind)) for sample in samples]
     except (ArtifactError, ExecutionError) as error:
         raise ExportError(f"the exported graph {kind} does not run: {error}") from error
     worst = float(np.max(errors))  # NaN stays NaN, which max() may lose
@@ -90,6 +96,20 @@ def _run(graph: OrtGraph, kind: str, sample: Sample) -> Floats:
     out = np.empty(sample.expected(kind).shape, np.float32)
     graph.run(sample.ids, out, sample.lengths if kind == GRAPH_LAST else None)
     return out
+
+
+def _decode(decoder: OrtDecoder, sample: Sample) -> Floats:
+    """Each row's last logits the long way: half of it as a prompt, then more at once, then the last token alone."""
+    B, T = sample.ids.shape
+    cache = Cache(decoder, B, T, decoder.info.vocab_size)
+    rows = [row[:length] for row, length in zip(sample.ids, sample.lengths, strict=True)]
+    cuts = [(0, len(row) // 2, len(row) - 1, len(row)) for row in rows]
+    logits = np.empty((B, decoder.info.vocab_size), np.float32)
+    for piece in range(3):
+        new = [row[cut[piece] : cut[piece + 1]] for row, cut in zip(rows, cuts, strict=True)]
+        if any(len(row) for row in new):
+            logits = cache.feed(new)
+    return logits
 
 
 def _relative_rms(actual: Floats, expected: Floats) -> float:

@@ -14,11 +14,13 @@ from gptexport_runtime.errors import ArtifactError
 
 INPUT_IDS = "input_ids"  # (B,T) int64
 LENGTHS = "lengths"  # (B) int64: each row's number of real tokens, the rest is padding
+PAST_LENGTHS = "past_lengths"  # (B) int64: how many tokens of each row the cache holds before this call
 LOGITS = "logits"  # (B,T,V) float32; of the graph `last`: (B,V)
 LOGPROBS = "logprobs"  # (B,T-1) float32: of each token given those before it
 AXIS_B = "B"
 AXIS_T = "T"
 AXIS_V = "V"  # a number in the file
+AXIS_S = "S"  # capacity of the cache, in tokens of a row
 
 MANIFEST_FILE = "gptexport.json"
 WEIGHTS_FILE = "weights.data"
@@ -28,12 +30,27 @@ FORMAT_VERSION = 1
 GRAPH_LOGITS = "logits"
 GRAPH_LAST = "last"
 GRAPH_SCORE = "score"
-GRAPH_FILES = {kind: f"{kind}.onnx" for kind in (GRAPH_LOGITS, GRAPH_LAST, GRAPH_SCORE)}
+GRAPH_DECODE = "decode"
+GRAPH_FILES = {kind: f"{kind}.onnx" for kind in (GRAPH_LOGITS, GRAPH_LAST, GRAPH_SCORE, GRAPH_DECODE)}
+
+
+def past_names(layer: int) -> tuple[str, str]:
+    """Inputs of `decode`: keys and values (B, n_head, S, head_size) of one layer, in the dtype of the weights."""
+    return f"past_key_{layer}", f"past_value_{layer}"
+
+
+def present_names(layer: int) -> tuple[str, str]:
+    """Outputs of `decode`: the same with the new tokens in place. Bind them to the memory of `past_names`."""
+    return f"present_key_{layer}", f"present_value_{layer}"
+
 
 
 @dataclass(frozen=True)
 class Signature:
-    """A graph's interface: names and axes. Inputs are int64, the output float32; all axes but V are free."""
+    """A graph's interface: names and axes. Inputs are int64, the output float32; all axes but V are free.
+
+    That of `decode` leaves out the cache, whose tensors come after these: see `past_names` and `present_names`.
+    """
 
     inputs: Mapping[str, tuple[str, ...]]
     output: str
@@ -48,6 +65,9 @@ SIGNATURES = {
     GRAPH_LOGITS: Signature({INPUT_IDS: (AXIS_B, AXIS_T)}, LOGITS, (AXIS_B, AXIS_T, AXIS_V)),
     GRAPH_LAST: Signature({INPUT_IDS: (AXIS_B, AXIS_T), LENGTHS: (AXIS_B,)}, LOGITS, (AXIS_B, AXIS_V)),
     GRAPH_SCORE: Signature({INPUT_IDS: (AXIS_B, AXIS_T)}, LOGPROBS, (AXIS_B, "T-1")),
+    GRAPH_DECODE: Signature(
+        {INPUT_IDS: (AXIS_B, AXIS_T), LENGTHS: (AXIS_B,), PAST_LENGTHS: (AXIS_B,)}, LOGITS, (AXIS_B, AXIS_V)
+    ),
 }
 
 # metadata_props of every graph, so that a bare .onnx knows its limits too

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptexport_runtime.contract import (
+    GRAPH_DECODE,
     GRAPH_LOGITS,
     INPUT_IDS,
     LENGTHS,
@@ -85,7 +86,7 @@ class OrtGraph:
     def __init__(self, session: Any, path: Path, kind: str, device: str, threads: int) -> None:
         self.device = device
         self.threads = threads
-        self.info = _read_contract(session, path, kind)
+        self.info = read_contract(session, path, kind)
         self._output = SIGNATURES[kind].output
         self._session = session
         self._path = path
@@ -127,7 +128,7 @@ def open_graph(
     """Open the graph in `path` on `device`: "cpu", "cuda", or "auto", which is CUDA where CUDA works.
 
     Args:
-        kind: which of SIGNATURES the graph must have.
+        kind: which of SIGNATURES the graph must have; `decode` has an opener of its own (ort_decode.py).
         threads: of the CPU for one call; None: as many as this process may use.
         prepack: let the CPU's kernels keep a copy of the weights in the layout that they read.
 
@@ -135,15 +136,24 @@ def open_graph(
         BackendUnavailableError: ONNX Runtime is missing, or cannot run this graph on the device asked for.
         ArtifactError: the file is damaged, its external data is missing, or it is not a graph of that kind.
     """
+    device, threads = choose_device(device), threads or usable_cores()
+    return OrtGraph(open_session(path, device, threads, prepack), path, kind, device, threads)
+
+
+def choose_device(device: str) -> str:
+    """ "cpu" or "cuda" for "cpu", "cuda", or "auto", which is CUDA where CUDA works.
+
+    Raises:
+        BackendUnavailableError: ONNX Runtime is missing, or "cuda" does not run here.
+    """
     ort = import_onnxruntime()
-    threads = threads or usable_cores()
     if device == "cpu":
-        return _open(ort, path, kind, "cpu", threads, prepack)
+        return device
     reason = why_not_cuda(ort)
     if reason is None:
-        return _open(ort, path, kind, "cuda", threads, prepack)
+        return "cuda"
     if device == "auto":
-        return _open(ort, path, kind, "cpu", threads, prepack)
+        return "cpu"
     raise BackendUnavailableError(f'device="cuda" is not available: {reason}')
 
 
@@ -152,7 +162,14 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _open(ort: Any, path: Path, kind: str, device: str, threads: int, prepack: bool) -> OrtGraph:
+def open_session(path: Path, device: str, threads: int, prepack: bool) -> Any:
+    """An `onnxruntime.InferenceSession` that runs on `device`, "cpu" or "cuda", and nowhere else.
+
+    Raises:
+        BackendUnavailableError: it cannot run there.
+        ArtifactError: the file is damaged, or its external data is missing.
+    """
+    ort = import_onnxruntime()
     provider, provider_options = (CUDA, CUDA_OPTIONS) if device == "cuda" else (CPU, {})
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
@@ -169,7 +186,7 @@ def _open(ort: Any, path: Path, kind: str, device: str, threads: int, prepack: b
         raise BackendUnavailableError(
             f"{path} did not open on {device}: ONNX Runtime took {', '.join(session.get_providers())} instead."
         )
-    return OrtGraph(session, path, kind, device, threads)
+    return session
 
 
 def _load_error(ort: Any, path: Path, device: str, error: Exception) -> ArtifactError | BackendUnavailableError:
@@ -188,14 +205,16 @@ def _load_error(ort: Any, path: Path, device: str, error: Exception) -> Artifact
     return ArtifactError(f"{path} does not load: {text}. {advice}")
 
 
-def _read_contract(session: Any, path: Path, kind: str = GRAPH_LOGITS) -> ModelInfo:
+def read_contract(session: Any, path: Path, kind: str = GRAPH_LOGITS) -> ModelInfo:
     """The limits of a graph of this kind.
 
     Raises:
         ArtifactError: inputs or outputs are not the contract's, or the graph does not tell its vocabulary.
     """
-    inputs, outputs = session.get_inputs(), session.get_outputs()
     expected = SIGNATURES[kind]
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if kind == GRAPH_DECODE:  # the cache comes last, and is checked by the one who allocates it
+        inputs, outputs = inputs[: len(expected.inputs)], outputs[:1]
     free = all(not isinstance(dim, int) for value in (*inputs, *outputs) for dim in _batch_axes(value))
     if (
         [(value.name, len(value.shape)) for value in inputs] != [(n, len(axes)) for n, axes in expected.inputs.items()]

@@ -15,7 +15,8 @@ from builders import SIZES
 from gptexport.checkpoints import Checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx, heads
-from gptexport.export.heads import derive_graphs, score_graph
+from gptexport.export.derive import derive_graphs
+from gptexport.export.heads import score_graph
 from gptexport.export.run import Sample, run_samples
 from gptexport.export.trace import trace_logits
 

@@ -12,7 +12,7 @@ import gptexport_runtime
 import pytest
 from gptexport_runtime import ArtifactError
 from gptexport_runtime.contract import Manifest
-from gptexport_runtime.ort import _read_contract
+from gptexport_runtime.ort import read_contract
 from gptexport_runtime.providers import TINY_MODEL
 from numpy.testing import assert_allclose
 
@@ -197,5 +197,5 @@ def test_foreign_graph_is_refused_with_what_it_has(inputs: list[Any], outputs: l
         get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={}),
     )
     with pytest.raises(ArtifactError) as caught:
-        _read_contract(session, Path("some.onnx"))
+        read_contract(session, Path("some.onnx"))
     assert message in str(caught.value)

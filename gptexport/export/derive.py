@@ -1,0 +1,38 @@
+"""Which graphs a bundle gets: all that the forward allows, made from the one that was traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LAST, GRAPH_LOGITS, GRAPH_SCORE
+
+from gptexport.errors import ExportError
+from gptexport.export.decode import decode_graph
+from gptexport.export.heads import last_graph, score_graph
+from gptexport.export.trace import Trace
+
+# in the order they are written: the first decides where weights lie in the file
+DERIVED: dict[str, Callable[[Trace], Trace]] = {
+    GRAPH_LOGITS: lambda logits: logits,
+    GRAPH_LAST: last_graph,
+    GRAPH_SCORE: score_graph,
+    GRAPH_DECODE: decode_graph,
+}
+
+
+def derive_graphs(logits: Trace, kinds: Sequence[str] | None) -> dict[str, Trace]:
+    """The graphs asked for, made from the logits graph. None: every kind that the forward allows.
+
+    Raises:
+        ExportError: a kind that was asked for by name cannot be made.
+    """
+    graphs = {}
+    for kind, derive in DERIVED.items():
+        if kinds is not None and kind not in kinds:
+            continue
+        try:
+            graphs[kind] = derive(logits)
+        except ExportError:
+            if kinds is not None:
+                raise
+    return graphs
