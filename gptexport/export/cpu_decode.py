@@ -53,7 +53,7 @@ def _packed_qkv(attention: ir.Node) -> ir.Value | None:
 
 
 def _lengths(graph: ir.Graph) -> tuple[ir.Value, ir.Value]:
-    """GroupQueryAttention's seqlens_k (B), each row's tokens less one, and total_sequence_length, the most of any row."""
+    """GroupQueryAttention's seqlens_k (B), each row's tokens less one; total_sequence_length, the most of any row."""
     tape = Tape()
     past = next(value for value in graph.inputs if value.name == PAST_LENGTHS)
     T = tape.op("Shape", [graph.inputs[0]], {"start": 1, "end": 2})

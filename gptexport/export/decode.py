@@ -24,10 +24,35 @@ from gptexport.export.trace import Trace
 
 # What may stand between two attentions: it treats every position alike. Anything else may look at T, and would see the
 # new tokens alone.
-POSITIONWISE = frozenset(
-    "Add Cast Concat Constant Div DynamicQuantizeMatMul Erf Gather GatherND Gelu Identity LayerNormalization MatMul Mul "
-    "Range Relu Reshape Shape Sigmoid Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Attention".split()
-)
+POSITIONWISE = {
+    "Add",
+    "Attention",
+    "Cast",
+    "Concat",
+    "Constant",
+    "Div",
+    "DynamicQuantizeMatMul",
+    "Erf",
+    "Gather",
+    "GatherND",
+    "Gelu",
+    "Identity",
+    "LayerNormalization",
+    "MatMul",
+    "Mul",
+    "Range",
+    "Relu",
+    "Reshape",
+    "Shape",
+    "Sigmoid",
+    "Split",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Tanh",
+    "Transpose",
+    "Unsqueeze",
+}
 
 
 def decode_graph(logits: Trace) -> Trace:
@@ -78,7 +103,7 @@ def _attentions(graph: ir.Graph) -> list[ir.Node]:
         found = ", ".join(other) or ("no Attention" if not attentions else "Attention that is masked, or not causal")
         raise ExportError(
             f"the graph decode cannot be made: the forward has {found}; expected causal scaled_dot_product_attention "
-            "at opset 23 or later, and nothing else that looks across positions. Export with --graphs logits,last,score."
+            "at opset 23 or later, and nothing else that looks across positions. Use --graphs logits,last,score."
         )
     return attentions
 

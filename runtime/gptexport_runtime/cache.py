@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gptexport_runtime.errors import ContextLengthError, InputError, SessionError
 from gptexport_runtime.ids import PADDING_ID
+from gptexport_runtime.ort import TOKENS_AT_ONCE
 from gptexport_runtime.ort_decode import Memory
 
 Ids = NDArray[np.int64]
@@ -111,7 +112,9 @@ class Cache:
             SessionError: another call has it, or it is closed.
         """
         if not self._busy.acquire(blocking=False):
-            raise SessionError("this cache is in use by another call. Give each call a cache of its own: cache.fork(1).")
+            raise SessionError(
+                "this cache is in use by another call. Give each call a cache of its own: cache.fork(1)."
+            )
         try:
             if self._memory is None:
                 raise SessionError("this cache is closed. Make another with Session.cache().")
@@ -152,7 +155,10 @@ class Cache:
             return self._feed_one_each(new, counts)
         logits = self._step.logits
         if counts.all() and not self._lengths.any():
-            self._feed_rows(slice(0, self.batch), new, logits)
+            together = max(1, TOKENS_AT_ONCE // int(counts.max()))
+            for start in range(0, self.batch, together):
+                rows = slice(start, min(start + together, self.batch))
+                self._feed_rows(rows, new[rows], logits[rows])
         else:
             for b in np.flatnonzero(counts):
                 self._feed_rows(slice(b, b + 1), new[b : b + 1], logits[b : b + 1])
@@ -184,6 +190,14 @@ class Cache:
         for b, row in enumerate(new):
             self._ids[rows.start + b, past[b] : past[b] + len(row)] = row
         self._lengths[rows] += lengths
+
+    def holds(self, row: int) -> int:
+        """How many tokens of a row are held."""
+        return int(self._lengths[row])
+
+    def forget(self, row: int) -> None:
+        """Empty a row."""
+        self._lengths[row] = 0
 
     def drop_rows(self, keep: Ids) -> None:
         """Go on with the rows `keep` alone, in ascending order."""

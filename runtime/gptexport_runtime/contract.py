@@ -44,7 +44,6 @@ def present_names(layer: int) -> tuple[str, str]:
     return f"present_key_{layer}", f"present_value_{layer}"
 
 
-
 @dataclass(frozen=True)
 class Signature:
     """A graph's interface: names and axes. Inputs are int64, the output float32; all axes but V are free.

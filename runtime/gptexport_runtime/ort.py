@@ -78,6 +78,15 @@ def probe_providers() -> RuntimeProbe:
     )
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where graphs will run that are not open yet."""
+
+    device: str
+    threads: int
+    backend = "onnxruntime"
+
+
 class OrtGraph:
     """A graph that is open, of a kind in SIGNATURES. May be run by several threads at once."""
 
@@ -162,7 +171,16 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def open_session(path: Path, device: str, threads: int, prepack: bool) -> Any:
+def check_graph(path: Path, device: str) -> ModelInfo:
+    """The limits of a logits graph, opened as cheaply as can be, to see that this ONNX Runtime runs it.
+
+    Raises:
+        as `open_graph`.
+    """
+    return read_contract(open_session(path, device, 1, prepack=False, optimize=False), path)
+
+
+def open_session(path: Path, device: str, threads: int, prepack: bool, optimize: bool = True) -> Any:
     """An `onnxruntime.InferenceSession` that runs on `device`, "cpu" or "cuda", and nowhere else.
 
     Raises:
@@ -174,6 +192,8 @@ def open_session(path: Path, device: str, threads: int, prepack: bool) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:

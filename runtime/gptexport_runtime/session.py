@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, get_args
@@ -15,12 +16,16 @@ from numpy.typing import NDArray
 
 from gptexport_runtime import ort, trt
 from gptexport_runtime.bundle import open_artifact
-from gptexport_runtime.contract import GRAPH_LAST, GRAPH_LOGITS, GRAPH_SCORE, Manifest, ModelInfo
+from gptexport_runtime.cache import Cache
+from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LAST, GRAPH_LOGITS, GRAPH_SCORE, Manifest, ModelInfo
 from gptexport_runtime.dlpack import CUDA, DeviceLogits, borrow_ids
 from gptexport_runtime.engine_file import ENGINE_SUFFIX, read_engine_info
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError, SessionError
+from gptexport_runtime.generate import ENDED, Limits, stream_tokens
 from gptexport_runtime.ids import Batch, to_batch
+from gptexport_runtime.ort_decode import OrtDecoder, open_decoder
 from gptexport_runtime.proof import require_proof
+from gptexport_runtime.sampling import Sampling
 from gptexport_runtime.score import Scores, logprobs_of
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -54,6 +59,8 @@ def load(
 ) -> Session:
     """Open a bundle, a bare logits graph, or a TensorRT engine.
 
+    On the CPU each graph of a bundle is opened when it is first used, and takes its memory then.
+
     Args:
         path: a bundle's folder, its `gptexport.json`, an `.onnx` or an `.engine` file.
         device: "cuda" never falls back to the CPU; "auto" is CUDA where CUDA works, else the CPU.
@@ -80,15 +87,20 @@ def load(
     if is_engine:
         engine = trt.open_engine(artifact.logits, device)
         return Session(engine, engine.info, None)
-    graph = ort.open_graph(artifact.logits, device, threads=threads, prepack=prepack)
-    manifest = artifact.manifest
+    manifest, device = artifact.manifest, ort.choose_device(device)
     if manifest is None:
+        graph = ort.open_graph(artifact.logits, device, threads=threads, prepack=prepack)
         return Session(graph, graph.info, None)
 
-    def open_another(kind: str) -> Graph:
+    def open_another(kind: str) -> Graph | OrtDecoder:
         file = artifact.logits.with_name(manifest.graphs[kind].file)
-        return ort.open_graph(file, graph.device, kind, threads=threads, prepack=prepack)
+        opener = open_decoder if kind == GRAPH_DECODE else partial(ort.open_graph, kind=kind)
+        return opener(file, device, threads=threads, prepack=prepack)
 
+    if device == "cpu":
+        info = _agreed(manifest.info, ort.check_graph(artifact.logits, device), artifact.logits)
+        return Session(ort.Place(device, threads or ort.usable_cores()), info, manifest, open_another)
+    graph = ort.open_graph(artifact.logits, device, threads=threads)
     return Session(graph, _agreed(manifest.info, graph.info, artifact.logits), manifest, open_another)
 
 
@@ -108,27 +120,28 @@ def _agreed(manifest: ModelInfo, graph: ModelInfo, path: Path) -> ModelInfo:
 class Session:
     """An open model; `load` makes one. Threads may share it. A forked child must open its own.
 
-    `last_logits` and `score` have graphs of their own, opened when first used, each with its own packed weights
-    (`prepack=False` shares the mapped file instead). A bundle without them gives the same numbers by way of all logits.
+    `logits`, `last_logits`, `score` and `generate` each have a graph, opened when first used, with its own packed weights
+    (`prepack=False` shares the mapped file instead). A bundle without the second or third gives the same numbers by way
+    of all logits.
 
     Use it in a `with`, or call `close`. Arrays that it returns belong to the caller and are never written again.
     """
 
     def __init__(
         self,
-        graph: Graph,
+        graph: Graph | ort.Place,
         config: ModelInfo,
         manifest: Manifest | None,
-        open_graph: Callable[[str], Graph] | None = None,
+        open_graph: Callable[[str], Graph | OrtDecoder] | None = None,
     ) -> None:
-        """Take the logits graph; `open_graph` opens the others that the manifest lists, when they are first needed."""
+        """Take the logits graph, or where it will run; `open_graph` opens those that the manifest lists when needed."""
         self.backend = graph.backend  # "onnxruntime", "tensorrt" or "tensorrt-rtx"
         self.device = graph.device  # what really runs: "cpu" or "cuda"
         self.threads = graph.threads
         self.config = config
         self.manifest = manifest  # None: a bare graph, or an engine
         self.engine = graph.engine_info if isinstance(graph, trt.TrtGraph) else None  # an engine's sidecar
-        self._graphs: dict[str, Graph] | None = {GRAPH_LOGITS: graph}
+        self._graphs: dict[str, Any] | None = {} if isinstance(graph, ort.Place) else {GRAPH_LOGITS: graph}
         self._open = open_graph
         self._opening = threading.Lock()
         self._pid = os.getpid()
@@ -236,6 +249,88 @@ class Session:
             row[length - 1 :] = np.nan
         return Scores(out)
 
+    def cache(self, rows: int = 1, *, capacity: int | None = None) -> Cache:
+        """An empty key-value cache of `rows` rows, for `generate` and `stream` to go on from.
+
+        Args:
+            capacity: the most tokens that a row holds; None: block_size.
+
+        Raises:
+            InputError: a number is below 1, or capacity above block_size.
+            BackendUnavailableError: the session has no graph that generates.
+            SessionError: the session is closed, or belongs to the parent of this process.
+        """
+        decoder, block_size = self._decoder()
+        for name, value in (("rows", rows), ("capacity", capacity)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise InputError(f"{name} is {value!r}; expected an integer of 1 or more.")
+        if capacity is not None and capacity > block_size:
+            raise InputError(f"capacity is {capacity}; the model's block_size is {block_size}.")
+        return Cache(decoder, rows, capacity or block_size, self.config.vocab_size)
+
+    def generate(self, ids: Any, **options: Any) -> list[NDArray[np.int64]]:
+        """Continue each row until it ends; arguments and errors are those of `stream`.
+
+        Returns: of each row the new tokens, int64, without the id that stopped it.
+        """
+        steps = list(self.stream(ids, **options))
+        if not steps:
+            return [np.empty(0, np.int64) for _ in ids]
+        return [row[row != ENDED] for row in np.stack(steps, axis=1)]
+
+    def stream(
+        self,
+        ids: Any,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int | Sequence[int] = 0,
+        stop: Collection[int] = (),
+        slide: bool = False,
+        cache: Cache | None = None,
+    ) -> Iterator[NDArray[np.int64]]:
+        """Continue each row, a token at a time. Arguments are checked before the first step is computed.
+
+        Args:
+            ids: as for `logits`.
+            max_new_tokens: of each row; None: until it has block_size tokens.
+            temperature, top_k, top_p, min_p, repetition_penalty: see sampling.Sampling; temperature 0 is greedy.
+            seed: of all rows, or of each. A row's text depends on its ids, its seed and the options, not on other rows,
+                but for the rounding of the logits; rows with the same ids and seed get the same text.
+            stop: ids that end a row.
+            slide: go on past block_size, each time from the last half of the text.
+            cache: what `Session.cache` made, with as many rows. What it holds of `ids` is not computed again; it holds
+                the text but for its last token afterwards. None: one of its own, freed at the end or by `close()`.
+
+        Returns:
+            an iterator of int64 (B): each row's next token, or -1 where the row has ended.
+
+        Raises:
+            ContextLengthError: a row is longer than block_size, or would become so.
+            InputError: an argument is not as above.
+            BackendUnavailableError: the session has no graph that generates.
+            SessionError, ExecutionError: as `logits`; the cache is in use or closed.
+        """
+        block_size = self._decoder()[1]
+        batch = to_batch(ids, vocab_size=self.config.vocab_size, block_size=block_size)
+        limits = Limits(
+            block_size=block_size,
+            vocab_size=self.config.vocab_size,
+            max_new_tokens=max_new_tokens,
+            stop=frozenset(stop),
+            slide=slide,
+        )
+        sampling = Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+        )
+        return stream_tokens(
+            lambda rows, capacity: self.cache(rows, capacity=capacity), batch, limits, sampling, seed, cache
+        )
+
     def close(self) -> None:
         """Free the model. A call that another thread is in the middle of still finishes. Closing twice is fine."""
         self._graphs = None
@@ -253,7 +348,19 @@ class Session:
         state = "closed" if self._graphs is None else f"{self.backend} on {self.device}"
         return f"<Session {state}, vocab_size={self.config.vocab_size}, block_size={self.config.block_size}>"
 
-    def _graph(self, kind: str) -> Graph:
+    def _decoder(self) -> tuple[OrtDecoder, int]:
+        """The graph that generates, and block_size, which a cache cannot do without."""
+        self._check_usable()
+        if not self._has(GRAPH_DECODE):
+            what = "a bundle without decode.onnx" if self.manifest is not None else "a single graph or engine"
+            raise BackendUnavailableError(
+                f"this is {what}, which cannot generate. Export a bundle with it: gptexport onnx CHECKPOINT -o FOLDER."
+            )
+        if self.config.block_size is None:
+            raise BackendUnavailableError("the bundle does not tell its block_size, so it cannot generate.")
+        return self._graph(GRAPH_DECODE), self.config.block_size
+
+    def _graph(self, kind: str) -> Any:
         """The open graph of a kind; the first call of each opens it."""
         self._check_usable()
         graphs = self._graphs
