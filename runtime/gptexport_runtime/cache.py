@@ -1,4 +1,4 @@
-"""A key-value cache: what a model has computed of some rows of text, so that going on costs one token, not all of them."""
+"""A key-value cache: what a model has computed of some rows of text, so that going on costs a token, not all of it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Cache:
             self._lengths[:] = wanted
 
     def fork(self, copies: int) -> Cache:
-        """A cache of its own in which every row is there `copies` times, side by side: one prompt, many continuations."""
+        """A cache of its own with every row there `copies` times, side by side: one prompt, many continuations."""
         if not isinstance(copies, int) or isinstance(copies, bool) or copies < 1:
             raise InputError(f"copies is {copies!r}; expected an integer of 1 or more.")
         with self.in_use() as memory:
@@ -112,9 +112,7 @@ class Cache:
             SessionError: another call has it, or it is closed.
         """
         if not self._busy.acquire(blocking=False):
-            raise SessionError(
-                "this cache is in use by another call. Give each call a cache of its own: cache.fork(1)."
-            )
+            raise SessionError("this cache is in use by another call. Give each call one of its own: cache.fork(1).")
         try:
             if self._memory is None:
                 raise SessionError("this cache is closed. Make another with Session.cache().")
@@ -144,7 +142,7 @@ class Cache:
         Raises:
             ContextLengthError: a row does not fit.
         """
-        counts = np.array([len(row) for row in new])
+        counts = np.array([len(row) for row in new], np.int64)
         if (self._lengths + counts > self.capacity).any():
             b = int(np.argmax(self._lengths + counts > self.capacity))
             raise ContextLengthError(

@@ -1,7 +1,7 @@
 """ONNX Runtime runs the graph `decode` over a cache that it writes into where it lies.
 
-The cache is one allocation. Input and output of a layer are bound to the same part of it, so that ONNX Runtime's kernels
-see that nothing has to be copied. Rows lie apart: some of them can be run without the others.
+The cache is one allocation. Input and output of a layer are bound to the same part of it, so that ONNX Runtime's
+kernels see that nothing has to be copied. Rows lie apart: some of them can be run without the others.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class OrtDecoder:
         past_lengths: NDArray[np.int64],
         out: NDArray[np.float32],
     ) -> None:
-        """Append ids (B,T), of which lengths (B) are real, to `rows`, which hold past_lengths (B); logits into out (B,V).
+        """Append ids (B,T), lengths (B) of them real, to `rows`, which hold past_lengths (B); logits into out (B,V).
 
         More than one token each is for rows that are all empty, or for a single row: ONNX Runtime's attention takes
         no more (GroupQueryAttention, "batch_size must be 1 when sequence_length > 1 and past context is given").

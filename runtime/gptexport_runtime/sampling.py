@@ -61,8 +61,7 @@ def random_streams(seeds: int | Sequence[int], rows: int) -> list[np.random.Gene
     Raises:
         InputError: not as many as rows, or not such integers.
     """
-    one = isinstance(seeds, int | np.integer)
-    each = [seeds] * rows if one else list(seeds)  # type: ignore[arg-type]
+    each = [seeds] * rows if isinstance(seeds, int | np.integer) else list(seeds)
     if len(each) != rows or not all(_is_count(seed, least=0) for seed in each):
         raise InputError(f"seed is {seeds!r}; expected an integer of 0 or more, or one for each of the {rows} rows.")
     return [np.random.Generator(np.random.Philox(int(seed))) for seed in each]
@@ -131,8 +130,9 @@ def inverse_cdf(weights: NDArray[np.float64], uniform: NDArray[np.float64]) -> N
 
 
 def _is_count(value: object, least: int = 1) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
 def _within(value: object, low: float, high: float) -> bool:
-    return isinstance(value, int | float | np.floating | np.integer) and low <= value <= high and math.isfinite(value)
+    number = isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool)
+    return number and math.isfinite(value) and low <= value <= high  # type: ignore[arg-type, operator]

@@ -87,20 +87,20 @@ def load(
     if is_engine:
         engine = trt.open_engine(artifact.logits, device)
         return Session(engine, engine.info, None)
-    manifest, device = artifact.manifest, ort.choose_device(device)
+    manifest, chosen = artifact.manifest, ort.choose_device(device)
     if manifest is None:
-        graph = ort.open_graph(artifact.logits, device, threads=threads, prepack=prepack)
+        graph = ort.open_graph(artifact.logits, chosen, threads=threads, prepack=prepack)
         return Session(graph, graph.info, None)
 
     def open_another(kind: str) -> Graph | OrtDecoder:
         file = artifact.logits.with_name(manifest.graphs[kind].file)
         opener = open_decoder if kind == GRAPH_DECODE else partial(ort.open_graph, kind=kind)
-        return opener(file, device, threads=threads, prepack=prepack)
+        return opener(file, chosen, threads=threads, prepack=prepack)
 
-    if device == "cpu":
-        info = _agreed(manifest.info, ort.check_graph(artifact.logits, device), artifact.logits)
-        return Session(ort.Place(device, threads or ort.usable_cores()), info, manifest, open_another)
-    graph = ort.open_graph(artifact.logits, device, threads=threads)
+    if chosen == "cpu":
+        info = _agreed(manifest.info, ort.check_graph(artifact.logits, chosen), artifact.logits)
+        return Session(ort.Place(chosen, threads or ort.usable_cores()), info, manifest, open_another)
+    graph = ort.open_graph(artifact.logits, chosen, threads=threads)
     return Session(graph, _agreed(manifest.info, graph.info, artifact.logits), manifest, open_another)
 
 
@@ -120,9 +120,9 @@ def _agreed(manifest: ModelInfo, graph: ModelInfo, path: Path) -> ModelInfo:
 class Session:
     """An open model; `load` makes one. Threads may share it. A forked child must open its own.
 
-    `logits`, `last_logits`, `score` and `generate` each have a graph, opened when first used, with its own packed weights
-    (`prepack=False` shares the mapped file instead). A bundle without the second or third gives the same numbers by way
-    of all logits.
+    `logits`, `last_logits`, `score` and `generate` each have a graph, opened when first used, with its own packed
+    weights (`prepack=False` shares the mapped file instead). A bundle without the second or third gives the same
+    numbers by way of all logits.
 
     Use it in a `with`, or call `close`. Arrays that it returns belong to the caller and are never written again.
     """
