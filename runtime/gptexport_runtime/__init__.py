@@ -1,5 +1,6 @@
 """Run an exported GPT: numpy in, numpy out. Needs numpy and ONNX Runtime; never imports torch, onnx or click."""
 
+from gptexport_runtime.cache import Cache
 from gptexport_runtime.errors import (
     ArtifactError,
     BackendUnavailableError,
@@ -9,14 +10,16 @@ from gptexport_runtime.errors import (
     InputError,
     SessionError,
 )
+from gptexport_runtime.load import load
 from gptexport_runtime.score import Scores
-from gptexport_runtime.session import Session, load
+from gptexport_runtime.session import Session
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArtifactError",
     "BackendUnavailableError",
+    "Cache",
     "ContextLengthError",
     "ExecutionError",
     "GPTExportError",

@@ -130,7 +130,7 @@ class Cache:
         for b, row in enumerate(rows):
             shared = min(int(self._lengths[b]), len(row) - 1)
             different = np.flatnonzero(self._ids[b, :shared] != row[:shared])
-            self._lengths[b] = different[0] if different.size else shared
+            self._lengths[b] = int(different[0]) if different.size else shared
         return [row[length:] for row, length in zip(rows, self._lengths, strict=True)]
 
     def feed(self, new: Sequence[Ids]) -> NDArray[np.float32]:
@@ -158,7 +158,7 @@ class Cache:
                 rows = slice(start, min(start + together, self.batch))
                 self._feed_rows(rows, new[rows], logits[rows])
         else:
-            for b in np.flatnonzero(counts):
+            for b in np.flatnonzero(counts).tolist():
                 self._feed_rows(slice(b, b + 1), new[b : b + 1], logits[b : b + 1])
         return logits
 

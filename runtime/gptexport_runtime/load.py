@@ -1,0 +1,89 @@
+"""From a path to a session: what it is, whether it is whole, and which backend runs it where."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+from gptexport_runtime import ort, trt
+from gptexport_runtime.bundle import open_artifact
+from gptexport_runtime.contract import GRAPH_DECODE, ModelInfo
+from gptexport_runtime.engine_file import ENGINE_SUFFIX, read_engine_info
+from gptexport_runtime.errors import ArtifactError, InputError
+from gptexport_runtime.ort_decode import OrtDecoder, open_decoder
+from gptexport_runtime.proof import require_proof
+from gptexport_runtime.session import Graph, Session
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: Device = "auto",
+    *,
+    threads: int | None = None,
+    prepack: bool = True,
+    verify: bool = False,
+    require_parity: bool = False,
+) -> Session:
+    """Open a bundle, a bare logits graph, or a TensorRT engine.
+
+    On the CPU each graph of a bundle is opened when it is first used, and takes its memory then.
+
+    Args:
+        path: a bundle's folder, its `gptexport.json`, an `.onnx` or an `.engine` file.
+        device: "cuda" never falls back to the CPU; "auto" is CUDA where CUDA works, else the CPU.
+        threads: of the CPU for one call, 1 or more; None: as many as this process may use.
+        prepack: keep the weights a second time in memory, laid out as the CPU's kernels read them. False: use them
+            as they are in the file, mapped; half the memory, and slower.
+        verify: check the weights' sha256 too, which reads all of them. Sizes and graphs are always checked.
+        require_parity: open only a bundle or an engine that `gptexport parity` passed, with these very graphs and
+            weights; implies `verify`.
+
+    Raises:
+        ArtifactError: a file is missing, damaged, or not what was expected; or there is no verdict as asked for.
+        BackendUnavailableError: ONNX Runtime or TensorRT is missing or cannot run on the device; the message says why.
+        InputError: `device` or `threads` is not one of the above.
+    """
+    if device not in get_args(Device):
+        raise InputError(f"device is {device!r}; expected one of {', '.join(get_args(Device))}.")
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise InputError(f"threads is {threads!r}; expected an integer of 1 or more, or None for every usable core.")
+    artifact = open_artifact(path, verify=verify or require_parity)
+    is_engine = artifact.logits.suffix == ENGINE_SUFFIX
+    if require_parity:
+        require_proof(artifact.logits, read_engine_info(artifact.logits) if is_engine else artifact.manifest)
+    if is_engine:
+        engine = trt.open_engine(artifact.logits, device)
+        return Session(engine, engine.info, None)
+    manifest, chosen = artifact.manifest, ort.choose_device(device)
+    if manifest is None:
+        graph = ort.open_graph(artifact.logits, chosen, threads=threads, prepack=prepack)
+        return Session(graph, graph.info, None)
+
+    def open_another(kind: str) -> Graph | OrtDecoder:
+        file = artifact.logits.with_name(manifest.graphs[kind].file)
+        opener = open_decoder if kind == GRAPH_DECODE else partial(ort.open_graph, kind=kind)
+        return opener(file, chosen, threads=threads, prepack=prepack)
+
+    if chosen == "cpu":
+        info = _agreed(manifest.info, ort.check_graph(artifact.logits, chosen), artifact.logits)
+        return Session(ort.Place(chosen, threads or ort.usable_cores()), info, manifest, open_another)
+    graph = ort.open_graph(artifact.logits, chosen, threads=threads)
+    return Session(graph, _agreed(manifest.info, graph.info, artifact.logits), manifest, open_another)
+
+
+def _agreed(manifest: ModelInfo, graph: ModelInfo, path: Path) -> ModelInfo:
+    """The manifest's limits, and the graph's where the manifest is silent.
+
+    Raises:
+        ArtifactError: they contradict one another.
+    """
+    for name in ("vocab_size", "block_size"):
+        expected, got = getattr(manifest, name), getattr(graph, name)
+        if None not in (expected, got) and expected != got:
+            raise ArtifactError(f"{path} has {name} {got}; its manifest says {expected}. Export again.")
+    return replace(manifest, block_size=manifest.block_size or graph.block_size)
