@@ -3,9 +3,9 @@
     make peers                                        # an environment of its own, .venv-peers
     .venv-peers/bin/python scripts/bench_peers.py --out docs/measurements/cpu
 
-Each peer is a process of its own, so that nobody's spinning threads or memory are somebody else's. In every round each
-runs once, in turn, with the others idle; ratios are taken within rounds, medians over them. A peer that is not
-installed, or fails, is named with the reason. Random weights of GPT-2's size: speed does not depend on them.
+Each peer is a process of its own. In every round each runs once, in turn, with the others idle; ratios are taken within
+rounds, medians over them. A peer that is not installed, or fails, is named with the reason. Random weights of GPT-2's
+size: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from bench_export import CONFIGS
 from peers import PEERS, prepare
+from workers import Measure, interleave, serve, start
 
 from gptexport.bench import forward_flops, sgemm_rate
 from gptexport.bench_chart import speed_chart
@@ -34,7 +32,6 @@ from gptexport.config import GPTConfig
 Shape = tuple[int, int]
 Seconds = dict[Shape, dict[str, list[float]]]  # by shape and peer, one for each round
 OWN, BASELINE = "gptexport cpu", "eager"
-PAUSE = 0.05  # seconds between runs, for the threads of the one before to go to sleep
 
 
 def main() -> None:
@@ -47,14 +44,14 @@ def main() -> None:
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        work(args.worker[0], Path(args.worker[1]))
+        serve(lambda: timed(args.worker[0], Path(args.worker[1])))
         return
     shapes = [(int(B), int(T)) for B, T in (shape.split("x") for shape in args.shapes.split(","))]
     names = args.only.split(",") if args.only else list(PEERS)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder, args.size)
-        workers, missing = start(names, folder)
+        workers, missing = start(__file__, names, folder)
         seconds, peaks = interleave(workers, shapes, args.rounds)
     sgemm = sgemm_rate(os.cpu_count() or 1)
     report = summarize(seconds, peaks, missing, CONFIGS[args.size], args, sgemm)
@@ -66,63 +63,18 @@ def main() -> None:
         args.out.with_suffix(".svg").write_text(chart(seconds, args.size))
 
 
-def work(name: str, folder: Path) -> None:
-    """One peer: a line `B T` in, a line with seconds and peak MB out."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever libraries print is not an answer
-    try:
-        run = PEERS[name](folder)
-        print("ready", file=answers)
-    except Exception as error:
-        print(f"missing {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", file=answers)
-        return
+def timed(name: str, folder: Path) -> Measure:
+    """Seconds of one forward of a peer at (B,T)."""
+    run = PEERS[name](folder)
     vocab_size = json.loads((folder / "hf" / "config.json").read_text())["vocab_size"]
-    for line in sys.stdin:
-        B, T = map(int, line.split())
+
+    def measure(B: int, T: int) -> float:
         ids = np.random.default_rng(0).integers(0, vocab_size, (B, T))
         began = time.perf_counter()
         run(ids)
-        spent = time.perf_counter() - began
-        print(spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, file=answers)
+        return time.perf_counter() - began
 
-
-def start(names: list[str], folder: Path) -> tuple[dict[str, subprocess.Popen[str]], dict[str, str]]:
-    workers, missing = {}, {}
-    for name in names:
-        command = [sys.executable, __file__, "--worker", name, str(folder)]
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        assert worker.stdout is not None
-        answer = worker.stdout.readline().strip()
-        if answer == "ready":
-            workers[name] = worker
-        else:
-            missing[name] = answer.removeprefix("missing ") or "it ended without a word"
-            print(f"{name}: {missing[name]}", file=sys.stderr)
-    return workers, missing
-
-
-def interleave(
-    workers: dict[str, subprocess.Popen[str]], shapes: list[Shape], rounds: int
-) -> tuple[Seconds, dict[str, float]]:
-    """Seconds by shape and peer, a list over rounds, and each peer's peak memory in MiB."""
-    seconds: Seconds = {}
-    peaks: dict[str, float] = {}
-    for shape in shapes:
-        seconds[shape] = {name: [] for name in workers}
-        for number in range(-1, rounds):
-            print(f"\r{shape[0]}x{shape[1]}: round {number + 1} of {rounds}   ", end="", file=sys.stderr, flush=True)
-            for name, worker in workers.items():
-                time.sleep(PAUSE)
-                assert worker.stdin is not None and worker.stdout is not None
-                worker.stdin.write(f"{shape[0]} {shape[1]}\n")
-                answer = worker.stdout.readline().split()
-                if len(answer) != 2:
-                    raise SystemExit(f"{name} failed at {shape[0]}x{shape[1]}; leave it out with --only")
-                peaks[name] = float(answer[1])
-                if number >= 0:
-                    seconds[shape][name].append(float(answer[0]))
-    print(file=sys.stderr)
-    return seconds, peaks
+    return measure
 
 
 def summarize(
