@@ -19,7 +19,7 @@ $(VENV)/.done: pyproject.toml runtime/pyproject.toml constraints.txt
 
 demo: $(VENV)/.done
 	$(BIN)/python scripts/train_demo.py $(DEMO) --seconds $(SECONDS)
-	$(BIN)/gptexport onnx $(DEMO)/ckpt.pt -o $(DEMO)/gpt --force
+	$(BIN)/gptexport onnx $(DEMO)/ckpt.pt -o $(DEMO)/gpt --tokenizer bytes --force
 	$(BIN)/gptexport parity $(DEMO)/gpt --against $(DEMO)/ckpt.pt --tokens $(DEMO)/val.bin
 	$(BIN)/python scripts/sample_demo.py $(DEMO)/gpt
 

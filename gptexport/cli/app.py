@@ -13,6 +13,7 @@ from gptexport_runtime.errors import BackendUnavailableError, GPTExportError
 from gptexport import __version__
 from gptexport.cli.bench import bench
 from gptexport.cli.doctor import doctor
+from gptexport.cli.generate import generate
 from gptexport.cli.inspect import inspect
 from gptexport.cli.onnx import onnx
 from gptexport.cli.output import print_error
@@ -38,6 +39,7 @@ def gptexport() -> None:
       gptexport onnx out/ckpt.pt -o gpt2/            export it to a bundle
       gptexport parity gpt2/ --against out/ckpt.pt   is the bundle the same model?
       gptexport trt gpt2/ -o gpt2.engine             build a TensorRT engine from it
+      gptexport generate gpt2/ --prompt "Once upon"  text, as it comes
       gptexport doctor                               what can this machine run?
 
     \b
@@ -46,7 +48,7 @@ def gptexport() -> None:
     """
 
 
-for command in (onnx, trt, parity, inspect, bench, doctor):
+for command in (onnx, trt, parity, generate, inspect, bench, doctor):
     gptexport.add_command(command)
 
 

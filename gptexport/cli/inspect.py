@@ -89,6 +89,7 @@ def _bundle_text(bundle: BundleInfo) -> str:
             "bundle",
             f"{manifest.target}, {manifest.quantize or manifest.dtype}, opset {manifest.opset}, {size(bundle.bytes)}",
         ),
+        ("tokenizer", manifest.tokenizer.name if manifest.tokenizer else None),
         ("model", _config_line(manifest.model)),
         ("parameters", f"{manifest.parameters:,}"),
         ("source", f"{manifest.source.get('format')}, sha256 {str(manifest.source.get('sha256'))[:16]}…"),

@@ -25,7 +25,7 @@ from gptexport.config import DType, Gelu, Quantize, Target
     help="cpu: fused for ONNX Runtime's CPU provider.",
 )
 @click.option("--quantize", type=click.Choice(["int8"]), help="8-bit weights and activations; with --target cpu.")
-@click.option("--graphs", type=Graphs(), help="Some of logits,last,score.  [default: all that the model allows]")
+@click.option("--graphs", type=Graphs(), help="Some of logits,last,score,decode.  [default: all that the model allows]")
 @click.option(
     "--gelu", type=click.Choice(["tanh", "erf"]), help="What the training code used, where the checkpoint does not say."
 )
@@ -35,6 +35,7 @@ from gptexport.config import DType, Gelu, Quantize, Target
 @click.option(
     "--block-size", type=click.IntRange(min=1), help="Longest sequence, where a module of your own does not say."
 )
+@click.option("--tokenizer", help="bytes, gpt2, a tokenizer.json or meta.pkl, to travel in the bundle.")
 @click.option("--opset", type=click.IntRange(18, 24), default=23, show_default=True, help="23 keeps attention whole.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options("onnx")
@@ -49,6 +50,7 @@ def onnx(
     gelu: Gelu | None,
     vocab_size: int | None,
     block_size: int | None,
+    tokenizer: str | None,
     opset: int,
     force: bool,
 ) -> None:
@@ -63,6 +65,7 @@ def onnx(
       gptexport onnx out/ckpt.pt -o gpt2.onnx              the graph alone, for other tools
       gptexport onnx out/ckpt.pt -o gpt2/ --vocab-size 50257   without the padded tokens
       gptexport onnx out/ckpt.pt -o gpt2/ --target cpu --quantize int8   a quarter of the size, for CPUs
+      gptexport onnx out/ckpt.pt -o gpt2/ --tokenizer data/shakespeare_char/meta.pkl   for text in and out
 
     \b
     A bundle is a folder: gptexport.json, logits.onnx (input_ids (B,T) -> logits (B,T,V)),
@@ -75,11 +78,16 @@ def onnx(
 
     from gptexport.checkpoints import load_checkpoint
     from gptexport.export import export_onnx
+    from gptexport.tokenizers import beside, travelling
 
     loaded = load_checkpoint(checkpoint, gelu=gelu, vocab_size=vocab_size, block_size=block_size)
     output.step(
         f"{loaded.format} checkpoint, {sum(p.numel() for p in loaded.model.parameters()) / 1e6:,.1f} M parameters"
     )
+    words = travelling(tokenizer) if tokenizer else None if out.suffix == ".onnx" else beside(checkpoint)
+    if words is not None and tokenizer is None and words.size > loaded.vocab_size:
+        output.note(f"the tokenizer beside the checkpoint has {words.size} ids, more than the model; it is left out")
+        words = None
     for note in loaded.notes:
         output.note(note)
     kept = [loaded]
@@ -91,6 +99,7 @@ def onnx(
         target=target,
         quantize=quantize,
         graphs=graphs,
+        tokenizer=words,
         opset=opset,
         force=force,
         progress=output.step,

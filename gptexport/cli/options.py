@@ -21,6 +21,19 @@ class Shapes(click.ParamType[list[tuple[int, int]]]):
         return shapes
 
 
+class Ids(click.ParamType[list[int]]):
+    """`15496,11`: token ids."""
+
+    name = "ID,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        items = [item.strip() for item in str(value).split(",")]
+        for item in items:
+            if not (item.isascii() and item.isdecimal()):
+                self.fail(f"{item!r} is not a token id; expected integers of 0 or more, such as 15496,11.", param, ctx)
+        return [int(item) for item in items]
+
+
 class Graphs(click.ParamType[list[str]]):
     """`logits,score`: kinds of graphs, the logits always among them."""
 

@@ -110,7 +110,7 @@ def parity(
     """
     from gptexport.parity.gates import GATES, changed_gates
     from gptexport.parity.measured import is_measured, load_measured
-    from gptexport.parity.tokenizers import load_tokenizer
+    from gptexport.tokenizers import load_tokenizer
 
     _check_outputs(save, report)
     words = load_tokenizer(tokenizer) if tokenizer else None

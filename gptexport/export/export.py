@@ -26,9 +26,10 @@ from gptexport.export.portable import make_portable
 from gptexport.export.run import run_samples, take_samples
 from gptexport.export.trace import DEFAULT_OPSET, trace_logits
 from gptexport.export.widen import widen_hidden
-from gptexport.export.write import write_graphs
+from gptexport.export.write import write_graphs, write_tokenizer
 from gptexport.models.gpt2 import GPT
 from gptexport.staging import commit_files, commit_folder, data_file, staged, write_file
+from gptexport.tokenizers import Travelling
 
 INLINE_BYTES = 100 << 20  # a lone .onnx keeps weights up to this inside; protobuf itself ends at 2 GiB
 
@@ -51,6 +52,7 @@ def export_onnx(
     target: Target = "portable",
     quantize: Quantize | None = None,
     graphs: Sequence[str] | None = None,
+    tokenizer: Travelling | None = None,
     opset: int = DEFAULT_OPSET,
     force: bool = False,
     progress: Callable[[str], None] = lambda _step: None,
@@ -63,6 +65,7 @@ def export_onnx(
     Args:
         target: "portable" runs anywhere; "cpu" is rewritten for ONNX Runtime's CPU provider, in float32.
         quantize: "int8" needs target "cpu".
+        tokenizer: to travel in the bundle.
         graphs: kinds of GRAPH_FILES to write into the bundle. None: all, less those that the forward does not allow.
 
     Raises:
@@ -75,6 +78,13 @@ def export_onnx(
     if quantize is not None and target != "cpu":
         raise ExportError(
             f"--quantize {quantize} with --target {target}: its kernels are the CPU's. Pass --target cpu."
+        )
+    if tokenizer is not None and lone:
+        raise ExportError("a lone .onnx carries no tokenizer; name a folder with -o.")
+    if tokenizer is not None and tokenizer.size > checkpoint.vocab_size:
+        raise ExportError(
+            f"the tokenizer {tokenizer.name} has {tokenizer.size} ids, the model's vocabulary {checkpoint.vocab_size}: "
+            "it is not this model's."
         )
     with staged(out, force=force) as stage:
         folder = stage if lone else stage / out.name
@@ -114,6 +124,7 @@ def export_onnx(
             {**before, **fused[GRAPH_LOGITS]} if fused else compare_counts(expected, achieved[GRAPH_LOGITS]),
             strict=own_model,
         )
+        entry = write_tokenizer(tokenizer, folder) if tokenizer is not None else None
         manifest = Manifest(
             model=_describe(checkpoint),
             source={
@@ -131,6 +142,7 @@ def export_onnx(
             quantize=quantize,
             producer=_versions(),
             audit=audits,
+            tokenizer=entry,
         )
         files = [entry for entry in (weights, *entries.values()) if entry is not None]
         if lone:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from gptexport_runtime.contract import FileEntry
+from gptexport_runtime.contract import FileEntry, TokenizerEntry
 
 from gptexport.export.trace import Trace
 from gptexport.staging import write_file
+from gptexport.tokenizers import Travelling
 
 PAGE = 4096  # external data that begins on a page can be memory-mapped (onnx.proto, TensorProto.external_data)
 
@@ -115,6 +116,17 @@ def _keep_inside(trace: Trace) -> None:
     for name, tensor in trace.weights.items():
         value = ir.tensor_adapters.TorchTensor(tensor.contiguous(), name=name)
         trace.graph.graph.initializers[name].const_value = value
+
+
+def write_tokenizer(tokenizer: Travelling, folder: Path) -> TokenizerEntry:
+    """Write a tokenizer's file, if it has one, and say what travels."""
+    if tokenizer.file is None:
+        return TokenizerEntry(name=tokenizer.name)
+    write_file(folder / tokenizer.file, tokenizer.data)
+    sha256 = hashlib.sha256(tokenizer.data).hexdigest()
+    return TokenizerEntry(
+        name=tokenizer.name, file=FileEntry(file=tokenizer.file, bytes=len(tokenizer.data), sha256=sha256)
+    )
 
 
 def _write_graph(graph: ir.Model, path: Path) -> FileEntry:

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+from gptexport_runtime.text import Tokenizer
 
 from gptexport.parity.diagnose import Diagnosis
 from gptexport.parity.measured import Measured
@@ -15,7 +16,6 @@ from gptexport.parity.report_charts import errors_section, shapes_chart, steps_s
 from gptexport.parity.report_style import STYLE
 from gptexport.parity.report_table import table
 from gptexport.parity.statistics import Mean
-from gptexport.parity.tokenizers import Tokenizer
 from gptexport.parity.verdict import Verdict
 from gptexport.staging import write_file
 
@@ -187,7 +187,7 @@ def _ratio(each: Positions, k: int) -> str:
 def _tokens(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer | None) -> str:
     if tokenizer is None:
         return " ".join(str(int(i)) for i in ids)
-    return "".join(tokenizer.decode(int(i)) for i in ids).replace("\n", "⏎").replace(" ", "␣")
+    return "".join(tokenizer.show(int(i)) for i in ids).replace("\n", "⏎").replace(" ", "␣")
 
 
 def _environment(measured: Measured) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from gptexport_runtime import GPTExportError
+from gptexport_runtime.text import Tokenizer
 
-from gptexport.parity.tokenizers import Tokenizer
 from gptexport.parity.tokens import Ids
 
 LLMC_MAGIC = 20240520

@@ -24,6 +24,7 @@ AXIS_S = "S"  # capacity of the cache, in tokens of a row
 
 MANIFEST_FILE = "gptexport.json"
 WEIGHTS_FILE = "weights.data"
+CHARACTERS = "characters.json"  # a tokenizer of one id a character: the list of them
 FORMAT = "gptexport-bundle"
 FORMAT_VERSION = 1
 
@@ -125,6 +126,14 @@ class FileEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenizerEntry:
+    """The tokenizer of the model's text: `bytes` and `gpt2` by name, others by their file."""
+
+    name: str
+    file: FileEntry | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """`gptexport.json`. `model` holds the full config, of which `info` is the part a session needs."""
 
@@ -140,6 +149,7 @@ class Manifest:
     audit: Mapping[str, Any] = field(default_factory=dict)  # fusions, expected and achieved
     parity: Mapping[str, Any] | None = None
     quantize: str | None = None  # "int8": of the linears and the embedding they share a weight with
+    tokenizer: TokenizerEntry | None = None  # None: nobody said
 
     @property
     def info(self) -> ModelInfo:
@@ -177,6 +187,11 @@ class Manifest:
         data["graphs"] = {kind: _build(FileEntry, entry, f"manifest: graphs.{kind}") for kind, entry in graphs.items()}
         if data.get("weights") is not None:
             data["weights"] = _build(FileEntry, data["weights"], "manifest: weights")
+        if data.get("tokenizer") is not None:
+            tokenizer = dict(data["tokenizer"]) if isinstance(data["tokenizer"], dict) else data["tokenizer"]
+            if isinstance(tokenizer, dict) and tokenizer.get("file") is not None:
+                tokenizer["file"] = _build(FileEntry, tokenizer["file"], "manifest: tokenizer.file")
+            data["tokenizer"] = _build(TokenizerEntry, tokenizer, "manifest: tokenizer")
         manifest = _build(Manifest, data, "manifest")
         manifest.info  # noqa: B018 - validates `model` now rather than at first use
         return manifest

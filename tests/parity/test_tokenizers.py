@@ -11,7 +11,7 @@ import pytest
 from gptexport_runtime import GPTExportError
 
 from gptexport.parity import read_tokens
-from gptexport.parity.tokenizers import load_tokenizer
+from gptexport.tokenizers import load_tokenizer
 
 TEXT = "the cat, the hat"
 
@@ -19,7 +19,7 @@ TEXT = "the cat, the hat"
 def test_bytes(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("bytes")
     assert tokenizer.encode("hé") == [104, 195, 169]
-    assert [tokenizer.decode(i) for i in (104, 195)] == ["h", "\\xc3"]
+    assert [tokenizer.show(i) for i in (104, 195)] == ["h", "\\xc3"]
     (tmp_path / "a.txt").write_text(TEXT)
     assert read_tokens(tmp_path / "a.txt", 256, tokenizer).tolist() == list(TEXT.encode())
 
@@ -33,7 +33,7 @@ def meta(path: Path, **more: object) -> Path:
 
 def test_nanogpt_characters(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(meta(tmp_path / "meta.pkl")))
-    assert "".join(tokenizer.decode(i) for i in tokenizer.encode(TEXT)) == TEXT
+    assert "".join(tokenizer.show(i) for i in tokenizer.encode(TEXT)) == TEXT
     with pytest.raises(GPTExportError, match="does not have: 'XY'"):
         tokenizer.encode("the YX")
 
@@ -57,7 +57,7 @@ def test_huggingface(tmp_path: Path) -> None:
     made.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
     assert tokenizer.encode("the cat dog") == [0, 1, 2]
-    assert tokenizer.decode(1) == "cat"
+    assert tokenizer.show(1) == "cat"
 
 
 def test_gpt2_needs_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
