@@ -26,6 +26,7 @@ def load(
     *,
     threads: int | None = None,
     prepack: bool = True,
+    spin: bool = True,
     verify: bool = False,
     require_parity: bool = False,
 ) -> Session:
@@ -36,9 +37,12 @@ def load(
     Args:
         path: a bundle's folder, its `gptexport.json`, an `.onnx` or an `.engine` file.
         device: "cuda" never falls back to the CPU; "auto" is CUDA where CUDA works, else the CPU.
-        threads: of the CPU for one call, 1 or more; None: as many as this process may use.
+        threads: of the CPU for one call, 1 or more; None: as many as this process may use, so that `taskset` or a
+            container's limits choose both how many and which.
         prepack: keep the weights a second time in memory, laid out as the CPU's kernels read them. False: use them
-            as they are in the file, mapped; half the memory, and slower.
+            as they are in the file, mapped; half the memory, and slower for short inputs.
+        spin: threads wait for work without sleeping, for some milliseconds after a call too, which is fastest where the
+            cores are this process's alone. False where others want them.
         verify: check the weights' sha256 too, which reads all of them. Sizes and graphs are always checked.
         require_parity: open only a bundle or an engine that `gptexport parity` passed, with these very graphs and
             weights; implies `verify`.
@@ -61,13 +65,13 @@ def load(
         return Session(engine, engine.info, None)
     manifest, chosen = artifact.manifest, ort.choose_device(device)
     if manifest is None:
-        graph = ort.open_graph(artifact.logits, chosen, threads=threads, prepack=prepack)
+        graph = ort.open_graph(artifact.logits, chosen, threads=threads, prepack=prepack, spin=spin)
         return Session(graph, graph.info, None)
 
     def open_another(kind: str) -> Graph | OrtDecoder:
         file = artifact.logits.with_name(manifest.graphs[kind].file)
         opener = open_decoder if kind == GRAPH_DECODE else partial(ort.open_graph, kind=kind)
-        return opener(file, chosen, threads=threads, prepack=prepack)
+        return opener(file, chosen, threads=threads, prepack=prepack, spin=spin)
 
     if chosen == "cpu":
         info = _agreed(manifest.info, ort.check_graph(artifact.logits, chosen), artifact.logits)

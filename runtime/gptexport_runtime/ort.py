@@ -132,7 +132,13 @@ class OrtGraph:
 
 
 def open_graph(
-    path: Path, device: str, kind: str = GRAPH_LOGITS, *, threads: int | None = None, prepack: bool = True
+    path: Path,
+    device: str,
+    kind: str = GRAPH_LOGITS,
+    *,
+    threads: int | None = None,
+    prepack: bool = True,
+    spin: bool = True,
 ) -> OrtGraph:
     """Open the graph in `path` on `device`: "cpu", "cuda", or "auto", which is CUDA where CUDA works.
 
@@ -140,13 +146,14 @@ def open_graph(
         kind: which of SIGNATURES the graph must have; `decode` has an opener of its own (ort_decode.py).
         threads: of the CPU for one call; None: as many as this process may use.
         prepack: let the CPU's kernels keep a copy of the weights in the layout that they read.
+        spin: let threads wait for the next operation without sleeping.
 
     Raises:
         BackendUnavailableError: ONNX Runtime is missing, or cannot run this graph on the device asked for.
         ArtifactError: the file is damaged, its external data is missing, or it is not a graph of that kind.
     """
     device, threads = choose_device(device), threads or usable_cores()
-    return OrtGraph(open_session(path, device, threads, prepack), path, kind, device, threads)
+    return OrtGraph(open_session(path, device, threads, prepack, spin), path, kind, device, threads)
 
 
 def choose_device(device: str) -> str:
@@ -177,10 +184,10 @@ def check_graph(path: Path, device: str) -> ModelInfo:
     Raises:
         as `open_graph`.
     """
-    return read_contract(open_session(path, device, 1, prepack=False, optimize=False), path)
+    return read_contract(open_session(path, device, 1, prepack=False, spin=False, optimize=False), path)
 
 
-def open_session(path: Path, device: str, threads: int, prepack: bool, optimize: bool = True) -> Any:
+def open_session(path: Path, device: str, threads: int, prepack: bool, spin: bool, optimize: bool = True) -> Any:
     """An `onnxruntime.InferenceSession` that runs on `device`, "cpu" or "cuda", and nowhere else.
 
     Raises:
@@ -196,6 +203,8 @@ def open_session(path: Path, device: str, threads: int, prepack: bool, optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         # by path, not by bytes: the weights are then mapped into memory, not copied
         session = ort.InferenceSession(str(path), options, providers=[(provider, provider_options)], enable_fallback=0)

@@ -126,10 +126,12 @@ class Memory:
         return self._host if self._value is None else self._value.numpy()
 
 
-def open_decoder(path: Path, device: str, *, threads: int | None = None, prepack: bool = True) -> OrtDecoder:
+def open_decoder(
+    path: Path, device: str, *, threads: int | None = None, prepack: bool = True, spin: bool = True
+) -> OrtDecoder:
     """Open a bundle's `decode` graph. Arguments and errors as those of `ort.open_graph`."""
     device, threads = choose_device(device), threads or usable_cores()
-    return OrtDecoder(open_session(path, device, threads, prepack), path, device, threads)
+    return OrtDecoder(open_session(path, device, threads, prepack, spin), path, device, threads)
 
 
 def _read_cache(session: Any, path: Path) -> tuple[int, int, int, str]:

@@ -175,6 +175,15 @@ def test_forked_child_gets_an_error_instead_of_a_deadlock(session: Session) -> N
     assert session.logits([[1]]).shape == (1, 1, V)  # the parent goes on
 
 
+@pytest.mark.parametrize("option", ["prepack", "spin"])
+def test_what_trades_speed_changes_no_number(option: str, expected: Any) -> None:
+    entry = {"prepack": ("session.disable_prepacking", "1"), "spin": ("session.intra_op.allow_spinning", "0")}[option]
+    with gptexport_runtime.load(TINY, "cpu", **{option: False}) as session:
+        assert_allclose(session.logits(expected.ids), expected.logits, atol=ATOL, rtol=0)
+        options = session._graph("logits")._session.get_session_options()
+        assert options.get_session_config_entry(entry[0]) == entry[1]
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_are_those_asked_for(threads: int, expected: Any) -> None:
     with gptexport_runtime.load(TINY, "cpu", threads=threads) as session:
