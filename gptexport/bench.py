@@ -100,14 +100,14 @@ def forward_flops(config: GPTConfig, B: int, T: int) -> float:
     return 2.0 * B * (T * per_token + attention)
 
 
-def sgemm_rate(threads: int, *, tries: int = 5) -> float:
-    """FLOP/s of ONNX Runtime's float32 matrix product of (1024, 768) and (768, 3072), GPT-2's largest but the head.
+def sgemm_rate(threads: int, *, size: tuple[int, int, int] = (1024, 768, 3072), tries: int = 5) -> float:
+    """FLOP/s of ONNX Runtime's float32 matrix product of (M,K) and (K,N). By default GPT-2's largest but the head.
 
     The fastest of some tries: the yardstick of what its kernels reach here, not the hardware's limit. The second matrix
     is a weight, packed beforehand as in the model. Numpy's product is no yardstick: its BLAS may not know the machine.
     """
     onnxruntime = import_onnxruntime()
-    rows, inner, columns = 1024, 768, 3072
+    rows, inner, columns = size
     random = np.random.default_rng(0)
     weight = onnx.numpy_helper.from_array(random.random((inner, columns), dtype=np.float32), "w")
     x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy")
