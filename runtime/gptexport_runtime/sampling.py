@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.errors import InputError
+from gptexport_runtime.errors import ExecutionError, InputError
 
 Floats = NDArray[np.float32]
+BLOCK = 256  # of a vocabulary, which is looked through block by block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Sampling:
 
     temperature: float = 1.0  # logits are divided by it; 0 takes the most likely token, and draws nothing
     top_k: int | None = None  # of the k most likely tokens; those as likely as the last of them stay too
-    top_p: float | None = None  # of the fewest tokens that together have this probability (arXiv 1904.09751)
+    top_p: float | None = None  # of the fewest that together have this probability, and their ties (arXiv 1904.09751)
     min_p: float | None = None  # of those at least this probable relative to the most likely (arXiv 2407.01082)
     repetition_penalty: float = (
         1.0  # logits of tokens that came are divided, negative ones multiplied (arXiv 1909.05858)
@@ -78,55 +79,90 @@ def choose(
         seen: each row's tokens so far, for the repetition penalty.
 
     Returns: int64 (B).
+
+    Raises:
+        ExecutionError: a row's logits hold NaN or infinity.
     """
-    if sampling.repetition_penalty != 1:
+    penalty = sampling.repetition_penalty
+    if penalty != 1:
         for row, ids in zip(logits, seen, strict=True):
-            row[ids] = np.where(
-                row[ids] > 0, row[ids] / sampling.repetition_penalty, row[ids] * sampling.repetition_penalty
-            )
+            row[ids] = np.where(row[ids] > 0, row[ids] / penalty, row[ids] * penalty)
+    best = np.asarray(logits.argmax(axis=1), np.int64)  # of NaN the first
+    if not np.isfinite(logits[np.arange(len(best)), best]).all():
+        raise ExecutionError(
+            "the logits hold NaN or infinity, so no token can be chosen. Is the model's dtype too narrow?"
+        )
     if sampling.temperature == 0:
-        return np.asarray(logits.argmax(axis=1), np.int64)
-    uniform = np.array([stream.random() for stream in streams])
-    return inverse_cdf(weights_of(logits, sampling), uniform)
+        return best
+    return np.array([_draw(row, sampling, stream) for row, stream in zip(logits, streams, strict=True)], np.int64)
 
 
-def weights_of(logits: Floats, sampling: Sampling) -> NDArray[np.float64]:
-    """What the probabilities are proportional to, float64 (B,V); 0 where an option rules a token out."""
-    scaled = logits.astype(np.float64) / sampling.temperature
-    V = scaled.shape[1]
+def _draw(logits: Floats, sampling: Sampling, stream: np.random.Generator) -> int:
+    ids, weights = tokens_left(logits, sampling)
+    return int(ids[pick(weights, stream.random())])
+
+
+def tokens_left(logits: Floats, sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The tokens that the options leave a row of logits (V), and what their probabilities are proportional to."""
+    V = len(logits)
+    top = float(logits.max())
     if sampling.top_k is not None and sampling.top_k < V:
-        least = np.partition(scaled, V - sampling.top_k, axis=1)[:, V - sampling.top_k, None]
-        scaled[scaled < least] = -np.inf
-    weights: NDArray[np.float64] = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        ids = np.flatnonzero(logits >= _kth_largest(logits, sampling.top_k))
+        logits = logits[ids]
+    else:
+        ids = np.arange(V)
+    with np.errstate(over="ignore"):  # a temperature near 0 leaves the most likely token alone
+        weights: NDArray[np.float64] = np.exp((logits.astype(np.float64) - top) / sampling.temperature)
+    least = 0.0
     if sampling.top_p is not None and sampling.top_p < 1:
-        for row in weights:
-            _keep_nucleus(row, sampling.top_p)
+        least = _lightest_of_nucleus(weights, sampling.top_p)
     if sampling.min_p is not None:
-        weights[weights < sampling.min_p] = 0  # the most likely token's weight is 1
-    return weights
+        least = max(least, sampling.min_p)  # the most likely token's weight is 1
+    if least > 0:
+        kept = np.flatnonzero(weights >= least)
+        ids, weights = ids[kept], weights[kept]
+    return ids, weights
 
 
-def _keep_nucleus(weights: NDArray[np.float64], top_p: float) -> None:
-    """Zero all but the fewest, the heaviest, that together reach `top_p` of the sum.
+def _kth_largest(values: Floats, k: int) -> np.float32:
+    """By blocks first: k of them reach the k-th largest of their maxima, so no lesser value can be the one."""
+    maxima = np.maximum.reduceat(values, np.arange(0, len(values), BLOCK))
+    if k <= len(maxima):
+        values = values[np.flatnonzero(values >= np.partition(maxima, -k)[-k])]
+    found: np.float32 = np.partition(values, -k)[-k]
+    return found
 
-    Only those above (1 - top_p) / V of it can be among them, as all the others together have less than 1 - top_p; they
-    are few, and sorting all of a vocabulary would take longer than the model.
+
+def _lightest_of_nucleus(weights: NDArray[np.float64], top_p: float) -> float:
+    """The least weight of the fewest tokens, the heaviest, that together reach `top_p` of the sum.
+
+    Halves what is looked at by its mean, on the side where it must be: sorting a whole vocabulary takes longer.
     """
-    total = weights.sum()
-    candidates = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
-    order = candidates[np.argsort(-weights[candidates], kind="stable")]
-    kept = order[: np.searchsorted(np.cumsum(weights[order]), top_p * total) + 1]
-    values = weights[kept]
-    weights[:] = 0
-    weights[kept] = values
+    missing = top_p * weights.sum()
+    while len(weights) > BLOCK:
+        heavy = weights >= weights.mean()
+        above = weights[heavy]
+        if len(above) in (0, len(weights)):  # all alike
+            break
+        if above.sum() >= missing:
+            weights = above
+        else:
+            missing -= above.sum()
+            weights = weights[~heavy]
+    ordered = np.sort(weights)[::-1]
+    return float(ordered[min(int(np.searchsorted(np.cumsum(ordered), missing)), len(ordered) - 1)])
 
 
-def inverse_cdf(weights: NDArray[np.float64], uniform: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The token at which the running sum of a row's weights passes its number from [0, 1)."""
-    sums = np.cumsum(weights, axis=1)
-    chosen = [np.searchsorted(row, u * row[-1], side="right") for row, u in zip(sums, uniform, strict=True)]
-    last = [int(np.flatnonzero(row)[-1]) for row in weights]  # where rounding carries u * sum to the very end
-    return np.minimum(np.array(chosen, np.int64), np.array(last, np.int64))
+def pick(weights: NDArray[np.float64], uniform: float) -> int:
+    """The index at which the running sum of `weights` passes `uniform`, from [0, 1), of it; by blocks first."""
+    starts = np.arange(0, len(weights), BLOCK)
+    sums = np.cumsum(np.add.reduceat(weights, starts))
+    target = min(uniform * sums[-1], np.nextafter(sums[-1], 0))
+    block = int(np.searchsorted(sums, target, side="right"))
+    inside = weights[starts[block] : starts[block] + BLOCK]
+    before = sums[block - 1] if block else 0.0
+    at = int(np.searchsorted(np.cumsum(inside), target - before, side="right"))
+    return int(starts[block]) + min(at, int(np.flatnonzero(inside)[-1]))  # rounding may pass the block's end
 
 
 def _is_count(value: object, least: int = 1) -> bool:

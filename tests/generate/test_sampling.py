@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gptexport_runtime.sampling import Sampling, choose, inverse_cdf, random_streams, weights_of
+from gptexport_runtime import ExecutionError
+from gptexport_runtime.sampling import Sampling, choose, pick, random_streams, tokens_left
 
-DRAWS = 40_000
+DRAWS = 20_000
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -2.0, -8.0, 1.5], np.float32)
 
 
@@ -70,17 +71,26 @@ def test_temperature_0_is_the_argmax_and_draws_nothing() -> None:
 
 
 def test_the_nucleus_is_that_of_a_whole_sort() -> None:
-    """Also where all but a few are far away, and where all are alike."""
+    """Also where all but a few are far away, and where all are alike: ties of the last stay."""
     random = np.random.default_rng(1)
     for scale in (0.0, 0.1, 1.0, 10.0):
-        logits = (random.normal(size=(20, 500)) * scale).astype(np.float32)
-        for top_p in (0.01, 0.5, 0.95, 0.9999):
-            kept = weights_of(logits, Sampling(top_p=top_p)) > 0
-            for row, found in zip(logits, kept, strict=True):
-                p = softmax(row.astype(np.float64))
-                order = np.argsort(-p, kind="stable")
-                count = int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1
-                assert found.sum() == min(count, 500) and found[order[:count]].all()
+        for logits in (random.normal(size=(20, 900)) * scale).astype(np.float32):
+            p = softmax(logits.astype(np.float64))
+            falling = np.sort(p)[::-1]
+            for top_p in (0.01, 0.5, 0.95, 0.9999):
+                least = falling[min(int(np.searchsorted(np.cumsum(falling), top_p)), 899)]
+                ids, weights = tokens_left(logits, Sampling(top_p=top_p))
+                assert ids.tolist() == np.flatnonzero(p >= least * (1 - 1e-12)).tolist()
+                assert np.allclose(weights / weights.sum(), p[ids] / p[ids].sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4, 5, 100, 899, 900, 5000])
+def test_the_k_most_likely_are_those_of_a_whole_sort(top_k: int) -> None:
+    """Fewer than the blocks that the vocabulary is looked through in, as many, more; some of them in one block."""
+    logits = np.random.default_rng(2).normal(size=900).astype(np.float32)
+    logits[300:310] += 9
+    ids, _ = tokens_left(logits, Sampling(top_k=top_k))
+    assert ids.tolist() == sorted(np.argsort(-logits)[:top_k].tolist())
 
 
 def test_repetition_penalty_moves_tokens_that_came_towards_0_or_away() -> None:
@@ -92,9 +102,40 @@ def test_repetition_penalty_moves_tokens_that_came_towards_0_or_away() -> None:
 
 def test_the_ends_of_the_distribution() -> None:
     """A token of no weight is never drawn, not even by a number of 0 or the largest below 1."""
-    weights = np.array([[0.0, 0.1, 0.0, 0.2, 0.0]] * 2)
-    assert inverse_cdf(weights, np.array([0.0, np.nextafter(1, 0)])).tolist() == [1, 3]
+    weights = np.array([0.0, 0.1, 0.0, 0.2, 0.0])
+    assert [pick(weights, 0.0), pick(weights, float(np.nextafter(1, 0)))] == [1, 3]
+
+
+def test_a_large_vocabulary_is_drawn_from_as_a_small_one() -> None:
+    """The running sum passes the number at the token that a plain sum says, whichever block it is in."""
+    random = np.random.default_rng(3)
+    weights = random.exponential(size=1500) * (random.random(1500) < 0.3)
+    weights[256:512] = 0  # a block of nothing
+    sums = np.cumsum(weights)
+    for uniform in [0.0, *random.random(500), float(np.nextafter(1, 0))]:
+        at = pick(weights, uniform)
+        assert weights[at] > 0
+        assert sums[at] >= uniform * sums[-1] * (1 - 1e-12) and sums[at] - weights[at] <= uniform * sums[-1] * (
+            1 + 1e-12
+        )
 
 
 def test_ties_at_the_kth_stay() -> None:
-    assert (weights_of(np.array([[1, 1, 1, 0]], np.float32), Sampling(top_k=2)) > 0).tolist() == [[True] * 3 + [False]]
+    assert tokens_left(np.array([1, 1, 1, 0], np.float32), Sampling(top_k=2))[0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_temperature_near_0_is_greedy() -> None:
+    logits = np.array([[3.0, 900.0, -800.0, 899.0]], np.float32)
+    assert choose(logits, Sampling(temperature=1e-310), random_streams(0, 1), []).tolist() == [1]
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_are_an_error(temperature: float, value: float) -> None:
+    """Not a token that nobody chose. A single -inf is a number of a kind: that token never comes."""
+    logits = np.array([[1.0, 2.0], [value, value]], np.float32)
+    with pytest.raises(ExecutionError, match="NaN or infinity"):
+        choose(logits, Sampling(temperature=temperature), random_streams(0, 2), [])
+    banned = np.array([[-np.inf, 0.0]] * 50, np.float32)
+    assert choose(banned, Sampling(temperature=temperature), random_streams(range(50), 50), []).tolist() == [1] * 50
