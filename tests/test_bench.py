@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from builders import tiny_nanogpt
 from conftest import Ran
+from fake_engine import write_engine
 from gptexport_runtime import ExecutionError
 
 import gptexport.bench as bench
@@ -92,6 +93,13 @@ def test_bars_are_as_long_as_their_speeds() -> None:
     svg = ElementTree.fromstring(speed_chart("A & B", "<eager>", {"1×1": row}))
     widths = [float(bar.attrib["width"]) for bar in svg.iter("{http://www.w3.org/2000/svg}rect") if "y" in bar.attrib]
     assert widths[0] == pytest.approx(2 * widths[1], rel=0.01)
+
+
+def test_an_engine_is_timed_on_a_gpu(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
+    """And is refused as one, not as a file that the CPU cannot open."""
+    engine = write_engine(tmp_path)
+    ran = gptexport("bench", engine)
+    assert ran.code in (1, 4) and ran.err != gptexport("bench", engine, "--device", "cpu").err
 
 
 def test_peak_memory_of_what_fails_is_an_error(tmp_path: Path) -> None:

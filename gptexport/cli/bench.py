@@ -28,7 +28,7 @@ DEFAULT_SHAPES = ((1, 1), (1, 128), (4, 256), (1, 1024))
 @click.option("--shapes", type=Shapes(), help="The (B,T) to time.  [default: 1x1,1x128,4x256,1x1024 up to block_size]")
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU.  [default: all usable cores]")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cpu; cuda for an engine]")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.svg", help="Draw the speeds.")
 @output_options("bench")
 def bench(
@@ -38,7 +38,7 @@ def bench(
     shapes: list[tuple[int, int]] | None,
     rounds: int,
     threads: int | None,
-    device: Literal["cpu", "cuda"],
+    device: Literal["cpu", "cuda"] | None,
     plot: Path | None,
 ) -> None:
     """Time full logits of ARTIFACT, and of CHECKPOINT in eager PyTorch, in interleaved rounds.
@@ -55,6 +55,9 @@ def bench(
         raise click.BadParameter(f"{plot.parent} is not a folder.", param_hint="--plot")
     import numpy as np
     from gptexport_runtime import load
+    from gptexport_runtime.engine_file import ENGINE_SUFFIX
+
+    device = device or ("cuda" if artifact.suffix == ENGINE_SUFFIX else "cpu")
 
     from gptexport.bench import Candidate, Ids, measure, peak_memory, sgemm_rate
 
