@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptexport_runtime import ort, trt
+from gptexport_runtime.buffers import check_out
 from gptexport_runtime.cache import Cache
 from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LAST, GRAPH_LOGITS, GRAPH_SCORE, Manifest, ModelInfo
 from gptexport_runtime.dlpack import CUDA, DeviceLogits, borrow_ids
@@ -92,7 +93,7 @@ class Session:
         if out is None:
             out = np.empty(shape, dtype=np.float32)
         else:
-            _check_out(out, shape)
+            check_out(out, shape)
         graph.run(batch.ids, out)
         for row, length in zip(out, batch.lengths, strict=True):
             row[length:] = np.nan
@@ -313,18 +314,3 @@ def _last_of_all_logits(graph: Graph, batch: Batch, vocab_size: int) -> NDArray[
     logits = np.empty((*batch.shape, vocab_size), dtype=np.float32)
     graph.run(batch.ids, logits)
     return logits[np.arange(len(logits)), batch.lengths - 1]
-
-
-def _check_out(out: object, shape: tuple[int, int, int]) -> None:
-    expected = f"expected a writable, C-contiguous float32 array of shape {shape}"
-    if not isinstance(out, np.ndarray):
-        raise InputError(f"out is a {type(out).__name__}; {expected}.")
-    if out.dtype != np.float32 or out.shape != shape:
-        raise InputError(f"out is {out.dtype} {out.shape}; {expected}.")
-    for flaw, found in (
-        ("read-only", not out.flags.writeable),
-        ("not contiguous", not out.flags.c_contiguous),
-        ("unaligned", not out.flags.aligned),
-    ):
-        if found:
-            raise InputError(f"out is {flaw}; {expected}.")
