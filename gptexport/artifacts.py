@@ -97,6 +97,9 @@ def inspect_bundle(folder: Path, *, verify: bool) -> BundleInfo:
         problem := _problem(folder, manifest.weights, check_hash=verify or manifest.parity is not None)
     ):
         problems.append(problem)
+    words = manifest.tokenizer.file if manifest.tokenizer else None
+    if words and (problem := _problem(folder, words, check_hash=True)):
+        problems.append(problem)
     if stale := why_stale(manifest):
         problems.append(stale)
     return BundleInfo(

@@ -7,14 +7,18 @@ import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gptexport_runtime import GPTExportError
+from gptexport_runtime import BackendUnavailableError, GPTExportError
 from gptexport_runtime.contract import CHARACTERS
-from gptexport_runtime.text import Tokenizer, characters
+from gptexport_runtime.text import Tokenizer, bundle_tokenizer, characters
 from gptexport_runtime.text import load_tokenizer as load_portable
 
+if TYPE_CHECKING:
+    from gptexport.checkpoints import Checkpoint
+
 HUGGINGFACE = "tokenizer.json"
+CHARACTERS_NAME = "characters"
 READABLE = "bytes, gpt2, a tokenizer.json or nanoGPT's meta.pkl"
 
 
@@ -50,7 +54,9 @@ def travelling(name: str) -> Travelling:
     path = Path(name)
     if path.is_file() and path.suffix == ".pkl":
         table = _characters(path)
-        return Travelling("characters", len(table), CHARACTERS, (json.dumps(table, ensure_ascii=False) + "\n").encode())
+        return Travelling(
+            CHARACTERS_NAME, len(table), CHARACTERS, (json.dumps(table, ensure_ascii=False) + "\n").encode()
+        )
     if path.is_file() and path.suffix == ".json":
         data = path.read_bytes()
         return Travelling(HUGGINGFACE, _ids_of(data, path), HUGGINGFACE, data)
@@ -60,12 +66,36 @@ def travelling(name: str) -> Travelling:
     return Travelling(name, sizes[name])
 
 
-def beside(checkpoint: str) -> Travelling | None:
-    """The tokenizer.json of a Hugging Face folder, if it is there and whole."""
-    path = Path(checkpoint) / HUGGINGFACE
+def found_with(checkpoint: Checkpoint) -> tuple[Travelling | None, str | None]:
+    """The tokenizer that was found with a checkpoint, or why it stays behind: nobody asked for it, so that is no error.
+
+    Returns: the tokenizer, or None; and what a person should know of it.
+    """
+    if checkpoint.tokenizer is None:
+        return None, None
     try:
-        return travelling(str(path)) if path.is_file() else None
-    except GPTExportError:
+        words = travelling(str(checkpoint.tokenizer))
+    except GPTExportError as error:
+        return None, f"{error}; no tokenizer travels in the bundle"
+    V = checkpoint.vocab_size
+    if words.size > V or (words.name == CHARACTERS_NAME and words.size != V):  # nanoGPT takes V from its characters
+        return None, f"{checkpoint.tokenizer} has {words.size} ids, the model {V}; no tokenizer travels in the bundle"
+    return words, f"{checkpoint.tokenizer} travels in the bundle"
+
+
+def tokenizer_for(bundle: Path, name: str | None, *, needed: bool) -> Tokenizer | None:
+    """The tokenizer of this name, or else the bundle's own. None: neither, or it is not `needed` and not installed.
+
+    Raises:
+        GPTExportError: as `load_tokenizer` and `bundle_tokenizer`.
+    """
+    if name is not None:
+        return load_tokenizer(name)
+    try:
+        return bundle_tokenizer(bundle)
+    except BackendUnavailableError:
+        if needed:
+            raise
         return None
 
 

@@ -20,6 +20,7 @@ from gptexport.checkpoints.types import Stored
 from gptexport.errors import CheckpointError
 
 FORMAT = "huggingface"
+TOKENIZER = "tokenizer.json"
 _CONV1D = re.compile(r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 _HEAD, _WTE = "lm_head.weight", "transformer.wte.weight"
 
@@ -47,6 +48,7 @@ def read(folder: Path) -> Stored:
         gelu_source="checkpoint" if "activation_function" in fields else "format",
         weights=weights,
         files=(path, *files),
+        tokenizer=tokenizer if (tokenizer := folder / TOKENIZER).is_file() else None,
         problems=(*problems, *collisions),
     )
 

@@ -123,6 +123,7 @@ def _finish(stored: Stored, gelu: Gelu | None, vocab_size: int | None, block_siz
         vocab_size=config.vocab_size,
         gelu_source="option" if gelu is not None else stored.gelu_source,
         sha256=sha256_of(stored.files),
+        tokenizer=stored.tokenizer,
         notes=notes_of(stored, gelu, vocab_size),
     )
 

@@ -7,8 +7,8 @@ from gptexport.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onnx", ".gguf", ".engine", ".py")
-_CONFIG_AND_SAFETENSORS = ["config.json", "*.safetensors", "*.safetensors.index.json"]
-_CONFIG_AND_BIN = ["config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
+_CONFIG_AND_SAFETENSORS = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]
+_CONFIG_AND_BIN = ["config.json", "tokenizer.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def locate(source: str) -> Path:

@@ -4,6 +4,7 @@ GELU is erf, which is what nanoGPT's model.py computes; the file does not say. `
 when it is tied to wte, so that a file without it is incomplete.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gptexport.errors import CheckpointError
 FORMAT = "nanogpt"
 GELU: Gelu = "erf"
 _SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
+_PLAIN_NAME = re.compile(r"\w[\w.-]*")
 _NO_EFFECT = ("dropout",)  # off in eval mode
 
 
@@ -36,9 +38,19 @@ def read(payload: Mapping[str, Any], path: Path) -> Stored:
         gelu_source="format",
         weights=weights,
         files=(path,),
+        tokenizer=_characters(payload.get("config"), path),
         training=training(payload, ("iter_num", "best_val_loss")),
         problems=problems,
     )
+
+
+def _characters(config: Any, path: Path) -> Path | None:
+    """`data/<dataset>/meta.pkl`, of the repository whose `out*/ckpt.pt` this is: where nanoGPT's sample.py looks."""
+    dataset = config.get("dataset") if isinstance(config, Mapping) else None
+    if not isinstance(dataset, str) or not _PLAIN_NAME.fullmatch(dataset):
+        return None
+    meta = path.resolve().parent.parent / "data" / dataset / "meta.pkl"
+    return meta if meta.is_file() else None
 
 
 def config_of(fields: Any, *, where: str, gelu: Gelu, tied: bool) -> GPTConfig:

@@ -24,6 +24,7 @@ class Checkpoint:
     vocab_size: int  # V of the logits, after --vocab-size
     gelu_source: GeluSource | None
     sha256: str  # of the checkpoint's file; of the sorted (name, sha256) lines where there are several
+    tokenizer: Path | None = None  # where the format keeps it, if it is there; nobody has looked inside
     notes: tuple[str, ...] = ()  # what a person should be told
     options: Mapping[str, int | str] = field(default_factory=dict)  # what load_checkpoint was asked for
 
@@ -59,6 +60,7 @@ class Stored:
     gelu_source: GeluSource
     weights: Mapping[str, torch.Tensor]  # under GPT's names, linears (out,in); not yet compared with the config
     files: tuple[Path, ...]
+    tokenizer: Path | None = None  # as in Checkpoint
     training: Mapping[str, int | float] = field(default_factory=dict)
     problems: tuple[str, ...] = ()  # found while the names were mapped: not a tensor, the same name twice
     notes: tuple[str, ...] = ()

@@ -78,8 +78,8 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        print_error("Interrupted", "interrupted; nothing was written.", as_json)
+    except (click.Abort, KeyboardInterrupt) as error:
+        print_error("Interrupted", f"interrupted; {str(error) or 'nothing was written.'}", as_json)
         return EXIT_INTERRUPTED
     except BackendUnavailableError as error:
         print_error(type(error).__name__, str(error), as_json)

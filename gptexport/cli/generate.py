@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from gptexport.cli.options import Ids
+from gptexport.cli.options import Ids, Stop
 from gptexport.cli.output import Output, output_options
 
 if TYPE_CHECKING:
     from gptexport_runtime import Session
     from gptexport_runtime.text import Tokenizer
+
+Steps = Generator[list[int], None, None]  # each step's token of every sample; below 0 where it has ended
 
 
 @click.command(short_help="Generate text from a bundle.")
@@ -29,7 +33,9 @@ if TYPE_CHECKING:
 @click.option("--min-p", type=float, help="Of tokens this probable relative to the most likely.")
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the first sample.")
-@click.option("--stop", type=click.IntRange(min=0), multiple=True, metavar="ID", help="Token ids that end the text.")
+@click.option(
+    "--stop", type=Stop(), multiple=True, metavar="ID|TEXT", help="Ends the text, and is no part of it. Repeatable."
+)
 @click.option(
     "--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Continuations of the prompt."
 )
@@ -44,6 +50,7 @@ def generate(
     prompt: str | None,
     prompt_ids: list[int] | None,
     seed: int,
+    stop: tuple[int | str, ...],
     samples: int,
     tokenizer: str | None,
     threads: int | None,
@@ -56,6 +63,7 @@ def generate(
     Examples:
       gptexport generate gpt2/ --prompt "Once upon a time" --temperature 0.8 --top-p 0.95
       gptexport generate gpt2/ --prompt "def main(" --temperature 0 --max-new-tokens 100
+      gptexport generate gpt2/ --prompt "Q: Why?" --stop 50256 --stop "Q:"    an id, or a text
       gptexport generate gpt2/ --prompt - --samples 4 --seed 7 < story.txt
       gptexport generate gpt2/ --prompt-ids 15496,11 --json
 
@@ -63,95 +71,137 @@ def generate(
     """
     if (prompt is None) == (prompt_ids is None):
         raise click.UsageError("Pass either --prompt or --prompt-ids.")
+    if options["slide"] and options["max_new_tokens"] is None:
+        raise click.UsageError("--slide has no end of its own: pass --max-new-tokens too.")
     from gptexport_runtime import load
 
+    stop_texts = [one for one in stop if isinstance(one, str)]
+    stop_ids = [one for one in stop if isinstance(one, int)]
+    show = not output.as_json and samples == 1
     with load(bundle, device=device, threads=threads) as session:
-        words = _tokenizer(bundle, tokenizer, session, needed=prompt is not None)
+        words = _tokenizer(bundle, tokenizer, session, prompt, stop_texts)
         ids = prompt_ids if prompt_ids is not None else _encode(prompt or "", words)
         began = time.perf_counter()
-        steps = _steps(session, ids, samples, seed, options)
-        show = not output.as_json and samples == 1
-        texts = _print_as_it_comes(steps, output, words) if show else _collect(steps, samples)
+        texts = [_Continuation(words, stop_texts) for _ in range(samples)]
+        steps = _steps(session, ids, samples, seed, stop=stop_ids, **options)
+        if isinstance(output.stdout, io.TextIOWrapper):  # a terminal may not have every character
+            output.stdout.reconfigure(errors="replace")
+        try:
+            with closing(steps):
+                _run(steps, texts, output if show else None)
+        except KeyboardInterrupt:  # what came stays
+            if output.as_json:
+                raise
+            _finish(texts, output, seed, show)
+            raise click.Abort("what had come was printed.") from None
         seconds = time.perf_counter() - began
-    count = sum(map(len, texts))
-    told = [words.decode(text) if words else " ".join(map(str, text)) for text in texts]
-    if not output.as_json and not show:
-        for number, text in enumerate(told):
-            output.stdout.write(f"--- seed {seed + number} ---\n{text}\n")
+    _finish(texts, output, seed, show)
+    count = sum(len(text.ids) for text in texts)
     output.step(f"{count} tokens in {seconds:.2f} s, {count / seconds:,.1f} a second, the prompt's {len(ids)} included")
     if output.as_json:
         rows = [
-            {"seed": seed + number, "ids": text, "text": told[number] if words else None}
-            for number, text in enumerate(texts)
+            {"seed": seed + n, "ids": text.ids, "text": text.text if words else None} for n, text in enumerate(texts)
         ]
         output.result({"ok": True, "prompt_ids": ids, "samples": rows, "seconds": seconds}, "")
 
 
-def _tokenizer(bundle: Path, name: str | None, session: Session, *, needed: bool) -> Tokenizer | None:
+class _Continuation:
+    """What one sample has got so far. With a text to stop at, `ids` holds the tokens of that text too."""
+
+    def __init__(self, words: Tokenizer | None, stop_texts: Sequence[str]) -> None:
+        from gptexport_runtime.text import StoppingStream
+
+        self.ids: list[int] = []
+        self.text = ""
+        self._stream = StoppingStream(words.stream(), stop_texts) if words else None
+
+    @property
+    def stopped(self) -> bool:
+        return self._stream is not None and self._stream.stopped
+
+    def take(self, token: int) -> str:
+        """Add a token; returns the text that it makes certain. Without a tokenizer that is the id."""
+        self.ids.append(token)
+        return self._add(self._stream.feed([token]) if self._stream else f"{' ' * bool(self.text)}{token}")
+
+    def end(self) -> str:
+        return self._add(self._stream.end() if self._stream else "")
+
+    def _add(self, new: str) -> str:
+        self.text += new
+        return new
+
+
+def _run(steps: Steps, texts: list[_Continuation], output: Output | None) -> None:
+    """Until every sample has ended; with an output its new text is printed as it comes."""
+    for step in steps:
+        for text, token in zip(texts, step, strict=True):
+            if token < 0 or text.stopped:
+                continue
+            new = text.take(token)
+            if output is not None:
+                output.stdout.write(new)
+                output.stdout.flush()
+        if all(text.stopped for text in texts):
+            return
+
+
+def _finish(texts: list[_Continuation], output: Output, seed: int, shown: bool) -> None:
+    """End every text, and print what has not been: the last characters of the one that was `shown`, or all of them."""
+    for number, text in enumerate(texts):
+        left = text.end()
+        if not output.as_json:
+            output.stdout.write(f"{left}\n" if shown else f"--- seed {seed + number} ---\n{text.text}\n")
+    output.stdout.flush()
+
+
+def _tokenizer(
+    bundle: Path, name: str | None, session: Session, prompt: str | None, stop_texts: list[str]
+) -> Tokenizer | None:
     """The one asked for, or the bundle's. One that only shows what comes may be missing, or not be installed."""
-    from gptexport_runtime import BackendUnavailableError, InputError
-    from gptexport_runtime.text import bundle_tokenizer
+    from gptexport_runtime import InputError
 
-    from gptexport.tokenizers import load_tokenizer
+    from gptexport.tokenizers import tokenizer_for
 
-    if name is not None:
-        return load_tokenizer(name)
-    try:
-        found = bundle_tokenizer(bundle)
-    except BackendUnavailableError:
-        if needed:
-            raise
-        return None
-    if found is None and needed:
+    needed = [option for option, text in (("--prompt", prompt is not None), ("--stop", stop_texts)) if text]
+    words = tokenizer_for(bundle, name, needed=bool(needed))
+    if words is None and needed:
         raise InputError(
-            f"{bundle} carries no tokenizer, so --prompt cannot be read. Pass --tokenizer bytes, gpt2 or a file; or "
-            "--prompt-ids."
+            f"{bundle} carries no tokenizer, so the text of {' and '.join(needed)} cannot be read. Pass --tokenizer "
+            "bytes, gpt2 or a file; or ids: --prompt-ids 1,2,3, --stop 4."
         )
-    return found
+    if words is not None and words.size > session.config.vocab_size:
+        raise InputError(
+            f"the tokenizer {name or words.name} has {words.size} ids, the model's vocabulary "
+            f"{session.config.vocab_size}: it is not this model's."
+        )
+    return words
 
 
 def _encode(prompt: str, words: Tokenizer | None) -> list[int]:
     assert words is not None, "a text prompt needs one"
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not text:
+    data = sys.stdin.buffer.read() if prompt == "-" else prompt.encode("utf-8", "surrogateescape")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"the prompt is not UTF-8: {error}.", param_hint="--prompt") from error
+    ids = words.encode(text)
+    if not ids:
         raise click.BadParameter("the prompt is empty; expected some text to go on from.", param_hint="--prompt")
-    return words.encode(text)
+    return ids
 
 
-def _steps(session: Session, ids: list[int], samples: int, seed: int, options: dict[str, Any]) -> Iterator[list[int]]:
-    """Each step's token of every sample; the prompt is read once, whatever their number."""
-    seeds = list(range(seed, seed + samples))
-    stream = session.stream([ids], seed=seed, **options)  # checks everything, and computes nothing yet
+def _steps(session: Session, ids: list[int], samples: int, seed: int, **options: Any) -> Steps:
+    """Checks everything at once; the prompt is read once, whatever the number of samples."""
+    alone = session.stream([ids], seed=seed, **options)  # computes nothing yet
     if samples == 1:
-        yield from (step.tolist() for step in stream)
-        return
+        return (step.tolist() for step in alone)
+    return _forked_steps(session, ids, list(range(seed, seed + samples)), options)
+
+
+def _forked_steps(session: Session, ids: list[int], seeds: list[int], options: dict[str, Any]) -> Steps:
     with session.cache() as prompt:
         session.generate([ids], max_new_tokens=1, temperature=0, slide=True, cache=prompt)
-        with prompt.fork(samples) as cache:
-            for step in session.stream([ids] * samples, seed=seeds, cache=cache, **options):
+        with prompt.fork(len(seeds)) as cache:
+            for step in session.stream([ids] * len(seeds), seed=seeds, cache=cache, **options):
                 yield step.tolist()
-
-
-def _print_as_it_comes(steps: Iterator[list[int]], output: Output, words: Tokenizer | None) -> list[list[int]]:
-    text = words.stream() if words else None
-    ids: list[int] = []
-    try:
-        for (token,) in steps:
-            if token < 0:
-                continue
-            ids.append(token)
-            output.stdout.write(text.feed([token]) if text else f"{token} ")
-            output.stdout.flush()
-    finally:  # also where Ctrl-C ends it: what came stays
-        output.stdout.write((text.end() if text else "") + "\n")
-        output.stdout.flush()
-    return [ids]
-
-
-def _collect(steps: Iterator[list[int]], samples: int) -> list[list[int]]:
-    texts: list[list[int]] = [[] for _ in range(samples)]
-    for step in steps:
-        for text, token in zip(texts, step, strict=True):
-            if token >= 0:
-                text.append(token)
-    return texts

@@ -78,17 +78,16 @@ def onnx(
 
     from gptexport.checkpoints import load_checkpoint
     from gptexport.export import export_onnx
-    from gptexport.tokenizers import beside, travelling
+    from gptexport.tokenizers import found_with, travelling
 
     loaded = load_checkpoint(checkpoint, gelu=gelu, vocab_size=vocab_size, block_size=block_size)
     output.step(
         f"{loaded.format} checkpoint, {sum(p.numel() for p in loaded.model.parameters()) / 1e6:,.1f} M parameters"
     )
-    words = travelling(tokenizer) if tokenizer else None if out.suffix == ".onnx" else beside(checkpoint)
-    if words is not None and tokenizer is None and words.size > loaded.vocab_size:
-        output.note(f"the tokenizer beside the checkpoint has {words.size} ids, more than the model; it is left out")
-        words = None
-    for note in loaded.notes:
+    words, told = travelling(tokenizer) if tokenizer else None, None
+    if tokenizer is None and out.suffix != ".onnx":
+        words, told = found_with(loaded)
+    for note in (*loaded.notes, *([told] if told else [])):
         output.note(note)
     kept = [loaded]
     del loaded

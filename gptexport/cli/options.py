@@ -34,6 +34,18 @@ class Ids(click.ParamType[list[int]]):
         return [int(item) for item in items]
 
 
+class Stop(click.ParamType[int | str]):
+    """`50256`, a token id; anything else is text."""
+
+    name = "ID|TEXT"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        text = str(value)
+        if not text:
+            self.fail("a text to stop at is empty; expected a token id, or some text.", param, ctx)
+        return int(text) if text.isascii() and text.isdecimal() else text
+
+
 class Graphs(click.ParamType[list[str]]):
     """`logits,score`: kinds of graphs, the logits always among them."""
 

@@ -48,9 +48,13 @@ class Gate(click.ParamType[tuple[str, str]]):
 @click.option(
     "--tokens",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Real text: .bin or .npy of ids, or with --tokenizer plain text.",
+    help="Real text: .bin or .npy of ids, or plain text where there is a tokenizer.",
 )
-@click.option("--tokenizer", metavar="NAME|FILE", help="bytes, gpt2, a tokenizer.json, or nanoGPT's meta.pkl.")
+@click.option(
+    "--tokenizer",
+    metavar="NAME|FILE",
+    help="bytes, gpt2, a tokenizer.json, or nanoGPT's meta.pkl.  [default: the bundle's own]",
+)
 @click.option(
     "--gelu", type=click.Choice(["tanh", "erf"]), help="What the training code used, where the checkpoint does not say."
 )
@@ -110,10 +114,12 @@ def parity(
     """
     from gptexport.parity.gates import GATES, changed_gates
     from gptexport.parity.measured import is_measured, load_measured
-    from gptexport.tokenizers import load_tokenizer
+    from gptexport.parity.token_files import is_token_file
+    from gptexport.tokenizers import tokenizer_for
 
     _check_outputs(save, report)
-    words = load_tokenizer(tokenizer) if tokenizer else None
+    plain_text = tokens is not None and not is_token_file(tokens)
+    words = tokenizer_for(artifact, tokenizer, needed=plain_text)
     diagnosis, hint = None, ""
     if is_measured(artifact):
         measured = load_measured(artifact)

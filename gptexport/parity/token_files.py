@@ -49,6 +49,11 @@ def read_tokens(path: Path, vocab_size: int, tokenizer: Tokenizer | None = None)
     return tokens  # type: ignore[no-any-return]
 
 
+def is_token_file(path: Path) -> bool:
+    """Whether `read_tokens` takes a file for ids, by its suffix, rather than for plain text."""
+    return path.suffix in (".npy", ".bin")
+
+
 def _read_bin(path: Path) -> Any:
     with path.open("rb") as file:
         magic, version = (int.from_bytes(file.read(4), "little") for _ in range(2))

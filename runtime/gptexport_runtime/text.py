@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Protocol
 
 from gptexport_runtime.bundle import check_file, read_manifest
-from gptexport_runtime.contract import CHARACTERS
+from gptexport_runtime.contract import CHARACTERS, MANIFEST_FILE
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
 
 READABLE = "bytes, gpt2, or a tokenizer.json"
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what is no text
+LONGEST_CUT = 3  # a character has up to 4 bytes: what is cut of it decodes to at most so many UNKNOWN
 
 
 class TextStream(Protocol):
-    """Ids in as they come, text out as soon as its characters are whole."""
+    """Ids in as they come, text out as soon as its characters are whole; an id that is none becomes U+FFFD."""
 
     def feed(self, ids: Sequence[int]) -> str: ...
 
     def end(self) -> str:
-        """What is left: half a character becomes U+FFFD."""
+        """What is left: half a character becomes U+FFFD. The next `feed` begins anew."""
         ...
 
 
@@ -64,13 +66,18 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def bundle_tokenizer(path: str | Path) -> Tokenizer | None:
-    """The tokenizer that travels in a bundle's folder; None where there is none, or it is no bundle.
+    """The tokenizer that travels in a bundle; None where there is none, or it is no bundle.
+
+    Args:
+        path: the bundle's folder, or its `gptexport.json`.
 
     Raises:
         ArtifactError: the bundle or the tokenizer's file is damaged.
         BackendUnavailableError: as `load_tokenizer`.
     """
     folder = Path(path)
+    if folder.name == MANIFEST_FILE:
+        folder = folder.parent
     if not folder.is_dir():
         return None
     entry = read_manifest(folder).tokenizer
@@ -95,6 +102,35 @@ def characters(table: Sequence[str], where: str) -> Tokenizer:
     return _of_pieces("characters", len(table), encode, lambda i: table[i].encode())
 
 
+class StoppingStream:
+    """A stream that ends before the first of some texts. What may be the beginning of one waits."""
+
+    def __init__(self, stream: TextStream, stops: Sequence[str]) -> None:
+        self.stopped = False  # one of the texts came; nothing after it is given out
+        self._stream = stream
+        self._stops = stops
+        self._waiting = ""
+
+    def feed(self, ids: Sequence[int]) -> str:
+        return self._take(self._stream.feed(ids))
+
+    def end(self) -> str:
+        text = self._take(self._stream.end()) + self._waiting
+        self._waiting = ""
+        return text
+
+    def _take(self, text: str) -> str:
+        if self.stopped:
+            return ""
+        text = self._waiting + text
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        begun = [n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        self.stopped = bool(found)
+        cut = min(found) if found else len(text) - max(begun, default=0)
+        self._waiting = "" if found else text[cut:]
+        return text[:cut]
+
+
 class _Pieces:
     """Each id is some bytes."""
 
@@ -110,34 +146,39 @@ class _Pieces:
 
 
 class _Window:
-    """Ids whose text depends on their neighbours: what a few more say beyond what those before said."""
+    """Ids whose text depends on their neighbours: the last few are decoded again with each that comes."""
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], known: Callable[[int], bool]) -> None:
         self._decode = decode
+        self._known = known
         self._ids: list[int] = []
-        self._told = 0  # how many of them have been given out as text
-        self._start = 0  # of those that are decoded again
+        self._told = 0  # how many characters of their text have been given out
 
     def feed(self, ids: Sequence[int]) -> str:
         return "".join(self._take(i) for i in ids)
 
     def _take(self, one: int) -> str:
+        if not self._known(one):
+            return self.end() + UNKNOWN
         self._ids.append(one)
-        before = self._decode(self._ids[self._start : self._told])
-        now = self._decode(self._ids[self._start :])
-        if now.endswith("�") or len(now) <= len(before):  # half a character, or nothing yet
-            return ""
-        self._start, self._told = self._told, len(self._ids)
-        return now[len(before) :]
+        text = self._decode(self._ids)
+        cut = min(len(text) - len(text.rstrip(UNKNOWN)), LONGEST_CUT)  # half a character waits for the rest
+        new = text[self._told : len(text) - cut]
+        self._told += len(new)
+        if not cut:  # the last id alone is what the next one's text can depend on
+            self._ids = [one]
+            self._told = len(self._decode(self._ids))
+        return new
 
     def end(self) -> str:
-        before = self._decode(self._ids[self._start : self._told])
-        return self._decode(self._ids[self._start :])[len(before) :]
+        left = self._decode(self._ids)[self._told :]
+        self._ids, self._told = [], 0
+        return left
 
 
 def _of_pieces(name: str, size: int, encode: Callable[[str], list[int]], piece: Callable[[int], bytes]) -> Tokenizer:
     def known(i: int) -> bytes:
-        return piece(i) if 0 <= i < size else "�".encode()  # a model may have more tokens than its tokenizer
+        return piece(i) if 0 <= i < size else UNKNOWN.encode()  # a model may have more tokens than its tokenizer
 
     return Tokenizer(name, size, encode, lambda i: known(i).decode("utf-8", "backslashreplace"), lambda: _Pieces(known))
 
@@ -152,7 +193,10 @@ def _tiktoken(name: str) -> Tokenizer:
     try:
         encoding = tiktoken.get_encoding(name)
     except Exception as error:  # it is fetched on first use
-        raise BackendUnavailableError(f"tiktoken cannot load {name}: {error}") from error
+        raise BackendUnavailableError(
+            f"tiktoken could not fetch the vocabulary of {name}, which it keeps after the first time: {error}. Connect "
+            "once, set TIKTOKEN_CACHE_DIR to a folder that has it, or use a tokenizer.json of the same tokenizer."
+        ) from error
     return _of_pieces(name, encoding.n_vocab, encoding.encode_ordinary, encoding.decode_single_token_bytes)
 
 
@@ -171,12 +215,15 @@ def _huggingface(path: Path) -> Tokenizer:
     def decode(ids: list[int]) -> str:
         return str(made.decode(ids, skip_special_tokens=False))
 
+    def known(i: int) -> bool:
+        return 0 <= i < 1 << 32 and made.id_to_token(i) is not None
+
     return Tokenizer(
         path.name,
-        made.get_vocab_size(),
+        max(made.get_vocab().values(), default=-1) + 1,  # ids may have gaps
         lambda text: list(made.encode(text, add_special_tokens=False).ids),
-        lambda i: decode([i]),
-        lambda: _Window(decode),
+        lambda i: decode([i]) if known(i) else UNKNOWN,
+        lambda: _Window(decode, known),
     )
 
 
