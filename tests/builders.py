@@ -4,6 +4,7 @@ Sizes are odd and the weights unfriendly on purpose: large enough that a wrong G
 lost bias shows in the logits; gains are not 1 and biases not 0.
 """
 
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,18 @@ def tiny_nanogpt(
         "config": {"dataset": "shakespeare_char", "learning_rate": 1e-3, "compile": True},
     } | (extra or {})
     torch.save(checkpoint, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+# one character for each of the 97 ids
+ALPHABET = [*map(chr, range(32, 127)), "é", "語"]
+
+
+def nanogpt_meta(path: Path, characters: list[str] = ALPHABET, **more: Any) -> Path:
+    """What nanoGPT's data/shakespeare_char/prepare.py leaves beside its data."""
+    itos = dict(enumerate(characters))
+    stoi = {character: i for i, character in itos.items()}
+    path.write_bytes(pickle.dumps({"vocab_size": len(itos), "itos": itos, "stoi": stoi, **more}))
     return path
 
 

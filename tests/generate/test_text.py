@@ -1,29 +1,24 @@
-"""Text in and out: characters that are whole, tokenizers that travel, and the command."""
+"""Text in and out: characters that are whole, and tokenizers that travel."""
 
 from __future__ import annotations
 
 import json
-import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
-from builders import SIZES, tiny_huggingface, tiny_nanogpt
+from builders import ALPHABET, SIZES, nanogpt_meta, tiny_huggingface, tiny_nanogpt
 from conftest import Ran
-from gptexport_runtime import ArtifactError, InputError
+from gptexport_runtime import ArtifactError, BackendUnavailableError, InputError
 from gptexport_runtime.contract import CHARACTERS, MANIFEST_FILE
-from gptexport_runtime.text import bundle_tokenizer, characters, load_tokenizer
+from gptexport_runtime.text import StoppingStream, Tokenizer, bundle_tokenizer, characters, load_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 
 V = SIZES["vocab_size"]
-ALPHABET = [chr(i) for i in range(32, 32 + V - 2)] + ["é", "語"]
 WORDS = "naïve 語 🙂 text"
-
-
-def meta(path: Path) -> Path:
-    table = dict(enumerate(ALPHABET))
-    path.write_bytes(pickle.dumps({"itos": table, "stoi": {c: i for i, c in table.items()}, "vocab_size": V}))
-    return path
 
 
 def huggingface(path: Path) -> Path:
@@ -56,25 +51,88 @@ def test_text_comes_whole_however_it_is_cut(tmp_path: Path, kind: str) -> None:
     assert kind == "characters" or "" in pieces, "a character of several tokens waited"
 
 
-@pytest.mark.parametrize("kind", ["bytes", "tokenizer.json"])
-def test_half_a_character_at_the_end_is_shown_as_such(tmp_path: Path, kind: str) -> None:
-    tokenizer = load_tokenizer(str(huggingface(tmp_path / kind)) if kind.endswith("json") else kind)
-    cut = list(load_tokenizer("bytes").encode("a🙂"))[:-1]
-    if kind != "bytes":
-        cut = tokenizer.encode("a") + [i for byte in cut[1:] for i in [_byte_id(tokenizer, byte)]]
-    assert tokenizer.decode(cut).rstrip("�") == "a" and tokenizer.decode(cut) != "a"
+@pytest.fixture(params=["bytes", "tokenizer.json"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
+    """Of bytes, by table and by their neighbours."""
+    return load_tokenizer(str(huggingface(tmp_path / request.param)) if "json" in request.param else request.param)
 
 
-def _byte_id(tokenizer: Any, byte: int) -> int:
-    """The token of one byte that is no character of its own: the ids that show as U+FFFD, asked in pairs."""
-    for i in range(tokenizer.size):
-        if tokenizer.show(i) == "�":
-            return i
-    raise AssertionError(byte)
+def of_bytes(tokenizer: Tokenizer, data: bytes) -> list[int]:
+    """The id of each byte, whatever it is; in byte-level BPE the alphabet comes first, in its own order."""
+    if tokenizer.name == "bytes":
+        return list(data)
+    whole = {bytes([i]): tokenizer.encode(chr(i))[0] for i in range(128)}
+    for text in ("é", "🙂", "語"):
+        whole |= dict(zip((bytes([b]) for b in text.encode()), tokenizer.encode(text), strict=True))
+    return [whole[bytes([byte])] for byte in data]
 
 
-def test_ids_past_the_tokenizer_are_shown_not_raised() -> None:
-    assert load_tokenizer("bytes").decode([104, 300, 105]) == "h�i"
+@pytest.mark.parametrize(
+    ("data", "pieces"),
+    [
+        (b"a" + "🙂".encode()[:3], ["a", "", "", ""]),  # half a character at the end
+        ("語".encode()[:2] + b"xy", ["", "", "�x", "y"]),  # and in the middle
+        ("語".encode()[:1] + "é".encode(), ["", "", "�é"]),
+    ],
+)
+def test_half_a_character_is_shown_as_such(tokenizer: Tokenizer, data: bytes, pieces: list[str]) -> None:
+    stream = tokenizer.stream()
+    got = [stream.feed([i]) for i in of_bytes(tokenizer, data)]
+    whole = "".join(got) + stream.end()
+    assert whole == data.decode("utf-8", "replace") == tokenizer.decode(of_bytes(tokenizer, data))
+    if tokenizer.name != "bytes":  # bytes may tell a little earlier that it is none
+        assert got == pieces
+    assert stream.feed(tokenizer.encode("z")) == "z", "after the end it begins anew"
+
+
+def test_what_is_no_text_for_long_does_not_hold_back_the_rest(tokenizer: Tokenizer) -> None:
+    """An untrained model says bytes that are no UTF-8 for ever; they come as they are said."""
+    stream = tokenizer.stream()
+    told = "".join(stream.feed([i]) for i in of_bytes(tokenizer, "é".encode()[1:] * 30))
+    assert 27 <= len(told) <= 30 and set(told) == {"�"}
+
+
+def test_ids_past_the_tokenizer_are_shown_not_raised(tokenizer: Tokenizer) -> None:
+    h, i = tokenizer.encode("h") + tokenizer.encode("i")
+    assert tokenizer.decode([h, tokenizer.size + 9, i]) == "h�i"
+    assert tokenizer.show(tokenizer.size + 9) == "�"
+    half = of_bytes(tokenizer, "é".encode()[:1])
+    assert tokenizer.decode([*half, tokenizer.size, i]) == "��i"
+
+
+@given(
+    st.lists(st.text("ab語", min_size=1, max_size=4), max_size=5),
+    st.lists(st.text("ab語", min_size=1, max_size=4), max_size=3),
+)
+def test_a_stream_ends_before_a_text_to_stop_at(pieces: list[str], stops: list[str]) -> None:
+    """However the text is cut; and what can no longer be part of one is told at once."""
+    whole = "".join(pieces)
+    found = [at for stop in stops if (at := whole.find(stop)) >= 0]
+    stream = StoppingStream(load_tokenizer("bytes").stream(), stops)
+    told = ""
+    for piece in pieces:
+        before, told = told, told + stream.feed(list(piece.encode()))
+        assert stream.stopped or len(told) > len(before + piece) - 4, "shorter than the longest stop"
+    assert stream.stopped == bool(found)
+    assert told + stream.end() == whole[: min(found, default=len(whole))]
+
+
+def test_gpt2_by_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in that has tiktoken's interface; its vocabulary has to be fetched."""
+    made = SimpleNamespace(
+        n_vocab=256,
+        encode_ordinary=lambda text: list(text.encode()),
+        decode_single_token_bytes=lambda i: bytes([i]),
+    )
+    monkeypatch.setitem(sys.modules, "tiktoken", SimpleNamespace(get_encoding={"gpt2": made}.__getitem__))
+    assert load_tokenizer("gpt2").decode(load_tokenizer("gpt2").encode(WORDS)) == WORDS
+
+    def offline(_name: str) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setitem(sys.modules, "tiktoken", SimpleNamespace(get_encoding=offline))
+    with pytest.raises(BackendUnavailableError, match=r"could not fetch .* no route.*TIKTOKEN_CACHE_DIR"):
+        load_tokenizer("gpt2")
 
 
 def test_a_checkpoints_tokenizer_travels(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
@@ -89,7 +147,7 @@ def test_a_checkpoints_tokenizer_travels(gptexport: Callable[..., Ran], tmp_path
     ckpt = tiny_nanogpt(tmp_path / "ckpt.pt")
     assert gptexport("onnx", ckpt, "-o", tmp_path / "b", "-q").code == 0
     assert bundle_tokenizer(tmp_path / "b") is None
-    ran = gptexport("onnx", ckpt, "-o", tmp_path / "c", "-q", "--tokenizer", meta(tmp_path / "meta.pkl"))
+    ran = gptexport("onnx", ckpt, "-o", tmp_path / "c", "-q", "--tokenizer", nanogpt_meta(tmp_path / "meta.pkl"))
     assert ran.code == 0, ran.err
     found = bundle_tokenizer(tmp_path / "c")
     assert found is not None and found.encode("é!") == [V - 2, 1] and found.size == V
@@ -97,8 +155,51 @@ def test_a_checkpoints_tokenizer_travels(gptexport: Callable[..., Ran], tmp_path
 
     table = tmp_path / "c" / CHARACTERS
     table.write_text(table.read_text().replace("é", "e"))
+    inspected = gptexport("inspect", tmp_path / "c")
+    assert inspected.code == 1 and f"problem: {table} has" in inspected.out
     with pytest.raises(ArtifactError, match=CHARACTERS):
         bundle_tokenizer(tmp_path / "c")
+
+
+def nanogpt_repository(root: Path, table: list[str] = ALPHABET, **extra: object) -> Path:
+    """`out/ckpt.pt` and `data/shakespeare_char/meta.pkl`, as nanoGPT leaves them."""
+    (root / "out").mkdir(parents=True)
+    (root / "data" / "shakespeare_char").mkdir(parents=True)
+    nanogpt_meta(root / "data" / "shakespeare_char" / "meta.pkl", table)
+    return tiny_nanogpt(root / "out" / "ckpt.pt", extra=extra)
+
+
+def test_nanogpts_characters_are_found(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
+    ran = gptexport("onnx", nanogpt_repository(tmp_path), "-o", tmp_path / "gpt")
+    found = bundle_tokenizer(tmp_path / "gpt")
+    assert found is not None and found.encode("é!") == [V - 2, 1]
+    assert "meta.pkl travels in the bundle" in ran.err
+    assert bundle_tokenizer(tmp_path / "gpt" / MANIFEST_FILE) is not None
+    assert not any(str(tmp_path).encode() in file.read_bytes() for file in (tmp_path / "gpt").iterdir())
+
+
+@pytest.mark.parametrize("dataset", ["../data/shakespeare_char", "/etc", "..", "", 7, None])
+def test_a_dataset_that_is_no_plain_name_is_not_looked_for(tmp_path: Path, dataset: object) -> None:
+    from gptexport.checkpoints import load_checkpoint
+
+    path = nanogpt_repository(tmp_path, config={"dataset": dataset})
+    assert load_checkpoint(str(path)).tokenizer is None
+
+
+@pytest.mark.parametrize("flaw", ["another data set", "code", "damaged"])
+def test_a_tokenizer_that_was_found_and_is_none_stays_behind(
+    gptexport: Callable[..., Ran], tmp_path: Path, flaw: str
+) -> None:
+    if flaw == "damaged":
+        path = tiny_huggingface(tmp_path / "hf")
+        (path / "tokenizer.json").write_text("{")
+    else:
+        path = nanogpt_repository(tmp_path, ALPHABET[:-1])
+        if flaw == "code":
+            (tmp_path / "data/shakespeare_char/meta.pkl").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    ran = gptexport("onnx", path, "-o", tmp_path / "gpt")
+    assert ran.code == 0 and "no tokenizer travels in the bundle" in ran.err
+    assert bundle_tokenizer(tmp_path / "gpt") is None
 
 
 @pytest.mark.parametrize(("name", "message"), [("bytes", "256 ids, the model's vocabulary 97"), ("none", "is not a")])
@@ -118,68 +219,6 @@ def test_an_old_manifest_has_no_tokenizer_and_a_damaged_one_says_so(bundles: dic
         (tmp_path / MANIFEST_FILE).write_text(json.dumps({**data, "tokenizer": damaged}))
         with pytest.raises(ArtifactError, match="tokenizer"):
             bundle_tokenizer(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from gptexport.checkpoints import load_checkpoint
-    from gptexport.export import export_onnx
-    from gptexport.tokenizers import travelling
-
-    folder = tmp_path_factory.mktemp("talking")
-    words = travelling(str(meta(folder / "meta.pkl")))
-    export_onnx(load_checkpoint(str(tiny_nanogpt(folder / "ckpt.pt"))), folder / "gpt", tokenizer=words)
-    return folder / "gpt"
-
-
-def test_the_command_prints_what_the_session_generates(gptexport: Callable[..., Ran], talking: Path) -> None:
-    from gptexport_runtime import load
-
-    with load(talking) as session:
-        expected = session.generate([[33, 34, 35]], max_new_tokens=9, top_k=5, seed=4)[0]
-    text = "".join(ALPHABET[i] for i in expected)
-    options = ("--max-new-tokens", 9, "--top-k", 5, "-q")
-    ran = gptexport("generate", talking, "--prompt", "ABC", "--seed", 4, *options)
-    assert (ran.code, ran.out) == (0, text + "\n")
-    data = json.loads(gptexport("generate", talking, "--prompt-ids", "33,34,35", "--seed", 4, *options, "--json").out)
-    assert data["samples"] == [{"seed": 4, "ids": expected.tolist(), "text": text}]
-    assert data["prompt_ids"] == [33, 34, 35]
-    many = json.loads(
-        gptexport("generate", talking, "--prompt", "ABC", "--seed", 2, "--samples", 4, *options, "--json").out
-    )
-    assert [row["seed"] for row in many["samples"]] == [2, 3, 4, 5] and many["samples"][2]["text"] == text
-    assert len({row["text"] for row in many["samples"]}) > 1
-    assert (
-        f"--- seed 4 ---\n{text}\n"
-        in gptexport("generate", talking, "--prompt", "ABC", "--seed", 3, "--samples", 2, *options).out
-    )
-
-
-def test_the_command_without_a_tokenizer(gptexport: Callable[..., Ran], bundles: dict[str, Path]) -> None:
-    ran = gptexport("generate", bundles["cpu"], "--prompt", "ABC")
-    assert ran.code == 1 and "carries no tokenizer" in ran.err and "--prompt-ids" in ran.err
-    ran = gptexport("generate", bundles["cpu"], "--prompt-ids", "1,2", "--temperature", 0, "--max-new-tokens", 3, "-q")
-    assert ran.code == 0 and len(ran.out.split()) == 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        ((), 2, "Pass either --prompt or --prompt-ids"),
-        (("--prompt", "a", "--prompt-ids", "1"), 2, "Pass either"),
-        (("--prompt-ids", "1,x"), 2, "'x' is not a token id"),
-        (("--prompt", ""), 2, "the prompt is empty"),
-        (("--prompt", "\x00"), 1, "characters that"),
-        (("--prompt", "a", "--top-p", "2"), 1, "top_p is 2.0"),
-        (("--prompt", "a", "--max-new-tokens", "99"), 1, "block_size is 17"),
-        (("--prompt-ids", "1000"), 1, "1000"),
-    ],
-)
-def test_what_the_command_refuses(
-    gptexport: Callable[..., Ran], talking: Path, arguments: tuple[str, ...], code: int, message: str
-) -> None:
-    ran = gptexport("generate", talking, *arguments)
-    assert ran.code == code and message in ran.err, ran.err
 
 
 def test_unknown_characters_are_named() -> None:

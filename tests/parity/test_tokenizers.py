@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import nanogpt_meta
 from gptexport_runtime import GPTExportError
 
 from gptexport.parity import read_tokens
@@ -25,10 +25,7 @@ def test_bytes(tmp_path: Path) -> None:
 
 
 def meta(path: Path, **more: object) -> Path:
-    characters = sorted(set(TEXT))
-    stoi = {c: i for i, c in enumerate(characters)}
-    path.write_bytes(pickle.dumps({"stoi": stoi, "itos": dict(enumerate(characters)), "vocab_size": len(stoi), **more}))
-    return path
+    return nanogpt_meta(path, sorted(set(TEXT)), **more)
 
 
 def test_nanogpt_characters(tmp_path: Path) -> None:
@@ -91,6 +88,19 @@ def test_plain_text_through_the_command_line(gptexport, bundle: Path, checkpoint
     assert ran.code == 0, ran.err
     assert "perplexity" in ran.out
     assert gptexport(*arguments, "--tokenizer", "bytes").code == 1, "97 ids do not hold every byte"
+
+
+def test_plain_text_by_the_bundles_own_tokenizer(gptexport, checkpoint: Path, tmp_path: Path) -> None:
+    assert (
+        gptexport("onnx", checkpoint, "-o", tmp_path / "b", "--tokenizer", nanogpt_meta(tmp_path / "meta.pkl")).code
+        == 0
+    )
+    (tmp_path / "text.txt").write_text("The cat, the hat: é 語!" * 9)
+    arguments = ("parity", tmp_path / "b", "--against", checkpoint, "--shapes", "2x17", "--quick")
+    ran = gptexport(*arguments, "--tokens", tmp_path / "text.txt", "--report", tmp_path / "a.html")
+    assert ran.code == 0, ran.err
+    assert "perplexity" in ran.out and "语" not in ran.out
+    assert "hat:␣é" in (tmp_path / "a.html").read_text(encoding="utf-8"), "the report shows text, not ids"
 
 
 def test_ids_keep_their_values(tmp_path: Path) -> None:

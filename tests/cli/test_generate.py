@@ -1,0 +1,183 @@
+"""`gptexport generate`: what it prints, when, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from builders import ALPHABET, nanogpt_meta, tiny_nanogpt
+from conftest import Ran
+from gptexport_runtime import load
+
+from gptexport.checkpoints import load_checkpoint
+from gptexport.export import export_onnx
+from gptexport.tokenizers import travelling
+
+OPTIONS = ("--max-new-tokens", 9, "--top-k", 5, "-q")
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of one character an id."""
+    folder = tmp_path_factory.mktemp("talking")
+    words = travelling(str(nanogpt_meta(folder / "meta.pkl")))
+    export_onnx(load_checkpoint(str(tiny_nanogpt(folder / "ckpt.pt"))), folder / "gpt", tokenizer=words)
+    return folder / "gpt"
+
+
+@pytest.fixture(scope="module")
+def mute(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle without a tokenizer, of as many ids as there are bytes."""
+    folder = tmp_path_factory.mktemp("mute")
+    export_onnx(load_checkpoint(str(tiny_nanogpt(folder / "ckpt.pt", vocab_size=256))), folder / "gpt")
+    return folder / "gpt"
+
+
+def expected(bundle: Path, seed: int = 4) -> list[int]:
+    with load(bundle) as session:
+        return session.generate([[33, 34, 35]], max_new_tokens=9, top_k=5, seed=seed)[0].tolist()
+
+
+def text_of(ids: list[int]) -> str:
+    return "".join(ALPHABET[i] for i in ids)
+
+
+def test_it_prints_what_the_session_generates(gptexport: Callable[..., Ran], talking: Path) -> None:
+    ids = expected(talking)
+    ran = gptexport("generate", talking, "--prompt", "ABC", "--seed", 4, *OPTIONS)
+    assert (ran.code, ran.out) == (0, text_of(ids) + "\n")
+    data = json.loads(gptexport("generate", talking, "--prompt-ids", "33,34,35", "--seed", 4, *OPTIONS, "--json").out)
+    assert data["samples"] == [{"seed": 4, "ids": ids, "text": text_of(ids)}]
+    assert data["prompt_ids"] == [33, 34, 35]
+
+
+def test_sample_n_has_seed_plus_n(gptexport: Callable[..., Ran], talking: Path) -> None:
+    arguments = ("generate", talking, "--prompt", "ABC", "--seed", 3, "--samples", 3, *OPTIONS)
+    texts = {seed: text_of(expected(talking, seed)) for seed in (3, 4, 5)}
+    assert len(set(texts.values())) > 1
+    assert gptexport(*arguments).out == "".join(f"--- seed {seed} ---\n{text}\n" for seed, text in texts.items())
+    data = json.loads(gptexport(*arguments, "--json").out)
+    assert {row["seed"]: row["text"] for row in data["samples"]} == texts
+
+
+def test_it_stops_at_an_id_and_at_a_text(gptexport: Callable[..., Ran], talking: Path) -> None:
+    ids = expected(talking)
+    text = text_of(ids)
+    arguments = ("generate", talking, "--prompt", "ABC", "--seed", 4, *OPTIONS)
+    new = next(n for n in range(2, 9) if ids[n] not in ids[:n])
+    assert gptexport(*arguments, "--stop", ids[new]).out == text[:new] + "\n"
+    stop = text[new : new + 2]
+    assert gptexport(*arguments, "--stop", stop, "--stop", "never").out == text[:new] + "\n"
+    (row,) = json.loads(gptexport(*arguments, "--stop", stop, "--json").out)["samples"]
+    assert row["text"] == text[:new] and row["ids"] == ids[: new + 2], "no more was computed than the stop needs"
+    rows = json.loads(gptexport(*arguments, "--stop", stop, "--samples", 2, "--json").out)["samples"]
+    other = text_of(expected(talking, 5))
+    assert [row["text"] for row in rows] == [text[:new], other.partition(stop)[0]]
+
+
+def test_the_prompt_comes_from_stdin(
+    gptexport: Callable[..., Ran], talking: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def typed(data: bytes) -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="ascii"))
+        return gptexport("generate", talking, "--prompt", "-", *OPTIONS, "--json")
+
+    assert json.loads(typed("é 語".encode()).out)["prompt_ids"] == [95, 0, 96], "UTF-8, whatever the locale"
+    ran = typed(b"\xe9")
+    assert ran.code == 2 and "the prompt is not UTF-8" in ran.err
+    assert typed(b"").code == 2
+
+
+def test_a_terminal_may_not_have_every_character(
+    gptexport: Callable[..., Ran], mute: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed = next(seed for seed in range(99) if max(expected(mute, seed)) > 127)
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii", newline="\n"))
+    arguments = ("generate", mute, "--prompt-ids", "33,34,35", "--tokenizer", "bytes", "--seed", seed, *OPTIONS)
+    assert gptexport(*arguments).code == 0
+    text = bytes(expected(mute, seed)).decode("utf-8", "replace") + "\n"
+    assert printed.getvalue() == text.encode("ascii", "replace") and b"?" in printed.getvalue()
+
+
+def test_without_a_tokenizer(gptexport: Callable[..., Ran], mute: Path) -> None:
+    ran = gptexport("generate", mute, "--prompt", "ABC")
+    assert ran.code == 1 and "carries no tokenizer" in ran.err
+    assert "--prompt-ids" in ran.err and "--tokenizer" in ran.err
+    ran = gptexport("generate", mute, "--prompt-ids", "33,34,35", "--stop", "x")
+    assert ran.code == 1 and "the text of --stop cannot be read" in ran.err
+    ids = expected(mute)
+    ran = gptexport("generate", mute, "--prompt-ids", "33,34,35", "--seed", 4, *OPTIONS)
+    assert (ran.code, ran.out) == (0, " ".join(map(str, ids)) + "\n")
+    ran = gptexport("generate", mute, "--prompt-ids", "33,34,35", "--seed", 4, *OPTIONS, "--tokenizer", "bytes")
+    assert (ran.code, ran.out) == (0, bytes(ids).decode("utf-8", "replace") + "\n")
+
+
+def test_without_a_decode_graph(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
+    ckpt = tiny_nanogpt(tmp_path / "ckpt.pt")
+    assert gptexport("onnx", ckpt, "-o", tmp_path / "gpt", "--graphs", "logits").code == 0
+    ran = gptexport("generate", tmp_path / "gpt", "--prompt-ids", "1")
+    assert ran.code == 4 and "without decode.onnx" in ran.err and "gptexport onnx" in ran.err and ran.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "Pass either --prompt or --prompt-ids"),
+        (("--prompt", "a", "--prompt-ids", "1"), 2, "Pass either"),
+        (("--prompt-ids", "1,x"), 2, "'x' is not a token id"),
+        (("--prompt", ""), 2, "the prompt is empty"),
+        (("--prompt", "\udcff"), 2, "the prompt is not UTF-8"),  # what Python makes of the byte FF
+        (("--prompt", "a", "--slide"), 2, "pass --max-new-tokens"),
+        (("--prompt", "a", "--stop", ""), 2, "to stop at is empty"),
+        (("--prompt", "a", "--stop", "97"), 1, "0 to 96"),
+        (("--prompt", "\x00"), 1, "characters that"),
+        (("--prompt", "a", "--top-p", "2"), 1, "top_p is 2.0"),
+        (("--prompt", "a", "--top-p", "2", "--samples", "2"), 1, "top_p is 2.0"),
+        (("--prompt", "a", "--max-new-tokens", "99"), 1, "block_size is 17"),
+        (("--prompt", "a", "--tokenizer", "bytes"), 1, "256 ids, the model's vocabulary 97"),
+        (("--prompt-ids", "1000"), 1, "1000"),
+    ],
+)
+def test_what_it_refuses(
+    gptexport: Callable[..., Ran], talking: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    ran = gptexport("generate", talking, *arguments)
+    assert ran.code == code and message in ran.err, ran.err
+    assert ran.out == "", "nothing is printed before an error"
+
+
+def endless(bundle: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "gptexport", "generate", str(bundle), "--prompt-ids", "33", "-q", "--slide"]
+    command += ["--max-new-tokens", "10000000", "--threads", "1"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_an_interrupt_keeps_what_was_printed(talking: Path) -> None:
+    """It comes while it is generated, through a pipe too."""
+    process = endless(talking)
+    assert process.stdout is not None
+    first = process.stdout.read(50)
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.strip() == b"error: interrupted; what had come was printed."
+    assert len(first) == 50 and (first + rest).endswith(b"\n")
+    assert b"\n" not in (first + rest)[:-1]
+
+
+def test_a_reader_that_leaves_ends_it(talking: Path) -> None:
+    process = endless(talking)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 1
+    assert process.stderr.read() == b""
+    process.stderr.close()
