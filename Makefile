@@ -14,7 +14,7 @@ $(VENV)/.done: pyproject.toml runtime/pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e './runtime[cpu,rtx]' -e '.[cpu,hf,rtx]'
 	# TensorRT 11's bindings without its libraries: tests/engine/test_conformance.py reads their signatures
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt tensorrt-cu13-bindings
-	$(BIN)/python -m pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis transformers ruff mypy build
+	$(BIN)/python -m pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis transformers tokenizers ruff mypy build
 	@touch $@
 
 demo: $(VENV)/.done

@@ -35,7 +35,10 @@ from gptexport.config import DType, Gelu, Quantize, Target
 @click.option(
     "--block-size", type=click.IntRange(min=1), help="Longest sequence, where a module of your own does not say."
 )
-@click.option("--tokenizer", help="bytes, gpt2, a tokenizer.json or meta.pkl, to travel in the bundle.")
+@click.option(
+    "--tokenizer",
+    help="bytes, gpt2, a tokenizer.json or meta.pkl, to travel in the bundle.  [default: what is found with it]",
+)
 @click.option("--opset", type=click.IntRange(18, 24), default=23, show_default=True, help="23 keeps attention whole.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options("onnx")

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tokenizers
 from builders import ALPHABET, SIZES, nanogpt_meta, tiny_huggingface, tiny_nanogpt
 from conftest import Ran
 from gptexport_runtime import ArtifactError, BackendUnavailableError, InputError
@@ -23,7 +24,6 @@ WORDS = "naïve 語 🙂 text"
 
 def huggingface(path: Path) -> Path:
     """Byte-level BPE, as GPT-2's: a character may be several tokens."""
-    tokenizers = pytest.importorskip("tokenizers")
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()

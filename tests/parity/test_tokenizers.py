@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from builders import nanogpt_meta
 from gptexport_runtime import GPTExportError
 
@@ -47,7 +48,6 @@ def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:
 
 
 def test_huggingface(tmp_path: Path) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
     model = tokenizers.models.WordLevel({"the": 0, "cat": 1, "[UNK]": 2}, unk_token="[UNK]")
     made = tokenizers.Tokenizer(model)
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
