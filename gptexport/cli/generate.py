@@ -79,7 +79,7 @@ def generate(
     stop_ids = [one for one in stop if isinstance(one, int)]
     show = not output.as_json and samples == 1
     with load(bundle, device=device, threads=threads) as session:
-        words = _tokenizer(bundle, tokenizer, session, prompt, stop_texts)
+        words = _tokenizer(output, bundle, tokenizer, session, prompt, stop_texts)
         ids = prompt_ids if prompt_ids is not None else _encode(prompt or "", words)
         began = time.perf_counter()
         texts = [_Continuation(words, stop_texts) for _ in range(samples)]
@@ -156,7 +156,7 @@ def _finish(texts: list[_Continuation], output: Output, seed: int, shown: bool) 
 
 
 def _tokenizer(
-    bundle: Path, name: str | None, session: Session, prompt: str | None, stop_texts: list[str]
+    output: Output, bundle: Path, name: str | None, session: Session, prompt: str | None, stop_texts: list[str]
 ) -> Tokenizer | None:
     """The one asked for, or the bundle's. One that only shows what comes may be missing, or not be installed."""
     from gptexport_runtime import InputError
@@ -170,7 +170,9 @@ def _tokenizer(
             f"{bundle} carries no tokenizer, so the text of {' and '.join(needed)} cannot be read. Pass --tokenizer "
             "bytes, gpt2 or a file; or ids: --prompt-ids 1,2,3, --stop 4."
         )
-    if words is not None and words.size > session.config.vocab_size:
+    if words is None:
+        output.note(f"{bundle} carries no tokenizer that can be read here: ids are shown, not text")
+    elif words.size > session.config.vocab_size:
         raise InputError(
             f"the tokenizer {name or words.name} has {words.size} ids, the model's vocabulary "
             f"{session.config.vocab_size}: it is not this model's."

@@ -7,13 +7,13 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from builders import ALPHABET, nanogpt_meta, tiny_nanogpt
 from conftest import Ran
-from gptexport_runtime import load
+from gptexport_runtime import Session, load
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
@@ -66,18 +66,48 @@ def test_sample_n_has_seed_plus_n(gptexport: Callable[..., Ran], talking: Path) 
     assert {row["seed"]: row["text"] for row in data["samples"]} == texts
 
 
-def test_it_stops_at_an_id_and_at_a_text(gptexport: Callable[..., Ran], talking: Path) -> None:
+def test_every_token_is_printed_before_the_next_is_computed(
+    gptexport: Callable[..., Ran], talking: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", newline="\n"))
+    flushed = watch_steps(monkeypatch, lambda: printed.getvalue().decode())
+    gptexport("generate", talking, "--prompt", "ABC", "--seed", 4, *OPTIONS)
+    text = text_of(expected(talking))
+    assert flushed[:9] == [text[:n] for n in range(9)]
+
+
+def watch_steps(monkeypatch: pytest.MonkeyPatch, look: Callable[[], object]) -> list[object]:
+    """What was there to be seen as each step of a session's streams was handed out, from now on."""
+    seen: list[object] = []
+    stream = Session.stream
+
+    def watched(self: Session, *arguments: object, **options: object) -> Iterator[object]:
+        for step in stream(self, *arguments, **options):  # type: ignore[arg-type]
+            seen.append(look())
+            yield step
+
+    monkeypatch.setattr(Session, "stream", watched)
+    return seen
+
+
+def test_it_stops_at_an_id_and_at_a_text(
+    gptexport: Callable[..., Ran], talking: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = expected(talking)
     text = text_of(ids)
     arguments = ("generate", talking, "--prompt", "ABC", "--seed", 4, *OPTIONS)
-    new = next(n for n in range(2, 9) if ids[n] not in ids[:n])
+    new = next(n for n in range(2, 6) if ids[n] not in ids[:n])
     assert gptexport(*arguments, "--stop", ids[new]).out == text[:new] + "\n"
     stop = text[new : new + 2]
     assert gptexport(*arguments, "--stop", stop, "--stop", "never").out == text[:new] + "\n"
-    (row,) = json.loads(gptexport(*arguments, "--stop", stop, "--json").out)["samples"]
-    assert row["text"] == text[:new] and row["ids"] == ids[: new + 2], "no more was computed than the stop needs"
-    rows = json.loads(gptexport(*arguments, "--stop", stop, "--samples", 2, "--json").out)["samples"]
     other = text_of(expected(talking, 5))
+    steps = watch_steps(monkeypatch, lambda: None)
+    (row,) = json.loads(gptexport(*arguments, "--stop", stop, "--json").out)["samples"]
+    assert row["text"] == text[:new] and row["ids"] == ids[: new + 2]
+    assert len(steps) == new + 2 < 9, "no more is computed than the stop needs"
+    rows = json.loads(gptexport(*arguments, "--stop", stop, "--samples", 2, "--json").out)["samples"]
+    assert rows[0]["ids"] == ids[: new + 2] and len(rows[1]["ids"]) == 9, "one ends, the other goes on"
     assert [row["text"] for row in rows] == [text[:new], other.partition(stop)[0]]
 
 
@@ -112,6 +142,8 @@ def test_without_a_tokenizer(gptexport: Callable[..., Ran], mute: Path) -> None:
     assert "--prompt-ids" in ran.err and "--tokenizer" in ran.err
     ran = gptexport("generate", mute, "--prompt-ids", "33,34,35", "--stop", "x")
     assert ran.code == 1 and "the text of --stop cannot be read" in ran.err
+    ran = gptexport("generate", mute, "--prompt-ids", "33", "--max-new-tokens", 1)
+    assert "ids are shown" in ran.err
     ids = expected(mute)
     ran = gptexport("generate", mute, "--prompt-ids", "33,34,35", "--seed", 4, *OPTIONS)
     assert (ran.code, ran.out) == (0, " ".join(map(str, ids)) + "\n")

@@ -196,10 +196,12 @@ def test_a_tokenizer_that_was_found_and_is_none_stays_behind(
     else:
         path = nanogpt_repository(tmp_path, ALPHABET[:-1])
         if flaw == "code":
-            (tmp_path / "data/shakespeare_char/meta.pkl").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+            (tmp_path / "data/shakespeare_char/meta.pkl").write_bytes(
+                f"cos\nsystem\n(S'touch {tmp_path / 'ran'}'\ntR.".encode()
+            )
     ran = gptexport("onnx", path, "-o", tmp_path / "gpt")
     assert ran.code == 0 and "no tokenizer travels in the bundle" in ran.err
-    assert bundle_tokenizer(tmp_path / "gpt") is None
+    assert bundle_tokenizer(tmp_path / "gpt") is None and not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(("name", "message"), [("bytes", "256 ids, the model's vocabulary 97"), ("none", "is not a")])
