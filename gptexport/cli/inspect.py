@@ -89,6 +89,7 @@ def _bundle_text(bundle: BundleInfo) -> str:
             "bundle",
             f"{manifest.target}, {manifest.quantize or manifest.dtype}, opset {manifest.opset}, {size(bundle.bytes)}",
         ),
+        *((f"no {kind}.onnx", reason) for kind, reason in manifest.left_out.items()),
         ("tokenizer", manifest.tokenizer.name if manifest.tokenizer else None),
         ("model", _config_line(manifest.model)),
         ("parameters", f"{manifest.parameters:,}"),

@@ -107,6 +107,8 @@ def onnx(
         progress=output.step,
     )
 
+    for kind, reason in done.manifest.left_out.items():
+        output.note(f"without {kind}.onnx: {reason}")
     audit = ", ".join(f"{row['achieved']} of {row['expected']} {op}" for op, row in done.manifest.audit.items())
     ran = (
         "not run: ONNX Runtime has no bfloat16 on the CPU"
@@ -122,6 +124,8 @@ def onnx(
             "parameters": done.manifest.parameters,
             "model": dict(done.manifest.model),
             "audit": dict(done.manifest.audit),
+            "graphs": list(done.manifest.graphs),
+            "left_out": dict(done.manifest.left_out),
             "check_relative_rms": done.check_error,
         },
         f"{out}: {size(done.bytes)}\nnext: gptexport parity {out} --against {checkpoint}",

@@ -20,6 +20,7 @@ from onnx_ir.tape import Tape
 
 from gptexport.errors import ExportError
 from gptexport.export.heads import last_graph
+from gptexport.export.positions import check_counted, count_from
 from gptexport.export.trace import Trace
 
 # What may stand between two attentions: it treats every position alike. Anything else may look at T, and would see the
@@ -40,7 +41,6 @@ POSITIONWISE = {
     "LayerNormalization",
     "MatMul",
     "Mul",
-    "Range",
     "Relu",
     "Reshape",
     "Shape",
@@ -63,26 +63,27 @@ def decode_graph(logits: Trace) -> Trace:
     overwritten by the tokens to come.
 
     Raises:
-        ExportError: the forward is not GPT-2's: causal attention and learned positions, and a linear head.
+        ExportError: the forward is not like GPT-2's: causal attention, positions from a table, and a linear head.
     """
     trace = last_graph(logits)
     model = trace.graph
     graph = model.graph
     graph.name = "decode"
-    attentions = _attentions(graph)
     past_lengths = ir.Value(name=PAST_LENGTHS, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([AXIS_B]))
-    graph.inputs.append(past_lengths)
-    caches = [_cache(layer, attention) for layer, attention in enumerate(attentions)]
-    graph.inputs.extend(value for past, _ in caches for value in past)
-
     tape = Tape()
     T = tape.op("Shape", [graph.inputs[0]], {"start": 1, "end": 2})
     offsets = tape.op("Range", [_scalar(tape, 0), tape.op("Squeeze", [T]), _scalar(tape, 1)])
     positions = tape.op("Add", [tape.op("Unsqueeze", [past_lengths, _vector(tape, [1])]), offsets])  # (B,T)
+    count_from(graph, positions)
+    RemoveUnusedNodesPass()(model)
+    check_counted(graph)
+    attentions = _attentions(graph)
+
+    graph.inputs.append(past_lengths)
+    caches = [_cache(layer, attention) for layer, attention in enumerate(attentions)]
+    graph.inputs.extend(value for past, _ in caches for value in past)
     mask, places = _mask(tape, positions, caches[0][0][0]), _places(tape, positions, T, attentions[0])
     graph.insert_before(graph[0], tape.nodes)
-
-    _count_from_past(graph, positions)
     for attention, (past, present) in zip(attentions, caches, strict=True):
         _attend_to_cache(attention, past, present, mask, places)
     graph.outputs.extend(value for _, present in caches for value in present)
@@ -100,10 +101,12 @@ def _attentions(graph: ir.Graph) -> list[ir.Node]:
     attentions = [node for node in graph if node.op_type == "Attention"]
     plain = all(node.attributes.get_int("is_causal", 0) == 1 and not any(node.inputs[3:]) for node in attentions)
     if other or not attentions or not plain:
-        found = ", ".join(other) or ("no Attention" if not attentions else "Attention that is masked, or not causal")
+        found = ", ".join(other) if plain else "attention with a mask, or that is not causal"
+        if not attentions:
+            found = "no scaled_dot_product_attention that the opset, 23 or later, keeps whole"
         raise ExportError(
-            f"the graph decode cannot be made: the forward has {found}; expected causal scaled_dot_product_attention "
-            "at opset 23 or later, and nothing else that looks across positions. Use --graphs logits,last,score."
+            f"the forward has {found}; expected scaled_dot_product_attention(is_causal=True), and nothing else that "
+            "looks across positions"
         )
     return attentions
 
@@ -143,42 +146,6 @@ def _places(tape: Tape, positions: ir.Value, T: ir.Value, attention: ir.Node) ->
         tape.op("Unsqueeze", [positions, _vector(tape, [1, 3])]),
     ]
     return tape.op("Concat", [tape.op("Expand", [part, shape]) for part in parts], {"axis": 3})
-
-
-def _count_from_past(graph: ir.Graph, positions: ir.Value) -> None:
-    """The position embedding's rows are those of `positions` (B,T), where they were those of 0 ... T-1.
-
-    Raises:
-        ExportError: positions are not looked up in one table by arange(T).
-    """
-    lookups = [
-        node
-        for node in graph
-        if node.op_type == "Gather"
-        and node.inputs[0] is not None
-        and node.inputs[0].is_initializer()
-        and node.inputs[1] is not None
-        and _is_arange(node.inputs[1])
-    ]
-    if len(lookups) != 1:
-        raise ExportError(
-            f"the graph decode cannot be made: {len(lookups)} tables are read by torch.arange(T); expected one, the "
-            "position embedding. Export with --graphs logits,last,score."
-        )
-    (lookup,) = lookups
-    lookup.replace_input_with(1, positions)
-    rows = lookup.outputs[0]
-    assert rows.shape is not None
-    rows.shape = ir.Shape([AXIS_B, *rows.shape])
-
-
-def _is_arange(value: ir.Value) -> bool:
-    """0, 1, ... T-1: a Range from 0 in steps of 1."""
-    node = value.producer()
-    if node is None or node.op_type != "Range":
-        return False
-    ends = [bound.const_value for bound in (node.inputs[0], node.inputs[2]) if bound is not None]
-    return [int(end.numpy()) for end in ends if end is not None] == [0, 1]
 
 
 def _attend_to_cache(

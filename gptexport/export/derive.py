@@ -20,19 +20,22 @@ DERIVED: dict[str, Callable[[Trace], Trace]] = {
 }
 
 
-def derive_graphs(logits: Trace, kinds: Sequence[str] | None) -> dict[str, Trace]:
+def derive_graphs(logits: Trace, kinds: Sequence[str] | None) -> tuple[dict[str, Trace], dict[str, str]]:
     """The graphs asked for, made from the logits graph. None: every kind that the forward allows.
+
+    Returns: the graphs, and of kinds that nobody asked for and that cannot be made, why.
 
     Raises:
         ExportError: a kind that was asked for by name cannot be made.
     """
-    graphs = {}
+    graphs, left_out = {}, {}
     for kind, derive in DERIVED.items():
         if kinds is not None and kind not in kinds:
             continue
         try:
             graphs[kind] = derive(logits)
-        except ExportError:
+        except ExportError as error:
             if kinds is not None:
-                raise
-    return graphs
+                raise ExportError(f"the graph {kind} cannot be made: {error}. Leave {kind} out of --graphs.") from error
+            left_out[kind] = str(error)
+    return graphs, left_out

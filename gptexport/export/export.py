@@ -108,23 +108,33 @@ def export_onnx(
         folder.mkdir(exist_ok=True)
         inline = lone and trace.weight_bytes <= INLINE_BYTES
         weights_path = None if inline else folder / (data_file(out).name if lone else WEIGHTS_FILE)
-        derived = {GRAPH_LOGITS: trace} if lone else derive_graphs(trace, graphs)
+        derived, left_out = ({GRAPH_LOGITS: trace}, {}) if lone else derive_graphs(trace, graphs)
+        own_model = checkpoint.config is not None  # in which nothing may fall apart; a user's may have its reasons
         if GRAPH_DECODE in derived and target == "cpu":
-            fuse_decode(derived[GRAPH_DECODE].graph)
+            check_audit(fuse_decode(derived[GRAPH_DECODE].graph), strict=own_model)
         fused = {kind: fuse_for_cpu(graph.graph) for kind, graph in derived.items()} if target == "cpu" else {}
         weights, entries = write_graphs(derived, {kind: folder / names[kind] for kind in derived}, weights_path)
         del trace, derived
         gc.collect()  # the traced program holds the weights in reference cycles; ONNX Runtime needs their room
 
         progress(f"checking {', '.join(entry.file for entry in entries.values())}")
-        achieved = {kind: check_graph(folder / entry.file, kind) for kind, entry in entries.items()}
-        errors = [run_samples(folder / entry.file, kind, samples, quantize or dtype) for kind, entry in entries.items()]
-        own_model = checkpoint.config is not None  # in which nothing may fall apart; a user's may have its reasons
+        achieved, errors = {}, []
+        for kind, entry in list(entries.items()):
+            try:
+                achieved[kind] = check_graph(folder / entry.file, kind)
+                errors.append(run_samples(folder / entry.file, kind, samples, quantize or dtype))
+            except ExportError as error:
+                if kind != GRAPH_DECODE or graphs is not None or own_model:
+                    raise
+                left_out[kind] = str(error)  # it is made of what we think that the user's forward does
+                (folder / entries.pop(kind).file).unlink()
+        for audit in fused.values():
+            check_audit(audit, strict=own_model)
         audits = check_audit(
             {**before, **fused[GRAPH_LOGITS]} if fused else compare_counts(expected, achieved[GRAPH_LOGITS]),
             strict=own_model,
         )
-        entry = write_tokenizer(tokenizer, folder) if tokenizer is not None else None
+        words = write_tokenizer(tokenizer, folder) if tokenizer is not None else None
         manifest = Manifest(
             model=_describe(checkpoint),
             source={
@@ -142,7 +152,8 @@ def export_onnx(
             quantize=quantize,
             producer=_versions(),
             audit=audits,
-            tokenizer=entry,
+            left_out=left_out,
+            tokenizer=words,
         )
         files = [entry for entry in (weights, *entries.values()) if entry is not None]
         if lone:

@@ -22,11 +22,13 @@ SCORE_CHUNK = 128  # positions whose logits exist at a time: 26 MB of float32 at
 
 @dataclass(frozen=True)
 class _Head:
-    """Where the body ends: logits = Cast(hidden @ weight), the Cast only where the weights are not float32."""
+    """Where the body ends: logits = Cast(hidden @ weight + bias), the Cast only where the weights are not float32."""
 
     hidden: ir.Value  # (B,T,C)
     op: tuple[str, str]  # domain and name: MatMul, or its quantized kind
     weights: list[ir.Value | None]  # what it takes besides: (C,V), and scales where it is quantized
+    bias: ir.Value | None  # (V), where it is not inside the quantized kind
+    casts: bool
     nodes: list[ir.Node]  # of the head, last first
 
     @property
@@ -40,7 +42,7 @@ def last_graph(logits: Trace) -> Trace:
     """input_ids (B,T), lengths (B) int64 -> logits (B,V) of each row's last real token; the head runs on B positions.
 
     Raises:
-        ExportError: the forward does not end in a MatMul with the head's weight.
+        ExportError: the forward does not end in a linear head.
     """
     trace, head = _without_head(logits, "last")
     graph, tape = trace.graph.graph, Tape()
@@ -57,7 +59,7 @@ def score_graph(logits: Trace) -> Trace:
     """input_ids (B,T) -> logprobs (B,T-1) of each next token. The (B,T,V) logits never exist at once.
 
     Raises:
-        ExportError: the forward does not end in a MatMul with the head's weight.
+        ExportError: the forward does not end in a linear head.
     """
     trace, head = _without_head(logits, "score")
     graph, tape = trace.graph.graph, Tape()
@@ -115,17 +117,31 @@ def _without_head(logits: Trace, name: str) -> tuple[Trace, _Head]:
 
 def _find_head(graph: ir.Graph) -> _Head:
     node = graph.outputs[0].producer()
-    nodes = [node] if node is not None else []
-    if node is not None and node.op_type == "Cast" and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-        nodes += [node] if node is not None else []
+    nodes, bias = [node], None
+    casts = node is not None and node.op_type == "Cast"
+    if node is not None and casts:
+        node = _producer(node.inputs[0])
+        nodes.append(node)
+    if node is not None and node.op_type == "Add":
+        bias = next((value for value in node.inputs if _is_vector(value)), None)
+        if bias is not None:
+            node = _producer(next(value for value in node.inputs if value is not bias))
+            nodes.append(node)
     if node is None or node.op_type not in MATMULS or node.inputs[0] is None or not _is_weight(node.inputs[1]):
         found = node.op_type if node is not None else "no operation"
         raise ExportError(
-            f"the forward ends in {found}; expected a linear head without bias, which alone can be run on fewer "
-            "positions. Export with --graphs logits."
+            f"the forward ends in {found}; expected a linear head, which alone can be run on fewer positions"
         )
-    return _Head(node.inputs[0], (node.domain, node.op_type), list(node.inputs[1:]), nodes)
+    parts = [part for part in nodes if part is not None]
+    return _Head(node.inputs[0], (node.domain, node.op_type), list(node.inputs[1:]), bias, casts, parts)
+
+
+def _is_vector(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer() and value.shape is not None and len(value.shape) == 1
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return value.producer() if value is not None else None
 
 
 def _is_weight(value: ir.Value | None) -> bool:
@@ -140,7 +156,9 @@ def _apply(tape: Tape, head: _Head, rows: ir.Value) -> ir.Value:
     """The head's float32 logits of other hidden states than those it had."""
     domain, name = head.op
     logits = tape.op(name, [rows, *head.weights], domain=domain)
-    return tape.op("Cast", [logits], {"to": ir.DataType.FLOAT}) if len(head.nodes) > 1 else logits
+    if head.bias is not None:
+        logits = tape.op("Add", [logits, head.bias])
+    return tape.op("Cast", [logits], {"to": ir.DataType.FLOAT}) if head.casts else logits
 
 
 def _finish(graph: ir.Graph, tape: Tape, result: ir.Value, name: str, shape: list[str | int]) -> None:

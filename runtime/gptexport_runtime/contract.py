@@ -147,6 +147,7 @@ class Manifest:
     parameters: int
     producer: Mapping[str, str]  # versions of what wrote it
     audit: Mapping[str, Any] = field(default_factory=dict)  # fusions, expected and achieved
+    left_out: Mapping[str, str] = field(default_factory=dict)  # kinds of graph that the forward does not allow, and why
     parity: Mapping[str, Any] | None = None
     quantize: str | None = None  # "int8": of the linears and the embedding they share a weight with
     tokenizer: TokenizerEntry | None = None  # None: nobody said
@@ -179,7 +180,7 @@ class Manifest:
         graphs = data.get("graphs")
         if not isinstance(graphs, dict) or not graphs:
             raise ArtifactError("manifest: graphs is missing or empty. The manifest is damaged: export again.")
-        for name in ("model", "source", "producer", "audit", "parity"):
+        for name in ("model", "source", "producer", "audit", "left_out", "parity"):
             if not isinstance(data.get(name) or {}, dict):
                 raise ArtifactError(
                     f"manifest: {name} is {data[name]!r}; expected an object. The manifest is damaged: export again."

@@ -277,6 +277,9 @@ class Session:
         self._check_usable()
         if not self._has(GRAPH_DECODE):
             what = "a bundle without decode.onnx" if self.manifest is not None else "a single graph or engine"
+            reason = self.manifest.left_out.get(GRAPH_DECODE) if self.manifest is not None else None
+            if reason is not None:
+                raise BackendUnavailableError(f"this is {what}, which cannot generate: {reason}.")
             raise BackendUnavailableError(
                 f"this is {what}, which cannot generate. Export a bundle with it: gptexport onnx CHECKPOINT -o FOLDER."
             )

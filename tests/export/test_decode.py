@@ -1,0 +1,139 @@
+"""Which forwards of a user's own get the graph `decode`, and what is said of the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import gptexport_runtime
+import numpy as np
+import pytest
+from conftest import Ran
+from gptexport_runtime import BackendUnavailableError
+from greedy import agreement, fixed_prompts
+
+from gptexport.checkpoints import load_checkpoint
+from gptexport.errors import ExportError
+from gptexport.export import export_onnx
+
+V, BLOCK = 31, 12
+MODULE = """
+import torch, torch.nn as nn, torch.nn.functional as F
+V, C, H, BLOCK = 31, 32, 2, 12
+
+class Mine(nn.Module):
+    block_size = BLOCK
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.wte, self.wpe = nn.Embedding(V, C), nn.Embedding(BLOCK, C)
+        self.table = nn.Parameter(torch.randn(1, BLOCK, C))
+        self.register_buffer("ids", torch.arange(BLOCK))
+        self.register_buffer("tril", torch.tril(torch.ones(BLOCK, BLOCK, dtype=torch.bool)))
+        self.c_attn, self.head = nn.Linear(C, 3 * C), nn.Linear(C, V)
+
+    def positions(self, idx):
+        return self.wpe(torch.arange(idx.shape[1]))
+
+    def attend(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def forward(self, idx):
+        B, T = idx.shape
+        x = self.wte(idx) + self.positions(idx)
+        for _ in range(2):
+            q, k, v = (t.view(B, T, H, C // H).transpose(1, 2) for t in self.c_attn(x).split(C, dim=2))
+            x = x + self.attend(q, k, v).transpose(1, 2).reshape(B, T, C)
+        return self.head(x)
+"""
+POSITIONS = {
+    "arange": "self.wpe(torch.arange(idx.shape[1]))",
+    "a row of its own": "self.wpe(torch.arange(idx.shape[1]).unsqueeze(0))",
+    "every row": "self.wpe(torch.arange(idx.shape[1])[None].expand_as(idx))",
+    "a parameter that is cut": "self.table[:, :idx.shape[1]]",
+    "a weight that is cut": "self.wpe.weight[:idx.shape[1]]",
+    "a buffer of numbers": "self.wpe(self.ids[:idx.shape[1]])",
+    "a table, scaled": "3 * self.wpe(torch.arange(idx.shape[1])) + self.wpe.weight[0]",
+    "none": "0",
+}
+
+
+def write(folder: Path, method: str, body: str) -> str:
+    """A subclass of the model in which one method returns something else."""
+    file = folder / "mine.py"
+    file.write_text(f"{MODULE}\nclass Other(Mine):\n    def {method}:\n        return {body}\n")
+    return f"{file}:Other"
+
+
+@pytest.mark.parametrize("body", POSITIONS.values(), ids=POSITIONS)
+def test_positions_come_from_the_cache_however_the_forward_writes_them(tmp_path: Path, body: str) -> None:
+    """And a head with a bias is a head."""
+    source = write(tmp_path, "positions(self, idx)", body)
+    manifest = export_onnx(load_checkpoint(source), tmp_path / "gpt").manifest
+    assert list(manifest.graphs) == ["logits", "last", "score", "decode"] and not manifest.left_out
+    prompts = fixed_prompts(12, block_size=BLOCK, vocab_size=V)
+    eager = load_checkpoint(source).model
+    with gptexport_runtime.load(tmp_path / "gpt", "cpu") as gpt:
+        found = agreement(eager, prompts, gpt.generate(prompts, temperature=0))
+        assert found.wrong == 0 and found.tokens > 30
+        logits = gpt.logits(prompts)[np.arange(12), [len(prompt) - 1 for prompt in prompts]]
+        np.testing.assert_allclose(gpt.last_logits(prompts), logits, atol=1e-5)
+
+
+ATTENTION = {
+    "tril": (
+        "F.scaled_dot_product_attention(q, k, v, attn_mask=self.tril[: q.shape[2], : q.shape[2]])",
+        "attention with a mask",
+    ),
+    "by hand": (
+        "(q @ k.transpose(2, 3)).masked_fill(~self.tril[: q.shape[2], : q.shape[2]], float('-inf')).softmax(-1) @ v",
+        "no scaled_dot_product_attention",
+    ),
+    "mean": (
+        "F.scaled_dot_product_attention(q, k, v, is_causal=True) + v.cumsum(2)",
+        "the forward has CumSum",
+    ),
+    "counted": (
+        "F.scaled_dot_product_attention(q, k, v, is_causal=True) + torch.arange(q.shape[2])[:, None]",
+        "torch.arange",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "reason"), ATTENTION.values(), ids=ATTENTION)
+def test_another_forward_is_left_out_with_the_reason(tmp_path: Path, body: str, reason: str) -> None:
+    source = write(tmp_path, "attend(self, q, k, v)", body)
+    manifest = export_onnx(load_checkpoint(source), tmp_path / "gpt").manifest
+    assert list(manifest.graphs) == ["logits", "last", "score"] and reason in manifest.left_out["decode"]
+    with (
+        gptexport_runtime.load(tmp_path / "gpt", "cpu") as gpt,
+        pytest.raises(BackendUnavailableError, match="cannot generate: the forward"),
+    ):
+        gpt.generate([[1, 2]])
+    with pytest.raises(ExportError, match=r"decode cannot be made: .* Leave decode out of --graphs"):
+        export_onnx(load_checkpoint(source), tmp_path / "other", graphs=["logits", "decode"])
+
+
+def test_a_graph_that_turns_out_to_be_another_function_is_left_out(tmp_path: Path) -> None:
+    """It looks at how many tokens there are: nothing in the graph's operations says so, running it does."""
+    body = "F.scaled_dot_product_attention(q, k, v, is_causal=True) * q.shape[2]"
+    source = write(tmp_path, "attend(self, q, k, v)", body)
+    manifest = export_onnx(load_checkpoint(source), tmp_path / "gpt").manifest
+    assert "decode" not in manifest.graphs and not (tmp_path / "gpt" / "decode.onnx").exists()
+    assert "differs from the eager model" in manifest.left_out["decode"]
+    with pytest.raises(ExportError, match="graph decode differs from the eager model"):
+        export_onnx(load_checkpoint(source), tmp_path / "other", graphs=["logits", "decode"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_commands_say_what_is_left_out(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
+    source = write(tmp_path, "attend(self, q, k, v)", "v + v.cumsum(2)")
+    ran = gptexport("onnx", source, "-o", tmp_path / "gpt", "--json")
+    data = json.loads(ran.out)
+    assert ran.code == 0 and data["graphs"] == ["logits", "last", "score"] and "decode" in data["left_out"]
+    assert "without decode.onnx: the forward has" in ran.err
+    assert "no decode.onnx" in gptexport("inspect", tmp_path / "gpt").out
+    ran = gptexport("generate", tmp_path / "gpt", "--prompt-ids", "1,2")
+    assert ran.code == 4 and "cannot generate: the forward has" in ran.err
