@@ -129,25 +129,43 @@ def sgemm_rate(threads: int, *, size: tuple[int, int, int] = (1024, 768, 3072), 
     return 2.0 * rows * inner * columns / fastest
 
 
-MEMORY = """
+CALLS_OF_ITS_OWN = """
 import sys, numpy
 from gptexport_runtime import load
-path, device, threads, B, T = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-with load(path, device, threads=threads) as session:
-    session.logits(numpy.zeros((B, T), numpy.int64))
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+path, device, calls, prepack, threads, B, T = *sys.argv[1:4], *map(int, sys.argv[4:])
+with load(path, device, threads=threads, prepack=bool(prepack)) as session:
+    for call in calls.split(","):
+        getattr(session, call)(numpy.zeros((B, T), numpy.int64))
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(*(int(status[name].split()[0]) * 1024 for name in ("VmHWM", "RssAnon", "RssFile")))
 """
 
 
-def peak_memory(artifact: Path, device: str, threads: int, shape: Shape) -> int | None:
-    """Bytes that a process takes at most which loads `artifact` and computes logits once; None where Linux is not.
+@dataclass(frozen=True)
+class Memory:
+    """Of a process, in bytes."""
 
-    Pages of the mapped weights count while they are touched, though the system may drop them.
+    peak: int  # pages of mapped files count while they are touched, though the system may drop them
+    own: int  # at the end: what is the process's alone
+    files: int  # at the end: pages of mapped files
+
+
+def memory_of(
+    artifact: Path, device: str, threads: int, shape: Shape, *, calls: Sequence[str] = ("logits",), prepack: bool = True
+) -> Memory | None:
+    """What a process of its own takes that loads `artifact` and makes each call once; None where Linux is not.
+
+    Args:
+        calls: methods of a session that take ids (B,T).
+
+    Raises:
+        ExecutionError: it failed.
     """
     if sys.platform != "linux":
         return None
-    command = [sys.executable, "-c", MEMORY, str(artifact), device, str(threads), *map(str, shape)]
+    arguments = [str(artifact), device, ",".join(calls), int(prepack), threads, *shape]
+    command = [sys.executable, "-c", CALLS_OF_ITS_OWN, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ExecutionError(f"{artifact} failed at {shape} in a process of its own: {done.stderr.strip()[-300:]}")
-    return int(done.stdout) * 1024
+    return Memory(*map(int, done.stdout.split()))

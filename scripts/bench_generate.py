@@ -18,13 +18,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from bench_export import CONFIGS
 from peers import prepare
-from workers import Measure, interleave, serve, start
+from workers import Measure, interleave, serve, start, versions
 
 Case = tuple[int, int, int]  # rows, tokens of the prompt, new tokens
 Generate = Callable[[np.ndarray, int], object]  # ids (B,P) and how many new tokens
@@ -170,11 +169,11 @@ def summarize(
     bandwidth: float,
     sizes: dict[str, int],
 ) -> dict[str, object]:
-    versions = {name: found for name in PACKAGES if (found := _version(name))}
+    installed = versions(PACKAGES)
     lines = [
         f"GPT-2 {args.size}, {os.cpu_count()} {platform.machine()} cores, greedy, {args.rounds} interleaved rounds.",
         "Median milliseconds a step, which gives every row a token.",
-        ", ".join(f"{name} {value}" for name, value in versions.items()) + ".",
+        ", ".join(f"{name} {value}" for name, value in installed.items()) + ".",
         "",
         "| rows, prompt | " + " | ".join(peaks) + " |",
         "|---" * (len(peaks) + 1) + "|",
@@ -198,15 +197,8 @@ def summarize(
                     f"{100 * share:.0f} % of the step at the {bandwidth / 1e9:.1f} GB/s that memory gives here."
                 )
     lines += [f"\nNot measured: {name}: {reason}" for name, reason in missing.items()]
-    found = {"versions": versions, "missing": missing, "peak_mib": peaks, "read_bytes_per_s": bandwidth}
+    found = {"versions": installed, "missing": missing, "peak_mib": peaks, "read_bytes_per_s": bandwidth}
     return {**found, "timings": data, "markdown": "\n".join(lines)}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -17,13 +17,12 @@ import platform
 import statistics
 import tempfile
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from bench_export import CONFIGS
 from peers import PEERS, prepare
-from workers import Measure, interleave, serve, start
+from workers import Measure, interleave, serve, start, versions
 
 from gptexport.bench import forward_flops, sgemm_rate
 from gptexport.bench_chart import speed_chart
@@ -86,11 +85,11 @@ def summarize(
     sgemm: float,
 ) -> dict[str, object]:
     packages = ("gptexport", "onnxruntime", "torch", "openvino", "ctranslate2", "mobius-onnx")
-    versions = {name: _version(name) for name in packages}
+    installed = versions(packages)
     lines = [
         f"GPT-2 {args.size}, {os.cpu_count()} {platform.machine()} cores, {args.rounds} interleaved rounds.",
         f"Median milliseconds; in brackets the speed relative to {BASELINE}, median of paired ratios.",
-        ", ".join(f"{name} {value}" for name, value in versions.items() if value) + ".",
+        ", ".join(f"{name} {value}" for name, value in installed.items()) + ".",
         "",
         "| B×T | " + " | ".join(peaks) + " |",
         "|---" * (len(peaks) + 1) + "|",
@@ -118,7 +117,7 @@ def summarize(
             + ".",
         ]
     lines += [f"\nNot measured: {name}: {reason}" for name, reason in missing.items()]
-    found = {"versions": versions, "missing": missing, "peak_mib": peaks, "sgemm_flop_per_s": sgemm, "timings": data}
+    found = {"versions": installed, "missing": missing, "peak_mib": peaks, "sgemm_flop_per_s": sgemm, "timings": data}
     return {**found, "markdown": "\n".join(lines)}
 
 
@@ -149,13 +148,6 @@ def chart(seconds: Seconds, size: str) -> str:
             for name, each in by_name.items()
         }
     return speed_chart(f"Logits of GPT-2 {size}, {os.cpu_count()} cores", BASELINE, speeds)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 PAUSE = 0.05  # seconds between runs, for the threads of the one before to go to sleep
@@ -36,12 +38,20 @@ def serve(make: Callable[[], Measure]) -> None:
         print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, file=answers)
 
 
-def start(script: str, names: list[str], folder: Path) -> tuple[dict[str, Worker], dict[str, str]]:
-    """A worker for each name, and why there is none: `script --worker NAME FOLDER` must end in `serve`."""
+def start(
+    script: str, names: list[str], folder: Path, environments: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> tuple[dict[str, Worker], dict[str, str]]:
+    """A worker for each name, and why there is none: `script --worker NAME FOLDER` must end in `serve`.
+
+    Args:
+        environments: by name, variables that its process has besides.
+    """
     workers, missing = {}, {}
     for name in names:
         command = [sys.executable, script, "--worker", name, str(folder)]
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        environment = {**os.environ, **environments.get(name, {})}
+        worker = subprocess.Popen(command, **pipes, text=True, bufsize=1, env=environment)
         assert worker.stdout is not None
         answer = worker.stdout.readline().strip()
         if answer == "ready":
@@ -75,3 +85,14 @@ def interleave(
                     seconds[case][name].append(float(answer[0]))
     print(file=sys.stderr)
     return seconds, peaks
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

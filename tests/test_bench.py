@@ -102,6 +102,6 @@ def test_an_engine_is_timed_on_a_gpu(gptexport: Callable[..., Ran], tmp_path: Pa
     assert ran.code in (1, 4) and ran.err != gptexport("bench", engine, "--device", "cpu").err
 
 
-def test_peak_memory_of_what_fails_is_an_error(tmp_path: Path) -> None:
+def test_memory_of_what_fails_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ExecutionError, match="does not exist"):
-        bench.peak_memory(tmp_path / "none", "cpu", 1, (1, 1))
+        bench.memory_of(tmp_path / "none", "cpu", 1, (1, 1))

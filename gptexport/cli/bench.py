@@ -59,7 +59,7 @@ def bench(
 
     device = device or ("cuda" if artifact.suffix == ENGINE_SUFFIX else "cpu")
 
-    from gptexport.bench import Candidate, Ids, measure, peak_memory, sgemm_rate
+    from gptexport.bench import Candidate, Ids, measure, memory_of, sgemm_rate
 
     with load(artifact, device=device, threads=threads) as session:
         longest = session.config.block_size or 1024
@@ -101,7 +101,8 @@ def bench(
         used = {"threads": session.threads, "device": session.device, "rounds": rounds, "sgemm_flop_per_s": sgemm}
         threads = session.threads
     output.step("peak memory, in a process of its own for each shape")
-    peaks = {shape: peak_memory(artifact, device, threads, shape) for shape in grid}
+    memory = {shape: memory_of(artifact, device, threads, shape) for shape in grid}
+    peaks = {shape: found.peak if found else None for shape, found in memory.items()}
     if plot is not None:
         from gptexport.staging import write_file
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +63,7 @@ def stream_tokens(
     sampling: Sampling,
     seed: int | Sequence[int],
     cache: Cache | None,
-) -> Iterator[Ids]:
+) -> Generator[Ids, None, None]:
     """Check everything now; the iterator then computes a step each time it is asked.
 
     Args:
@@ -112,7 +112,7 @@ def _steps_of_own(
     limits: Limits,
     sampling: Sampling,
     streams: list[np.random.Generator],
-) -> Iterator[Ids]:
+) -> Generator[Ids, None, None]:
     with make_cache() as cache:
         yield from _steps(cache, rows, limits, sampling, streams, may_shrink=True)
 
@@ -124,7 +124,7 @@ def _steps(
     sampling: Sampling,
     streams: list[np.random.Generator],
     may_shrink: bool = False,
-) -> Iterator[Ids]:
+) -> Generator[Ids, None, None]:
     """`may_shrink`: rows that have ended leave the cache, so that the others are faster."""
     with cache.in_use():
         alive = np.array([row.left > 0 for row in rows])

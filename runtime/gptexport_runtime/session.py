@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -216,7 +216,7 @@ class Session:
         stop: Collection[int] = (),
         slide: bool = False,
         cache: Cache | None = None,
-    ) -> Iterator[NDArray[np.int64]]:
+    ) -> Generator[NDArray[np.int64], None, None]:
         """Continue each row, a token at a time. Arguments are checked before the first step is computed.
 
         Args:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import ALPHABET, nanogpt_meta, tiny_nanogpt
@@ -82,8 +83,8 @@ def watch_steps(monkeypatch: pytest.MonkeyPatch, look: Callable[[], object]) -> 
     seen: list[object] = []
     stream = Session.stream
 
-    def watched(self: Session, *arguments: object, **options: object) -> Iterator[object]:
-        for step in stream(self, *arguments, **options):  # type: ignore[arg-type]
+    def watched(self: Session, *arguments: Any, **options: Any) -> Iterator[object]:
+        for step in stream(self, *arguments, **options):
             seen.append(look())
             yield step
 

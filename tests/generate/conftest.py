@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gptexport_runtime
 import pytest
@@ -14,7 +15,7 @@ from gptexport_runtime import Session
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
 
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "portable": {},
     "cpu": {"target": "cpu"},
     "int8": {"target": "cpu", "quantize": "int8"},
@@ -36,7 +37,7 @@ def eager(source: str) -> nn.Module:
 def bundles(source: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bundles")
     for form, options in FORMS.items():
-        export_onnx(load_checkpoint(source), folder / form, **options)  # type: ignore[arg-type]
+        export_onnx(load_checkpoint(source), folder / form, **options)
     return {form: folder / form for form in FORMS}
 
 

@@ -80,9 +80,10 @@ def test_a_rewound_cache_forgets(cpu: Session) -> None:
         cache.rewind(2)
         assert cache.lengths.tolist() == [2] and cache.ids[0].tolist() == LONG[6][:2].tolist()
         assert np.array_equal(cpu.generate([LONG[6][:4]], max_new_tokens=6, temperature=0, cache=cache)[0], whole[0])
-        for wrong in (-1, 99, [1, 2], 1.5):
+        wrong_ones: list[Any] = [-1, 99, [1, 2], 1.5]
+        for wrong in wrong_ones:
             with pytest.raises(InputError, match="lengths"):
-                cache.rewind(wrong)  # type: ignore[arg-type]
+                cache.rewind(wrong)
 
 
 def test_a_text_depends_on_its_own_seed_alone(session: Session) -> None:
@@ -135,7 +136,7 @@ def test_a_stream_that_is_closed_frees_its_cache(cpu: Session, monkeypatch: pyte
     steps = cpu.stream([[1, 2, 3]], temperature=0)
     next(steps)
     assert "closed" not in repr(made[0])
-    steps.close()  # type: ignore[attr-defined]
+    steps.close()
     assert "closed" in repr(made[0])
     with pytest.raises(SessionError, match="closed"):
         list(cpu.stream([[1, 2, 3]], cache=made[0]))
@@ -147,7 +148,7 @@ def test_a_cache_serves_one_call_at_a_time(cpu: Session) -> None:
         next(steps)
         with pytest.raises(SessionError, match="in use by another call"):
             cpu.generate([[1, 2]], cache=cache)
-        steps.close()  # type: ignore[attr-defined]
+        steps.close()
         cpu.generate([[1, 2]], cache=cache)
 
 

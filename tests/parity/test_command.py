@@ -14,6 +14,7 @@ import pytest
 from faults import scale_weight, tampered
 
 from gptexport.checkpoints import load_checkpoint
+from gptexport.config import DType
 from gptexport.export import export_onnx
 from gptexport.parity.lone import Precision, precision_of
 
@@ -130,9 +131,9 @@ def test_a_failure_replaces_an_earlier_pass(gptexport, copy: Path, checkpoint: P
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_lone_graph_is_judged_in_the_precision_of_its_weights(checkpoint: Path, tmp_path: Path, dtype: str) -> None:
+def test_a_lone_graph_is_judged_in_the_precision_of_its_weights(checkpoint: Path, tmp_path: Path, dtype: DType) -> None:
     """It has no manifest to say so."""
-    made = export_onnx(load_checkpoint(str(checkpoint)), tmp_path / "gpt.onnx", dtype=dtype)  # type: ignore[arg-type]
+    made = export_onnx(load_checkpoint(str(checkpoint)), tmp_path / "gpt.onnx", dtype=dtype)
     assert precision_of(made.path) == Precision(dtype, None)
 
 
