@@ -28,19 +28,25 @@ from gptexport.bench import sgemm_rate
 
 SIZE = "124M"
 WHOLE = "as it is"
-VARIANTS = {  # by name: the bundle, and what else is different
+WITHOUT = {  # by bundle: the exporter's step that is left out, as Python
+    "cpu": "pass",
+    "narrow": "export.widen_hidden = lambda _trace: {}",
+    "one_kernel": "cpu.SHORT = 1 << 30",
+}
+VARIANTS = {  # by name: the bundle; two differ in how it is run
     WHOLE: "cpu",
     "hidden layers not widened": "narrow",
+    "never the flash kernel": "one_kernel",
     "all tokens at once": "cpu",
     "pages of 2 MB": "cpu",
 }
 HUGE_PAGES = {"pages of 2 MB": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
-NARROW = """
+EXPORT = """
 import sys
 from pathlib import Path
 from gptexport.checkpoints import load_checkpoint
-from gptexport.export import export, export_onnx
-export.widen_hidden = lambda _trace: {}
+from gptexport.export import cpu, export, export_onnx
+{step}
 export_onnx(load_checkpoint(sys.argv[1]), Path(sys.argv[2]), target="cpu", graphs=["logits"])
 """
 
@@ -76,12 +82,14 @@ def prepare(folder: Path) -> None:
     checkpoint = folder / "hf"
     checkpoint.mkdir()
     python = [sys.executable]
-    for step in (
+    for command in (
         [*python, str(writer), "--size", SIZE, "--format", "huggingface", "--write", str(checkpoint)],
-        [*python, "-m", "gptexport", "onnx", str(checkpoint), "-q", "-o", str(folder / "cpu"), "--target", "cpu"],
-        [*python, "-c", NARROW, str(checkpoint), str(folder / "narrow")],
+        *(
+            [*python, "-c", EXPORT.format(step=step), str(checkpoint), str(folder / name)]
+            for name, step in WITHOUT.items()
+        ),
     ):
-        subprocess.run(step, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def timed(name: str, folder: Path) -> Measure:
@@ -107,7 +115,10 @@ def timed(name: str, folder: Path) -> Measure:
 
 def steps(seconds: dict[tuple[int, int], dict[str, list[float]]]) -> list[str]:
     names = [name for name in VARIANTS if name != WHOLE]
-    lines = [f"| B×T | {WHOLE} | " + " | ".join(f"{name}: its speed" for name in names) + " |", "|---" * 5 + "|"]
+    lines = [
+        f"| B×T | {WHOLE} | " + " | ".join(f"{name}: its speed" for name in names) + " |",
+        "|---" * (len(names) + 2) + "|",
+    ]
     for (B, T), by_name in seconds.items():
         whole = by_name[WHOLE]
         ratios = [statistics.median(w / s for w, s in zip(whole, by_name[name], strict=True)) for name in names]
@@ -144,7 +155,8 @@ def profile(folder: Path, shapes: list[tuple[int, int]], rounds: int = 4) -> lis
             session.run(None, {"input_ids": ids})
         spent: dict[str, float] = defaultdict(float)
         for event in json.loads(Path(session.end_profiling()).read_text()):
-            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            kernel = event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+            if kernel and event["args"]["op_name"] != "If":  # whose time is that of what is in it
                 name = event["args"]["op_name"]
                 if "MatMul" in name:
                     name += f" of {next(iter(event['args']['input_type_shape'][0].values()))[-1]}"

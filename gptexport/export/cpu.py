@@ -23,11 +23,15 @@ from gptexport.export.check import Audit
 MICROSOFT = "com.microsoft"
 ATTENTION, HEAD = "GroupQueryAttention", "FusedMatMul"
 HEAD_SIZE_MULTIPLE = 8  # of its kernel; attention with other heads stays the portable node
+SHORT = 768  # the most tokens for which attention over whole rows is faster than the flash kernel
 GELU_TANH, GELU_ERF_BIAS, GELU_ERF = "FastGelu", "BiasGelu", "Gelu"
 
 
-def fuse_for_cpu(model: ir.Model) -> Audit:
+def fuse_for_cpu(model: ir.Model, *, block_size: int) -> Audit:
     """Fuse a portable graph in place.
+
+    Args:
+        block_size: the most tokens that a row will have, by which attention is chosen.
 
     Returns: of each fused operator, how many were expected, counted before, and how many are there now.
 
@@ -39,11 +43,12 @@ def fuse_for_cpu(model: ir.Model) -> Audit:
     graph = model.graph
     expected = _expected(graph)
     _fuse_gelus(graph)
-    _fuse_attention(graph)
+    attentions = _fuse_attention(graph, both_kernels=block_size > SHORT)
     _fuse_tied_heads(graph)
     RemoveUnusedNodesPass()(model)
     graph.opset_imports[MICROSOFT] = 1
     achieved = Counter(node.op_type for node in graph.all_nodes() if node.domain == MICROSOFT)
+    achieved[ATTENTION] = attentions  # of which there may be two nodes each, one to a branch
     return {op: {"expected": count, "achieved": achieved[op]} for op, count in expected.items()}
 
 
@@ -59,24 +64,62 @@ def _expected(graph: ir.Graph) -> dict[str, int]:
     return {op: count for op, count in wanted.items() if count}
 
 
-def _fuse_attention(graph: ir.Graph) -> None:
-    """q, k and v stay side by side as the projection made them, and nothing is transposed.
-
-    Of GroupQueryAttention's outputs only the first is named: without a present K and V it takes the flash kernel that
-    skips the causal half (onnxruntime#28962).
-    """
+def _fuse_attention(graph: ir.Graph, *, both_kernels: bool) -> int:
+    """q, k and v stay side by side as the projection made them, and nothing is transposed. Returns: how many."""
+    done = 0
     lengths: Sequence[ir.Value] | None = None
+    is_long: ir.Value | None = None
     for node in [node for node in graph if node.op_type == "Attention"]:
         qkv, out, heads = _packed_qkv(node), _heads_merged(node), _heads(node)
         if qkv is None or out is None or heads is None:
             continue
         if lengths is None:
             lengths = _lengths(graph)
+            is_long = _is_long(graph, lengths[1]) if both_kernels else None
         attributes: dict[str, int | float] = {"num_heads": heads, "kv_num_heads": heads}
         if "scale" in node.attributes:
             attributes["scale"] = node.attributes["scale"].as_float()
-        fused = _insert_before(node, ATTENTION, [qkv, None, None, None, None, *lengths], attributes)
+        inputs = [qkv, None, None, None, None, *lengths]
+        if is_long is None:
+            fused = ir.node(ATTENTION, inputs, attributes, domain=MICROSOFT)
+        else:
+            branches = {
+                name: _branch(f"{out.name}.{name}", out, inputs, attributes, flash=name == "then_branch")
+                for name in ("then_branch", "else_branch")
+            }
+            fused = ir.node("If", [is_long], branches)
+        graph.insert_before(node, fused)
         _replace(out, fused.outputs[0])
+        done += 1
+    return done
+
+
+def _branch(
+    name: str, like: ir.Value, inputs: Sequence[ir.Value | None], attributes: Mapping[str, int | float], *, flash: bool
+) -> ir.Graph:
+    """A graph of one GroupQueryAttention, with one of ONNX Runtime's two kernels for it.
+
+    It takes the flash kernel (onnxruntime#28962) where present K and V are named, though nobody reads them. The other
+    holds the scores of all heads at once, T x T each: 50 MB of GPT-2's at T = 1024. But it skips all keys that lie past
+    a query, the flash kernel only whole blocks of them, 512 where L2 has 1 MB. Seen of 1.31.1, in its memory and times.
+    """
+    attention = ir.node(ATTENTION, inputs, attributes, domain=MICROSOFT, num_outputs=3 if flash else 1)
+    result, *present = attention.outputs
+    result.name, result.type, result.shape = name, like.type, like.shape
+    for value, part in zip(present, ("present_key", "present_value"), strict=False):
+        value.name, value.type = f"{name}.{part}", like.type
+    return ir.Graph([], [result], nodes=[attention], name=name)
+
+
+def _is_long(graph: ir.Graph, total: ir.Value) -> ir.Value:
+    """Whether rows have so many tokens that the flash kernel is the faster one."""
+    tape = Tape()
+    short = tape.op("Constant", [], {"value": ir.tensor(np.array(SHORT, np.int32))})
+    is_long = tape.op("Greater", [total, short])
+    node = total.producer()
+    assert node is not None
+    graph.insert_after(node, tape.nodes)
+    return is_long
 
 
 def _heads(attention: ir.Node) -> int | None:

@@ -112,7 +112,11 @@ def export_onnx(
         own_model = checkpoint.config is not None  # in which nothing may fall apart; a user's may have its reasons
         if GRAPH_DECODE in derived and target == "cpu":
             check_audit(fuse_decode(derived[GRAPH_DECODE].graph), strict=own_model)
-        fused = {kind: fuse_for_cpu(graph.graph) for kind, graph in derived.items()} if target == "cpu" else {}
+        fused = (
+            {kind: fuse_for_cpu(graph.graph, block_size=limits["block_size"]) for kind, graph in derived.items()}
+            if target == "cpu"
+            else {}
+        )
         weights, entries = write_graphs(derived, {kind: folder / names[kind] for kind in derived}, weights_path)
         del trace, derived
         gc.collect()  # the traced program holds the weights in reference cycles; ONNX Runtime needs their room

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gptexport_runtime.contract import (
     GRAPH_DECODE,
     GRAPH_LOGITS,
+    GRAPH_SCORE,
     INPUT_IDS,
     LENGTHS,
     LOGITS,
@@ -153,7 +154,9 @@ def open_graph(
         ArtifactError: the file is damaged, its external data is missing, or it is not a graph of that kind.
     """
     device, threads = choose_device(device), threads or usable_cores()
-    return OrtGraph(open_session(path, device, threads, prepack, spin), path, kind, device, threads)
+    # a plan of the graph's memory would be one block, kept while `score` loops over the head, which needs as much again
+    plan = kind != GRAPH_SCORE
+    return OrtGraph(open_session(path, device, threads, prepack, spin, plan=plan), path, kind, device, threads)
 
 
 def choose_device(device: str) -> str:
@@ -187,7 +190,9 @@ def check_graph(path: Path, device: str) -> ModelInfo:
     return read_contract(open_session(path, device, 1, prepack=False, spin=False, optimize=False), path)
 
 
-def open_session(path: Path, device: str, threads: int, prepack: bool, spin: bool, optimize: bool = True) -> Any:
+def open_session(
+    path: Path, device: str, threads: int, prepack: bool, spin: bool, *, optimize: bool = True, plan: bool = True
+) -> Any:
     """An `onnxruntime.InferenceSession` that runs on `device`, "cpu" or "cuda", and nowhere else.
 
     Raises:
@@ -201,6 +206,7 @@ def open_session(path: Path, device: str, threads: int, prepack: bool, spin: boo
     options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_mem_pattern = plan
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not spin:

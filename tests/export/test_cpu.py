@@ -29,6 +29,17 @@ def make(path: Path, kind: str) -> Path:
     return tiny_nanogpt(path / "ckpt.pt", n_embd=48, bias=kind == "erf")
 
 
+def assert_same(
+    one: gptexport_runtime.Session, other: gptexport_runtime.Session, shapes: list[tuple[int, int]]
+) -> None:
+    """All that the graphs of two bundles return, at (B,T) each."""
+    for B, T in shapes:
+        ids = np.random.default_rng(T).integers(0, SIZES["vocab_size"], (B, T))
+        np.testing.assert_allclose(other.logits(ids), one.logits(ids), rtol=0, atol=2e-5)
+        np.testing.assert_allclose(other.last_logits(ids), one.last_logits(ids), rtol=0, atol=2e-5)
+        np.testing.assert_allclose(other.score(ids).logprobs, one.score(ids).logprobs, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "gelu"), [("tanh", "FastGelu"), ("erf", "BiasGelu"), ("erf without bias", "Gelu"), ("scaled", "FastGelu")]
 )
@@ -46,11 +57,7 @@ def test_fused_is_the_same_function(tmp_path: Path, kind: str, gelu: str) -> Non
         assert ops["", "Transpose"] == 0, "neither the heads' nor the tied head's"
         assert all(len([out for out in n.output if out]) == 1 for n in graph.node if n.op_type == "GroupQueryAttention")
     with gptexport_runtime.load(tmp_path / "portable") as one, gptexport_runtime.load(tmp_path / "cpu") as other:
-        for B, T in [(1, 1), (3, 5), (2, 17)]:
-            ids = np.random.default_rng(T).integers(0, SIZES["vocab_size"], (B, T))
-            np.testing.assert_allclose(other.logits(ids), one.logits(ids), rtol=0, atol=2e-5)
-            np.testing.assert_allclose(other.last_logits(ids), one.last_logits(ids), rtol=0, atol=2e-5)
-            np.testing.assert_allclose(other.score(ids).logprobs, one.score(ids).logprobs, rtol=0, atol=2e-5)
+        assert_same(one, other, [(1, 1), (3, 5), (2, 17)])
 
 
 def test_heads_that_the_kernel_does_not_take_stay_portable(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -136,3 +143,21 @@ def test_hidden_layers_that_somebody_else_reads_stay_as_they_are(tmp_path: Path)
     assert done.manifest.audit[WIDENED] == {"expected": 2, "achieved": 0}
     with gptexport_runtime.load(tmp_path / "gpt") as session:
         np.testing.assert_allclose(session.logits(ids.numpy()), expected, rtol=0, atol=1e-5)
+
+
+def test_rows_of_many_tokens_take_the_flash_kernel(tmp_path: Path) -> None:
+    """Where block_size allows them, each attention has both kernels; on both sides of the border, the same function."""
+    sizes = {"block_size": cpu.SHORT + 40, "n_embd": 48, "n_layer": 2}
+    source = str(tiny_nanogpt(tmp_path / "ckpt.pt", **sizes))
+    export_onnx(load_checkpoint(source), tmp_path / "portable")
+    done = export_onnx(load_checkpoint(source), tmp_path / "cpu", target="cpu")
+    assert done.manifest.audit["GroupQueryAttention"] == {"expected": 2, "achieved": 2}
+    for name in ("logits", "last", "score"):
+        graph = onnx.load(tmp_path / "cpu" / f"{name}.onnx", load_external_data=False).graph
+        choices = [node for node in graph.node if node.op_type == "If"]
+        (is_long,) = {name for node in choices for name in node.input}
+        assert [node.op_type for node in graph.node if is_long in node.output] == ["Greater"] and len(choices) == 2
+        outputs = {a.name: [len(node.output) for node in a.g.node] for node in choices for a in node.attribute}
+        assert outputs == {"then_branch": [3], "else_branch": [1]}, "present K and V are named for the flash kernel"
+    with gptexport_runtime.load(tmp_path / "portable") as one, gptexport_runtime.load(tmp_path / "cpu") as other:
+        assert_same(one, other, [(2, cpu.SHORT), (2, cpu.SHORT + 1), (1, cpu.SHORT + 40)])
