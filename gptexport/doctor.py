@@ -11,7 +11,7 @@ from typing import Any
 
 from gptexport_runtime.errors import BackendUnavailableError
 from gptexport_runtime.gpu import find_gpu, why_no_gpu
-from gptexport_runtime.ort import probe_providers
+from gptexport_runtime.providers import probe_providers
 
 from gptexport.engine.flavour import MODULES, Flavour, import_library
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from gptexport_runtime.contract import INPUT_IDS, LOGITS
-from gptexport_runtime.ort import CUDA_OPTIONS
+from gptexport_runtime.cuda_options import CudaOptions
 from gptexport_runtime.providers import CPU, CUDA, SILENT, import_onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
@@ -46,7 +46,7 @@ def run_exposed(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    provider, provider_options = (CUDA, CUDA_OPTIONS) if device == "cuda" else (CPU, {})
+    provider, provider_options = (CUDA, CudaOptions().of_provider()) if device == "cuda" else (CPU, {})
     session = ort.InferenceSession(model.SerializeToString(), options, [provider], [provider_options])
     wanted = [LOGITS, *names]
     return dict(zip(wanted, session.run(wanted, {INPUT_IDS: ids}), strict=True))

@@ -1,6 +1,8 @@
 """Run an exported GPT: numpy in, numpy out. Needs numpy and ONNX Runtime; never imports torch, onnx or click."""
 
 from gptexport_runtime.cache import Cache
+from gptexport_runtime.cuda_options import CudaOptions
+from gptexport_runtime.dlpack import DeviceLogits
 from gptexport_runtime.errors import (
     ArtifactError,
     BackendUnavailableError,
@@ -21,6 +23,8 @@ __all__ = [
     "BackendUnavailableError",
     "Cache",
     "ContextLengthError",
+    "CudaOptions",
+    "DeviceLogits",
     "ExecutionError",
     "GPTExportError",
     "InputError",

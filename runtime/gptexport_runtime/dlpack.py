@@ -1,4 +1,4 @@
-"""Tensors that stay on the GPU, handed between libraries without a copy: the DLPack protocol, in ctypes.
+"""Tensors that stay where they are, handed between libraries without a copy: the DLPack protocol, in ctypes.
 
 Layout: dlpack.h of DLPack 0.8, the unversioned struct, which every library reads. https://dmlc.github.io/dlpack
 """
@@ -151,9 +151,9 @@ def borrow_ids(value: Any, stream: int | None) -> Borrowed:
 
 
 class DeviceLogits:
-    """Logits (B,T,V) float32 on the GPU, the caller's own: `torch.from_dlpack(logits)`, `cupy.from_dlpack(logits)`.
+    """Logits (B,T,V) float32 where they were computed, the caller's own: `torch.from_dlpack(logits)`, or cupy's.
 
-    Complete when handed over: no stream need wait for another.
+    Complete when handed over: no stream need wait for another. The memory lives as long as this, or who took it.
     """
 
     def __init__(self, buffer: Any, shape: tuple[int, int, int], device: tuple[int, int] = (CUDA, 0)) -> None:
@@ -168,4 +168,5 @@ class DeviceLogits:
         return self.device
 
     def __repr__(self) -> str:
-        return f"<DeviceLogits float32 {self.shape} on CUDA device {self.device[1]}>"
+        place = "the CPU" if self.device[0] == CPU else f"CUDA device {self.device[1]}"
+        return f"<DeviceLogits float32 {self.shape} on {place}>"

@@ -28,7 +28,7 @@ class Gpu:
 
 def why_no_gpu() -> str | None:
     """None when the driver finds a GPU; else what is in the way, and what to do about it."""
-    driver, reason = _open_driver()
+    driver, reason = open_driver()
     return reason if driver is None else None
 
 
@@ -38,7 +38,7 @@ def find_gpu() -> Gpu:
     Raises:
         BackendUnavailableError: there is no driver, or it finds no GPU.
     """
-    driver, reason = _open_driver()
+    driver, reason = open_driver()
     if driver is None:
         raise BackendUnavailableError(reason)
     name = ctypes.create_string_buffer(256)
@@ -56,8 +56,8 @@ def find_gpu() -> Gpu:
     )
 
 
-def _open_driver() -> tuple[Any, str | None]:
-    """The driver, initialized and with at least one GPU; or None and the reason."""
+def open_driver() -> tuple[Any, str | None]:
+    """The driver's library, initialized and with at least one GPU; or None and the reason."""
     driver_name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(driver_name)

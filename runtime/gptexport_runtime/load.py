@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from gptexport_runtime import ort, trt
 from gptexport_runtime.bundle import open_artifact
-from gptexport_runtime.contract import GRAPH_DECODE, ModelInfo
+from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LOGITS, TARGET_CUDA, Manifest, ModelInfo
+from gptexport_runtime.cuda_options import CudaOptions
+from gptexport_runtime.driver import load_driver
 from gptexport_runtime.engine_file import ENGINE_SUFFIX, read_engine_info
-from gptexport_runtime.errors import ArtifactError, InputError
-from gptexport_runtime.ort_decode import OrtDecoder, open_decoder
+from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
+from gptexport_runtime.ort_cuda import open_bound_graph
+from gptexport_runtime.ort_decode import open_bound_decoder, open_decoder
+from gptexport_runtime.places import CudaPlace
 from gptexport_runtime.proof import require_proof
-from gptexport_runtime.session import Graph, Session
+from gptexport_runtime.providers import import_onnxruntime, why_not_cuda
+from gptexport_runtime.session import Session
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -29,6 +34,7 @@ def load(
     spin: bool = True,
     verify: bool = False,
     require_parity: bool = False,
+    cuda: CudaOptions | None = None,
 ) -> Session:
     """Open a bundle, a bare logits graph, or a TensorRT engine.
 
@@ -46,10 +52,12 @@ def load(
         verify: check the weights' sha256 too, which reads all of them. Sizes and graphs are always checked.
         require_parity: open only a bundle or an engine that `gptexport parity` passed, with these very graphs and
             weights; implies `verify`.
+        cuda: how ONNX Runtime works on a GPU: CUDA graphs, TF32, memory. None: as `CudaOptions()` says.
 
     Raises:
         ArtifactError: a file is missing, damaged, or not what was expected; or there is no verdict as asked for.
-        BackendUnavailableError: ONNX Runtime or TensorRT is missing or cannot run on the device; the message says why.
+        BackendUnavailableError: ONNX Runtime or TensorRT is missing or cannot run on the device, or the bundle is not
+            for it; the message says why.
         InputError: `device` or `threads` is not one of the above.
     """
     if device not in get_args(Device):
@@ -64,20 +72,57 @@ def load(
         engine = trt.open_engine(artifact.logits, device)
         return Session(engine, engine.info, None)
     manifest, chosen = artifact.manifest, ort.choose_device(device)
+    _check_target(artifact.logits, manifest, device, chosen)
+    opener = _open_on_cpu(threads, prepack, spin) if chosen == "cpu" else _open_on_gpu(threads, cuda or CudaOptions())
     if manifest is None:
-        graph = ort.open_graph(artifact.logits, chosen, threads=threads, prepack=prepack, spin=spin)
+        graph = opener(artifact.logits, GRAPH_LOGITS)
         return Session(graph, graph.info, None)
 
-    def open_another(kind: str) -> Graph | OrtDecoder:
-        file = artifact.logits.with_name(manifest.graphs[kind].file)
-        opener = open_decoder if kind == GRAPH_DECODE else partial(ort.open_graph, kind=kind)
-        return opener(file, chosen, threads=threads, prepack=prepack, spin=spin)
+    def open_another(kind: str) -> Any:
+        return opener(artifact.logits.with_name(manifest.graphs[kind].file), kind)
 
     if chosen == "cpu":
         info = _agreed(manifest.info, ort.check_graph(artifact.logits, chosen), artifact.logits)
-        return Session(ort.Place(chosen, threads or ort.usable_cores()), info, manifest, open_another)
-    graph = ort.open_graph(artifact.logits, chosen, threads=threads)
+        return Session(ort.Pending(chosen, threads or ort.usable_cores()), info, manifest, open_another)
+    graph = opener(artifact.logits, GRAPH_LOGITS)
     return Session(graph, _agreed(manifest.info, graph.info, artifact.logits), manifest, open_another)
+
+
+def _open_on_cpu(threads: int | None, prepack: bool, spin: bool) -> Callable[[Path, str], Any]:
+    """What opens a graph of a kind."""
+
+    def open_one(path: Path, kind: str) -> Any:
+        if kind == GRAPH_DECODE:
+            return open_decoder(path, "cpu", threads=threads, prepack=prepack, spin=spin)
+        return ort.open_graph(path, "cpu", kind, threads=threads, prepack=prepack, spin=spin)
+
+    return open_one
+
+
+def _open_on_gpu(threads: int | None, cuda: CudaOptions) -> Callable[[Path, str], Any]:
+    place = CudaPlace(load_driver())
+
+    def open_one(path: Path, kind: str) -> Any:
+        if kind == GRAPH_DECODE:
+            return open_bound_decoder(path, place, threads=threads, cuda=cuda)
+        return open_bound_graph(path, place, kind, threads=threads, cuda=cuda)
+
+    return open_one
+
+
+def _check_target(path: Path, manifest: Manifest | None, device: str, chosen: str) -> None:
+    """A graph whose attention is a kernel of CUDA's loads nowhere else; ONNX Runtime would say it by a node's name.
+
+    Raises:
+        BackendUnavailableError: the bundle is for CUDA, and would run on the CPU.
+    """
+    if manifest is None or manifest.target != TARGET_CUDA or chosen != "cpu":
+        return
+    reason = why_not_cuda(import_onnxruntime()) if device == "auto" else 'device="cpu" was asked for.'
+    raise BackendUnavailableError(
+        f"{path.parent} was exported with --target cuda, whose graphs run on CUDA alone, and {reason} "
+        "For the CPU export it again: gptexport onnx CHECKPOINT -o FOLDER --target cpu."
+    )
 
 
 def _agreed(manifest: ModelInfo, graph: ModelInfo, path: Path) -> ModelInfo:

@@ -6,12 +6,15 @@ kernels see that nothing has to be copied. Rows lie apart: some of them can be r
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptexport_runtime.bound import Bound, Call
 from gptexport_runtime.contract import (
     GRAPH_DECODE,
     INPUT_IDS,
@@ -21,10 +24,15 @@ from gptexport_runtime.contract import (
     past_names,
     present_names,
 )
+from gptexport_runtime.cuda_options import CudaOptions
 from gptexport_runtime.errors import ArtifactError, ExecutionError
-from gptexport_runtime.ort import choose_device, open_session, read_contract, usable_cores
-from gptexport_runtime.providers import first_line, import_onnxruntime
+from gptexport_runtime.ort import open_session, usable_cores
+from gptexport_runtime.ort_contract import read_contract
+from gptexport_runtime.ort_cuda import open_bound
+from gptexport_runtime.places import HostPlace, Place
+from gptexport_runtime.providers import first_line
 
+CAPACITY_STEP = 256  # tokens, on the GPU
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: numpy has no name for it
 # by the type of the graph's inputs: what numpy holds it as, and what ONNX Runtime is told it is
 CACHE_TYPES: dict[str, tuple[type[np.generic], Any]] = {
@@ -37,19 +45,24 @@ CACHE_TYPES: dict[str, tuple[type[np.generic], Any]] = {
 class OrtDecoder:
     """The graph `decode`, open. Threads may share it; each call needs memory of its own."""
 
-    def __init__(self, session: Any, path: Path, device: str, threads: int) -> None:
+    def __init__(self, session: Any, path: Path, place: Place, threads: int, bound: Bound | None = None) -> None:
+        """`bound`: the session's, on the GPU; None on the CPU, which reads and writes the caller's arrays."""
         self.info = read_contract(session, path, GRAPH_DECODE)
-        self.device = device
+        self.device = place.device
         self.threads = threads
+        self.bound = bound
         self._session = session
         self._path = path
+        self._place = place
         self.n_layer, self.n_head, self.head_size, kind = _read_cache(session, path)
         self._dtype, self._element = CACHE_TYPES[kind]
 
     def allocate(self, rows: int, capacity: int) -> Memory:
         """Zeroed memory for the keys and values of `rows` rows of up to `capacity` tokens."""
+        if self.bound is not None:  # caches of like capacity then take each other's memory, and its CUDA graphs
+            capacity = -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
         shape = (2, self.n_layer, rows, self.n_head, capacity, self.head_size)
-        return Memory(shape, self._dtype, self.device)
+        return Memory(shape, self._dtype, self._place)
 
     def run(
         self,
@@ -68,10 +81,14 @@ class OrtDecoder:
         Raises:
             ExecutionError: ONNX Runtime failed.
         """
-        binding = memory.binding(self._session, self._element, rows)
-        binding.bind_cpu_input(INPUT_IDS, ids)
-        binding.bind_cpu_input(LENGTHS, lengths)
-        binding.bind_cpu_input(PAST_LENGTHS, past_lengths)
+        held = CachedRows(memory, rows, self._element)
+        feed = {INPUT_IDS: ids, LENGTHS: lengths, PAST_LENGTHS: past_lengths}
+        if self.bound is not None:
+            self.bound.compute(Call(feed, LOGITS, out.shape, held, captures=ids.shape[1] == 1), out)
+            return
+        binding = held.binding(self._session, own=False)
+        for name, values in feed.items():
+            binding.bind_cpu_input(name, values)
         binding.bind_output(LOGITS, "cpu", 0, np.float32, out.shape, out.ctypes.data)
         try:
             self._session.run_with_iobinding(binding)
@@ -83,55 +100,82 @@ class OrtDecoder:
 
 
 class Memory:
-    """Keys and values (2, n_layer, B, n_head, S, head_size) of a cache, on the device that runs the graph."""
+    """Keys and values (2, n_layer, B, n_head, S, head_size) of a cache, where the graph runs."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: type[np.generic], device: str) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: type[np.generic], place: Place) -> None:
         self.shape = shape
-        self.device = device
-        # untouched pages of zeros cost nothing; what was never written is multiplied by 0, so it must not be NaN
-        self._host = np.zeros(shape, dtype)
-        self._value: Any = None
-        if device != "cpu":
-            self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy(self._host, device, 0)
-        self._bound: tuple[slice, Any] | None = None
+        self.place = place
+        # bytes from one side, layer and row to the next
+        row = math.prod(shape[3:]) * np.dtype(dtype).itemsize
+        self.strides = (shape[1] * shape[2] * row, shape[2] * row, row)
+        # what was never written is multiplied by 0, so it must not be NaN
+        self._block = place.allocate(shape[0] * self.strides[0], zeroed=True)
+        self.bound: tuple[Any, slice, Any] | None = None  # session, rows and binding of the last call
+        self._host = self._block.as_array(shape, dtype) if place.device == "cpu" else None
 
-    def binding(self, session: Any, element: Any, rows: slice) -> Any:
-        """ONNX Runtime's binding of every layer's cache, in and out, to the memory of `rows`."""
-        if self._bound is None or self._bound[0] != rows:
-            self._bound = (rows, self._bind(session, element, rows))
-        return self._bound[1]
-
-    def _bind(self, session: Any, element: Any, rows: slice) -> Any:
-        binding = session.io_binding()
-        shape = (rows.stop - rows.start, *self.shape[3:])
-        row_bytes = self._host.strides[2]
-        start = self._host.ctypes.data if self._value is None else self._value.data_ptr()
-        for layer in range(self.shape[1]):
-            for side, names in enumerate(zip(past_names(layer), present_names(layer), strict=True)):
-                place = start + side * self._host.strides[0] + layer * self._host.strides[1] + rows.start * row_bytes
-                binding.bind_input(names[0], self.device, 0, element, shape, place)
-                binding.bind_output(names[1], self.device, 0, element, shape, place)
-        return binding
+    def address(self, side: int, layer: int, row: int) -> int:
+        return self._block.address + side * self.strides[0] + layer * self.strides[1] + row * self.strides[2]
 
     def copy_rows(self, source: Memory, rows: NDArray[np.int64], length: int) -> None:
         """Row i becomes row rows[i] of `source`, as far as `length`; ascending rows of itself, or any of another."""
-        theirs, mine = source._read(), self._read()
-        for i, row in enumerate(rows):
-            if mine is not theirs or i != row:
-                mine[:, :, i, :, :length] = theirs[:, :, row, :, :length]
-        if self._value is not None:
-            self._value.update_inplace(mine)
+        moved = [(i, int(row)) for i, row in enumerate(rows) if self is not source or i != row]
+        if self._host is not None and source._host is not None:
+            for i, row in moved:
+                self._host[:, :, i, :, :length] = source._host[:, :, row, :, :length]
+            return
+        assert self.shape[3:] == source.shape[3:]
+        # a row and layer is one piece of memory: whole ones are few copies, and the device has the bandwidth
+        self.place.copy(
+            (self.address(side, layer, i), source.address(side, layer, row), self.strides[2])
+            for i, row in moved
+            for side in range(2)
+            for layer in range(self.shape[1])
+        )
 
-    def _read(self) -> NDArray[Any]:
-        return self._host if self._value is None else self._value.numpy()
+
+@dataclass(frozen=True, eq=False)
+class CachedRows:
+    """Some rows of a cache, to be read and written by one call."""
+
+    memory: Memory
+    rows: slice
+    element: Any  # the cache's type, as ONNX Runtime is told it
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal where addresses and shapes are."""
+        return (self.memory.address(0, 0, self.rows.start), self.rows.stop - self.rows.start, *self.memory.shape)
+
+    def binding(self, session: Any, *, own: bool) -> Any:
+        """ONNX Runtime's binding of every layer's cache, in and out, to the same memory. `own`: nobody else's."""
+        kept = self.memory.bound
+        if not own and kept is not None and kept[0] is session and kept[1] == self.rows:
+            return kept[2]
+        binding = session.io_binding()
+        shape = (self.rows.stop - self.rows.start, *self.memory.shape[3:])
+        for layer in range(self.memory.shape[1]):
+            for side, names in enumerate(zip(past_names(layer), present_names(layer), strict=True)):
+                place = self.memory.address(side, layer, self.rows.start)
+                binding.bind_input(names[0], self.memory.place.device, 0, self.element, shape, place)
+                binding.bind_output(names[1], self.memory.place.device, 0, self.element, shape, place)
+        if not own:
+            self.memory.bound = (session, self.rows, binding)
+        return binding
 
 
 def open_decoder(
-    path: Path, device: str, *, threads: int | None = None, prepack: bool = True, spin: bool = True
+    path: Path, device: Literal["cpu"], *, threads: int | None = None, prepack: bool = True, spin: bool = True
 ) -> OrtDecoder:
-    """Open a bundle's `decode` graph. Arguments and errors as those of `ort.open_graph`."""
-    device, threads = choose_device(device), threads or usable_cores()
-    return OrtDecoder(open_session(path, device, threads, prepack, spin), path, device, threads)
+    """Open a bundle's `decode` graph on the CPU. Arguments and errors as those of `ort.open_graph`."""
+    threads = threads or usable_cores()
+    return OrtDecoder(open_session(path, device, threads, prepack, spin), path, HostPlace(), threads)
+
+
+def open_bound_decoder(path: Path, place: Place, *, threads: int | None = None, cuda: CudaOptions) -> OrtDecoder:
+    """Open it with the cache on `place`. Arguments and errors as those of `ort_cuda.open_bound_graph`."""
+    threads = threads or usable_cores()
+    bound = open_bound(path, GRAPH_DECODE, threads, place, cuda)
+    return OrtDecoder(bound.session, path, place, threads, bound)
 
 
 def _read_cache(session: Any, path: Path) -> tuple[int, int, int, str]:

@@ -13,6 +13,7 @@ import importlib.metadata
 import io
 import sys
 import types
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,44 @@ def conflict(found: tuple[tuple[str, str], ...]) -> str | None:
     return (
         f"{names} are both installed and overwrite one another: "
         f"`pip uninstall -y {CPU_PACKAGE} {GPU_PACKAGE}`, then `{INSTALL_CPU}` or `{INSTALL_GPU}`."
+    )
+
+
+@dataclass(frozen=True)
+class ProviderProbe:
+    """Whether a device really runs a graph; where not, why, and what to do."""
+
+    device: str  # "cpu" or "cuda"
+    loads: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class RuntimeProbe:
+    """What there is of ONNX Runtime on this machine."""
+
+    version: str | None  # None: not importable
+    distributions: tuple[tuple[str, str], ...]  # (name, version) of each that is installed
+    conflict: str | None  # why what is installed cannot be relied on
+    available: tuple[str, ...]  # the execution providers that the package was built with
+    providers: tuple[ProviderProbe, ...]  # of the CPU and of CUDA, as tried
+
+
+def probe_providers() -> RuntimeProbe:
+    """Try each device in earnest. Raises nothing: what is wrong is in the result."""
+    found = installed_distributions()
+    try:
+        ort = import_onnxruntime()
+    except BackendUnavailableError as error:
+        nothing = tuple(ProviderProbe(device, False, str(error)) for device in ("cpu", "cuda"))
+        return RuntimeProbe(None, found, conflict(found), (), nothing)
+    why_not = {"cpu": why_not_cpu(ort), "cuda": why_not_cuda(ort)}
+    return RuntimeProbe(
+        version=ort.__version__,
+        distributions=found,
+        conflict=conflict(found),
+        available=tuple(ort.get_available_providers()),
+        providers=tuple(ProviderProbe(device, reason is None, reason) for device, reason in why_not.items()),
     )
 
 

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Generator, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from gptexport_runtime import ort, trt
 from gptexport_runtime.buffers import check_out
 from gptexport_runtime.cache import Cache
 from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LAST, GRAPH_LOGITS, GRAPH_SCORE, Manifest, ModelInfo
-from gptexport_runtime.dlpack import CUDA, DeviceLogits, borrow_ids
+from gptexport_runtime.dlpack import CUDA, Borrowed, DeviceLogits, borrow_ids
 from gptexport_runtime.errors import BackendUnavailableError, InputError, SessionError
 from gptexport_runtime.generate import ENDED, Limits, stream_tokens
 from gptexport_runtime.ids import Batch, to_batch
@@ -35,6 +35,8 @@ class Graph(Protocol):
     @property
     def device(self) -> str: ...
     @property
+    def dlpack_device(self) -> tuple[int, int]: ...
+    @property
     def threads(self) -> int: ...
     def run(
         self, ids: NDArray[np.int64], out: NDArray[np.float32], lengths: NDArray[np.int64] | None = None
@@ -42,7 +44,7 @@ class Graph(Protocol):
 
 
 class Session:
-    """An open model; `load` makes one. Threads may share it. A forked child must open its own.
+    """An open model; `load` makes one. Threads may share it, and take turns on a GPU. A forked child must open its own.
 
     `logits`, `last_logits`, `score` and `generate` each have a graph, opened when first used, with its own packed
     weights (`prepack=False` shares the mapped file instead). A bundle without the second or third gives the same
@@ -53,7 +55,7 @@ class Session:
 
     def __init__(
         self,
-        graph: Graph | ort.Place,
+        graph: Graph | ort.Pending,
         config: ModelInfo,
         manifest: Manifest | None,
         open_graph: Callable[[str], Graph | OrtDecoder] | None = None,
@@ -65,31 +67,49 @@ class Session:
         self.config = config
         self.manifest = manifest  # None: a bare graph, or an engine
         self.engine = graph.engine_info if isinstance(graph, trt.TrtGraph) else None  # an engine's sidecar
-        self._graphs: dict[str, Any] | None = {} if isinstance(graph, ort.Place) else {GRAPH_LOGITS: graph}
+        self._graphs: dict[str, Any] | None = {} if isinstance(graph, ort.Pending) else {GRAPH_LOGITS: graph}
         self._open = open_graph
         self._opening = threading.Lock()
         self._pid = os.getpid()
 
-    def logits(self, ids: Any, *, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    @overload
+    def logits(
+        self, ids: Any, *, out: NDArray[np.float32] | None = None, device_output: Literal[False] = False
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def logits(self, ids: Any, *, device_output: Literal[True]) -> DeviceLogits: ...
+    def logits(
+        self, ids: Any, *, out: NDArray[np.float32] | None = None, device_output: bool = False
+    ) -> NDArray[np.float32] | DeviceLogits:
         """Logits of every position.
 
         Args:
-            ids: (B,T) array of any integer dtype, or B rows of ints which need not be equally long.
+            ids: (B,T) array of any integer dtype, or B rows of ints which need not be equally long. On a GPU also an
+                int64 (B,T) tensor that is there, of torch, cupy or whoever speaks DLPack, which `device_output` reads
+                where it is. A copy of it comes to the host, to be checked like any ids.
             out: a buffer to write into and return: float32 (B,T,V), C-contiguous. T is that of the longest row.
+            device_output: leave the logits where they were computed. Complete when returned; take them with
+                `from_dlpack`, without a copy.
 
         Returns:
             float32 (B,T,V). Shorter rows are padded on the right, which changes nothing before the padding; the
-            positions past a row's end are NaN, so that they are never mistaken for logits.
+            positions past a row's end are NaN, so that they are never mistaken for logits. With `device_output` they
+            are whatever the padding gives.
 
         Raises:
             ContextLengthError: a row is longer than block_size.
-            InputError: `ids` or `out` is not as above.
+            InputError: `ids` or `out` is not as above, or `out` is given with `device_output`.
             SessionError: the session is closed, or belongs to the parent of this process.
             ExecutionError: the backend failed.
         """
         graph = self._graph(GRAPH_LOGITS)
-        batch = to_batch(ids, vocab_size=self.config.vocab_size, block_size=self.config.block_size)
+        batch, borrowed = self._batch(ids, GRAPH_LOGITS)
         shape = (*batch.shape, self.config.vocab_size)
+        if device_output:
+            if out is not None:
+                raise InputError("out is given with device_output=True, which makes memory of its own. Leave one out.")
+            block = graph.run_on_device(batch.ids if borrowed is None else borrowed)
+            return DeviceLogits(block, shape, graph.dlpack_device)
         if out is None:
             out = np.empty(shape, dtype=np.float32)
         else:
@@ -98,32 +118,6 @@ class Session:
         for row, length in zip(out, batch.lengths, strict=True):
             row[length:] = np.nan
         return out
-
-    def logits_on_device(self, ids: Any) -> DeviceLogits:
-        """Logits of every position, left on the GPU. A TensorRT engine only.
-
-        Args:
-            ids: as for `logits`; or an int64 (B,T) tensor on the GPU, of torch, cupy or whoever speaks DLPack, which is
-                read where it is. A copy of it comes to the host, to be checked like any ids.
-
-        Returns:
-            float32 (B,T,V), to be taken with `from_dlpack`. What is computed for the padding of ragged rows is in it.
-
-        Raises:
-            BackendUnavailableError: the session's backend is not TensorRT.
-            GPTExportError: as `logits`.
-        """
-        graph = self._graph(GRAPH_LOGITS)
-        if not isinstance(graph, trt.TrtGraph):
-            raise BackendUnavailableError(
-                f"{self.backend} leaves no logits on the GPU; a TensorRT engine does: `gptexport trt`."
-            )
-        borrowed = None
-        if hasattr(ids, "__dlpack_device__") and tuple(ids.__dlpack_device__()) == (CUDA, 0):
-            borrowed = borrow_ids(ids, graph.stream)
-            ids = graph.read_ids(borrowed)
-        batch = to_batch(ids, vocab_size=self.config.vocab_size, block_size=self.config.block_size)
-        return DeviceLogits(graph.run_on_device(borrowed or batch.ids), (*batch.shape, self.config.vocab_size))
 
     def last_logits(self, ids: Any) -> NDArray[np.float32]:
         """Logits of each row's last token, not of the padding after it.
@@ -138,7 +132,7 @@ class Session:
             GPTExportError: as `logits`.
         """
         self._check_usable()
-        batch = to_batch(ids, vocab_size=self.config.vocab_size, block_size=self.config.block_size)
+        batch, _ = self._batch(ids, GRAPH_LAST if self._has(GRAPH_LAST) else GRAPH_LOGITS)
         V = self.config.vocab_size
         if not self._has(GRAPH_LAST):
             return _last_of_all_logits(self._graph(GRAPH_LOGITS), batch, V)
@@ -159,7 +153,7 @@ class Session:
             GPTExportError: as `logits`.
         """
         self._check_usable()
-        batch = to_batch(ids, vocab_size=self.config.vocab_size, block_size=self.config.block_size)
+        batch, _ = self._batch(ids, GRAPH_SCORE if self._has(GRAPH_SCORE) else GRAPH_LOGITS)
         B, T = batch.shape
         out = np.empty((B, T - 1), dtype=np.float32)
         if T > 1 and self._has(GRAPH_SCORE):
@@ -272,6 +266,15 @@ class Session:
         state = "closed" if self._graphs is None else f"{self.backend} on {self.device}"
         return f"<Session {state}, vocab_size={self.config.vocab_size}, block_size={self.config.block_size}>"
 
+    def _batch(self, ids: Any, kind: str) -> tuple[Batch, Borrowed | None]:
+        """Ids, checked on the host; and where they came from a tensor on this session's GPU, that too."""
+        borrowed = None
+        if self.device == "cuda" and _is_on_gpu(ids):
+            graph = self._graph(kind)
+            borrowed = borrow_ids(ids, graph.stream)
+            ids = graph.read_ids(borrowed)
+        return to_batch(ids, vocab_size=self.config.vocab_size, block_size=self.config.block_size), borrowed
+
     def _decoder(self) -> tuple[OrtDecoder, int]:
         """The graph that generates, and block_size, which a cache cannot do without."""
         self._check_usable()
@@ -310,6 +313,10 @@ class Session:
             )
         if self._graphs is None:
             raise SessionError("this session is closed. Open another with load().")
+
+
+def _is_on_gpu(ids: Any) -> bool:
+    return hasattr(ids, "__dlpack_device__") and tuple(ids.__dlpack_device__()) == (CUDA, 0)
 
 
 def _last_of_all_logits(graph: Graph, batch: Batch, vocab_size: int) -> NDArray[np.float32]:

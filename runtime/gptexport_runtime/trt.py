@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gptexport_runtime.contract import INPUT_IDS, LOGITS, ModelInfo
 from gptexport_runtime.cuda import Buffer, import_cudart
-from gptexport_runtime.dlpack import Borrowed
+from gptexport_runtime.dlpack import CUDA, Borrowed
 from gptexport_runtime.engine_file import TENSORRT, TENSORRT_RTX, EngineInfo, choose_profile, read_engine
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
 from gptexport_runtime.gpu import Gpu, find_gpu, why_no_gpu
@@ -31,6 +31,7 @@ class TrtGraph:
     """An engine that is open. May be run by several threads at once: each has an execution context of its own."""
 
     device = "cuda"
+    dlpack_device = (CUDA, 0)
     threads = 1  # of the CPU
 
     def __init__(self, library: types.ModuleType, engine: Any, info: EngineInfo, path: Path) -> None:

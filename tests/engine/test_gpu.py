@@ -96,7 +96,7 @@ def test_torch_tensors_without_a_copy(opened: tuple[Session, Session, float]) ->
     engine, reference, tolerance = opened
     for seed in range(3):
         ids = ids_of((3, 7), seed)
-        logits = torch.from_dlpack(engine.logits_on_device(torch.from_numpy(ids).cuda()))
+        logits = torch.from_dlpack(engine.logits(torch.from_numpy(ids).cuda(), device_output=True))
         assert logits.is_cuda
         check(logits.cpu().numpy(), reference.logits(ids), tolerance)
 

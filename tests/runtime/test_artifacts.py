@@ -12,7 +12,7 @@ import gptexport_runtime
 import pytest
 from gptexport_runtime import ArtifactError
 from gptexport_runtime.contract import Manifest
-from gptexport_runtime.ort import read_contract
+from gptexport_runtime.ort_contract import read_contract
 from gptexport_runtime.providers import TINY_MODEL
 from numpy.testing import assert_allclose
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_engine import Fake, ids_of
 from fake_tensorrt import VOCAB, FakeCuda, logits_of
-from gptexport_runtime import BackendUnavailableError, ContextLengthError, ExecutionError, InputError, Session, trt
+from gptexport_runtime import ContextLengthError, ExecutionError, InputError, trt
 from numpy.testing import assert_array_equal
 
 
@@ -137,7 +137,7 @@ def test_everything_is_freed(fake: Fake) -> None:
     thread = threading.Thread(target=lambda: gpt.logits(ids_of(1, 2)))
     thread.start()
     thread.join()
-    device = gpt.logits_on_device(ids_of(1, 2))
+    device = gpt.logits(ids_of(1, 2), device_output=True)
     assert fake.cuda.blocks
     gpt.close()
     del device
@@ -167,7 +167,7 @@ def test_full_memory_is_an_error_that_says_so(fake: Fake) -> None:
 
 def test_logits_stay_on_the_device(fake: Fake) -> None:
     with fake.open() as gpt:
-        first, second = (gpt.logits_on_device(ids_of(2, 3, seed)) for seed in (1, 2))
+        first, second = (gpt.logits(ids_of(2, 3, seed), device_output=True) for seed in (1, 2))
         assert (first.shape, first.__dlpack_device__()) == ((2, 3, VOCAB), (2, 0))
         first.device = second.device = (1, 0)  # it is host memory really, so numpy may look
         assert_array_equal(np.from_dlpack(first), logits_of(ids_of(2, 3, 1)))
@@ -193,7 +193,7 @@ class OnTheGpu:
 def test_ids_on_the_device_are_read_where_they_are(fake: Fake) -> None:
     ids = OnTheGpu(fake.cuda, ids_of(2, 3))
     with fake.open() as gpt:
-        logits = gpt.logits_on_device(ids)
+        logits = gpt.logits(ids, device_output=True)
         logits.device = (1, 0)
         assert_array_equal(np.from_dlpack(logits), logits_of(ids.ids))
     assert ids.streams == [1]  # the lender was told which stream reads
@@ -210,9 +210,4 @@ def test_ids_on_the_device_are_read_where_they_are(fake: Fake) -> None:
 )
 def test_ids_on_the_device_are_checked_like_any(ids: Any, message: str, fake: Fake) -> None:
     with fake.open() as gpt, pytest.raises(InputError, match=message):
-        gpt.logits_on_device(OnTheGpu(fake.cuda, ids))
-
-
-def test_onnx_runtime_leaves_nothing_on_a_device(session: Session) -> None:
-    with pytest.raises(BackendUnavailableError, match="onnxruntime leaves no logits on the GPU"):
-        session.logits_on_device([[1]])
+        gpt.logits(OnTheGpu(fake.cuda, ids), device_output=True)
