@@ -15,7 +15,7 @@ from gptexport.parity.gates import GATES
 from gptexport.parity.measure_shape import maybe_luck, measure_again, measure_shape
 from gptexport.parity.measured import Measured
 from gptexport.parity.metrics import Logits, ShapeStats
-from gptexport.parity.reference import eager_in
+from gptexport.parity.reference import eager_in, on_device
 from gptexport.parity.stored import compare_stored
 from gptexport.parity.tokens import Ids, Shape, TokenSource
 from gptexport.parity.verdict import Invariance, Verdict, pool_noise
@@ -65,18 +65,19 @@ def measure_parity(
         return replace(measured, mismatch=mismatch)
     source = TokenSource(checkpoint.vocab_size, tokens)
     source.check(shapes)
-    eager = eager_in(checkpoint.model, dtype)
+    model = on_device(checkpoint.model, session.device)
+    eager = eager_in(model, dtype)
     stats: list[ShapeStats] = []
     for number, shape in enumerate(shapes, start=1):
         progress("comparing at B,T = {},{} ({} of {})".format(*shape, number, len(shapes)))
-        stats.append(measure_shape(session, checkpoint.model, eager, source, shape))
+        stats.append(measure_shape(session, model, eager, source, shape))
     measured = replace(measured, stats=tuple(stats))
     if not all(s.eager.finite and s.actual.finite for s in stats):
         return measured  # NaN is its own reason
 
     def again(shape: Shape) -> ShapeStats:
         progress("once more at B,T = {},{}, on other ids: little is amiss".format(*shape))
-        return measure_again(session, checkpoint.model, eager, source, shape, dtype)
+        return measure_again(session, model, eager, source, shape, dtype)
 
     measured = _without_luck(measured, again)
     progress("checking causality and batch invariance")

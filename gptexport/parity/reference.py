@@ -17,6 +17,26 @@ from gptexport.parity.metrics import Logits
 from gptexport.parity.tokens import Ids
 
 
+def on_device(model: nn.Module, device: str) -> nn.Module:
+    """The model where the artifact runs, whose rounding eager then has too: a copy on the GPU.
+
+    Itself on the CPU; and where torch has no CUDA, or the forward makes tensors on the CPU whatever it is given.
+    """
+    if device != "cuda" or not torch.cuda.is_available():
+        return model
+    moved = copy.deepcopy(model).to(device)
+    try:
+        run(moved, np.zeros((1, 1), np.int64))
+    except RuntimeError:
+        return model
+    return moved
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its parameters are."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def eager_in(model: nn.Module, dtype: str) -> nn.Module:
     """The model as eager PyTorch runs it in `dtype`; itself where it is in that already."""
     return model if dtype == "float32" else copy.deepcopy(model).to(TORCH_DTYPES[dtype])
@@ -60,8 +80,8 @@ def in_float64(model: nn.Module) -> Iterator[nn.Module]:
 def run(model: nn.Module, ids: Ids) -> Logits:
     """Logits (B,T,V) as numpy: float64 stays, all else is widened to float32, for numpy has no bfloat16."""
     with torch.no_grad():
-        logits: torch.Tensor = model(torch.from_numpy(ids))
-    return np.asarray(logits if logits.dtype == torch.float64 else logits.float())
+        logits: torch.Tensor = model(torch.from_numpy(ids).to(device_of(model)))
+    return np.asarray((logits if logits.dtype == torch.float64 else logits.float()).cpu())
 
 
 def run_reference(model: nn.Module, ids: Ids) -> Logits:
@@ -93,7 +113,7 @@ def jittered(model: nn.Module, eps: float, seed: int) -> Iterator[nn.Module]:
 
     def jitter(_module: nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
         noise = torch.rand(output.shape, generator=draw, dtype=torch.float32) * 2 - 1
-        return (output.float() * (1 + eps / 2 * noise)).to(output.dtype)
+        return (output.float() * (1 + eps / 2 * noise.to(output.device))).to(output.dtype)
 
     hooks = [m.register_forward_hook(jitter) for m in model.modules() if isinstance(m, nn.Embedding)]
     try:

@@ -8,8 +8,8 @@ the same. What this makes of it:
 - A shape that comes once runs without. Large ones always do: their kernels take longer than launching them.
 - ONNX Runtime keeps graphs for each thread (PerThreadContext) and never frees one before the session, so there is a
   number of them that a session makes, and none is replaced.
-- A recording may be silently wrong: whatever a kernel took from the host is repeated as it was. So the first replays are
-  compared with runs without, and where one differs, or fails, the session is opened anew without graphs.
+- A recording may be silently wrong: whatever a kernel took from the host is repeated as it was. So the first replays
+  are compared with runs without, and where one differs, or fails, the session is opened anew without graphs.
 - A recording reads and writes the arena's memory, so a session that has one never shrinks it.
 """
 
@@ -125,7 +125,8 @@ class Bound:
             ExecutionError: ONNX Runtime or CUDA failed.
         """
         with TURNS:
-            self.place.download(self._compute(call).address, out)
+            block = self._compute(call)  # held until it is copied
+            self.place.download(block.address, out)
 
     def compute_here(self, call: Call) -> Block:
         """Into memory of the place that is the caller's own. Raises: as `compute`."""
@@ -208,6 +209,7 @@ class Bound:
         warnings.warn(told, RuntimeWarning, stacklevel=2)
         self.graphs, self._made = False, 0
         self._seen = _Seen()
+        self._runs.clear()
         self.session = self._open(False)  # what a failed capture leaves behind is in the old one
 
     def _put(self, feed: Mapping[str, Ids | Borrowed], inputs: Block) -> None:
@@ -232,7 +234,10 @@ class Bound:
         try:
             self.session.run_with_iobinding(binding, self._run_options(number, self._shrinks(call.tokens)))
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            raise ExecutionError(f"{self._what} failed on {self.place.device}: {first_line(error)}.") from error
+            B, T = next(iter(call.feed.values())).shape
+            raise ExecutionError(
+                f"{self._what} failed on {self.place.device} at B={B}, T={T}: {first_line(error)}."
+            ) from error
 
     def _shrinks(self, tokens: int) -> bool:
         """Whether this run gives the arena's unused memory back: enough small ones followed a large one."""

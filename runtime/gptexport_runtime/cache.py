@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from gptexport_runtime.errors import ContextLengthError, InputError, SessionError
 from gptexport_runtime.ids import PADDING_ID
-from gptexport_runtime.ort import TOKENS_AT_ONCE
 from gptexport_runtime.ort_decode import Memory
 
 Ids = NDArray[np.int64]
@@ -22,6 +21,8 @@ Ids = NDArray[np.int64]
 class Decoder(Protocol):
     """What a backend gives: the graph `decode`, open. See ort_decode.OrtDecoder."""
 
+    @property
+    def tokens_at_once(self) -> int: ...  # of prompts, in one run
     def allocate(self, rows: int, capacity: int) -> Memory: ...
     def run(
         self, memory: Memory, rows: slice, ids: Ids, lengths: Ids, past_lengths: Ids, out: NDArray[np.float32]
@@ -153,7 +154,7 @@ class Cache:
             return self._feed_one_each(new, counts)
         logits = self._step.logits
         if counts.all() and not self._lengths.any():
-            together = max(1, TOKENS_AT_ONCE // int(counts.max()))
+            together = max(1, self._decoder.tokens_at_once // int(counts.max()))
             for start in range(0, self.batch, together):
                 rows = slice(start, min(start + together, self.batch))
                 self._feed_rows(rows, new[rows], logits[rows])

@@ -26,13 +26,14 @@ from gptexport_runtime.contract import (
 )
 from gptexport_runtime.cuda_options import CudaOptions
 from gptexport_runtime.errors import ArtifactError, ExecutionError
-from gptexport_runtime.ort import open_session, usable_cores
+from gptexport_runtime.ort import TOKENS_AT_ONCE, open_session, usable_cores
 from gptexport_runtime.ort_contract import read_contract
 from gptexport_runtime.ort_cuda import open_bound
 from gptexport_runtime.places import HostPlace, Place
 from gptexport_runtime.providers import first_line
 
 CAPACITY_STEP = 256  # tokens, on the GPU
+GPU_TOKENS_AT_ONCE = 16384  # of prompts: more would not be faster, and their activations take memory
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: numpy has no name for it
 # by the type of the graph's inputs: what numpy holds it as, and what ONNX Runtime is told it is
 CACHE_TYPES: dict[str, tuple[type[np.generic], Any]] = {
@@ -51,6 +52,7 @@ class OrtDecoder:
         self.device = place.device
         self.threads = threads
         self.bound = bound
+        self.tokens_at_once = TOKENS_AT_ONCE if bound is None else GPU_TOKENS_AT_ONCE
         self._session = session
         self._path = path
         self._place = place
@@ -111,7 +113,7 @@ class Memory:
         # what was never written is multiplied by 0, so it must not be NaN
         self._block = place.allocate(shape[0] * self.strides[0], zeroed=True)
         self.bound: tuple[Any, slice, Any] | None = None  # session, rows and binding of the last call
-        self._host = self._block.as_array(shape, dtype) if place.device == "cpu" else None
+        self._host = self._block.as_array(shape, dtype) if isinstance(place, HostPlace) else None
 
     def address(self, side: int, layer: int, row: int) -> int:
         return self._block.address + side * self.strides[0] + layer * self.strides[1] + row * self.strides[2]

@@ -111,6 +111,7 @@ class CudaPlace:
         self._lanes = [(driver.make_stream(), driver.pin(PINNED)) for _ in range(2)]
         self._spares: list[_Spare] = []
         self._choosing = False  # among them, so that none may be freed
+        self._gone = False
 
     @property
     def stream(self) -> int:
@@ -204,6 +205,9 @@ class CudaPlace:
 
     def _take_back(self, address: int, size: int) -> None:
         self._spares.append(_Spare(address, size))
+        if self._gone:  # garbage is collected in any order
+            self._free(list(self._spares))
+            return
         # whoever lets go of a tensor may do so in the middle of another thread's capture, where nothing may be freed
         if TURNS.acquire(blocking=False):
             try:
@@ -218,8 +222,8 @@ class CudaPlace:
             self._driver.free(spare.address)
 
     def __del__(self) -> None:
-        for spare in getattr(self, "_spares", ()):
-            self._driver.free(spare.address)
+        self._gone = True
+        self._free(list(getattr(self, "_spares", ())))
         for stream, pinned in getattr(self, "_lanes", ()):
             self._driver.unpin(pinned)
             self._driver.drop_stream(stream)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from gptexport_runtime.errors import BackendUnavailableError
-from gptexport_runtime.gpu import why_no_gpu
+from gptexport_runtime.gpu import find_gpu, why_no_gpu
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -136,7 +136,22 @@ def why_not_cuda(ort: types.ModuleType) -> str | None:
             f"{names} has no CUDA; its providers are {', '.join(ort.get_available_providers())}. "
             f"`pip uninstall -y {CPU_PACKAGE}`, then `{INSTALL_GPU}`."
         )
-    return why_no_gpu() or _why_no_library(ort) or _why_not_running(ort, CUDA)
+    return why_no_gpu() or _why_old_driver(ort) or _why_no_library(ort) or _why_not_running(ort, CUDA)
+
+
+def _why_old_driver(ort: types.ModuleType) -> str | None:
+    """A driver runs every CUDA of its own major version and of those before."""
+    built = str(getattr(ort, "cuda_version", None) or "")  # "13.0"; onnxruntime/__init__.py
+    try:
+        gpu = find_gpu()
+    except BackendUnavailableError as error:
+        return str(error)
+    if not built or int(built.split(".")[0]) <= int(gpu.driver_cuda.split(".")[0]):
+        return None
+    return (
+        f"the NVIDIA driver runs CUDA up to {gpu.driver_cuda}, and {GPU_PACKAGE} {ort.__version__} was built for "
+        f"{built}. Update the driver, or install an {GPU_PACKAGE} that was built for CUDA {gpu.driver_cuda.split('.')[0]}."
+    )
 
 
 def _why_no_library(ort: types.ModuleType) -> str | None:
@@ -175,6 +190,12 @@ def _why_not_running(ort: types.ModuleType, provider: str) -> str | None:
             return f"{provider} did not load; ONNX Runtime took {', '.join(session.get_providers())} instead."
         (y,) = session.run(["y"], {"x": np.array([1.5], dtype=np.float32)})
     except Exception as error:  # whatever stops it is the answer
+        if "no kernel image" in str(error):  # cudaErrorNoKernelImageForDevice
+            gpu = find_gpu()
+            return (
+                f"{GPU_PACKAGE} {ort.__version__} has no kernels for this GPU, {gpu.name} of compute capability "
+                f"{gpu.compute_capability}, which is too old for it or too new. Install a version that names it."
+            )
         return f"{provider} does not run: {first_line(error)}"
     return None if y.tolist() == [-1.5] else f"{provider} computes wrongly: -(1.5) gave {y.tolist()}."
 

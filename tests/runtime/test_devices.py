@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.metadata
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,20 @@ def test_session_that_took_the_cpu_for_cuda_is_refused(no_cuda: None) -> None:
         ort.open_session(TINY / "logits.onnx", "cuda", 1)
 
 
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_bundle_for_cuda_is_refused_on_the_cpu(no_cuda: None, device: Any, bundle: Path) -> None:
+    """Before ONNX Runtime says it by the name of a node; and "auto" tells why it is not CUDA here."""
+    manifest = bundle / "gptexport.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "target": "cuda"}))
+    with pytest.raises(
+        BackendUnavailableError, match=r"tiny was exported with --target cuda, .*--target cpu\."
+    ) as caught:
+        gptexport_runtime.load(bundle, device)
+    asked = 'device="cpu" was asked for.'
+    reason = asked if device == "cpu" else providers.why_not_cuda(providers.import_onnxruntime())
+    assert str(reason) in str(caught.value)
+
+
 def test_without_onnxruntime_both_extras_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendUnavailableError, match=r"runtime\[cpu\]` or `.*runtime\[gpu\]`, never both"):
@@ -62,14 +77,26 @@ def test_damaged_onnxruntime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class FakeDriver:
-    def __init__(self, *, init: int = 0, count: int = 1) -> None:
-        self.init, self.count = init, count
+    def __init__(self, *, init: int = 0, count: int = 1, cuda: int = 13000) -> None:
+        self.init, self.count, self.cuda = init, count, cuda
 
     def cuInit(self, flags: int) -> int:
         return self.init
 
     def cuDeviceGetCount(self, pointer: Any) -> int:
         pointer._obj.value = self.count
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: int) -> int:
+        name.value = b"Fake 1080"
+        return 0
+
+    def cuDriverGetVersion(self, pointer: Any) -> int:
+        pointer._obj.value = self.cuda
+        return 0
+
+    def cuDeviceGetAttribute(self, pointer: Any, attribute: int, device: int) -> int:
+        pointer._obj.value = {75: 6, 76: 1}[attribute]
         return 0
 
 
@@ -97,6 +124,16 @@ FAKES: dict[str, tuple[dict[str, Any], str | None]] = {
     "driver without GPU": ({"driver": FakeDriver(init=100)}, f"{NO_GPU}: CUDA error 100 (CUDA_VISIBLE_DEVICES is '')"),
     "no device": ({"driver": FakeDriver(count=0)}, f"{NO_GPU} (CUDA_VISIBLE_DEVICES is '')"),
     "library missing": ({"library": OSError(CUBLAS)}, f"a library that CUDA needs does not load: {CUBLAS}. Install"),
+    "driver of the CUDA before": (
+        {"driver": FakeDriver(cuda=12040)},
+        "the NVIDIA driver runs CUDA up to 12.4, and onnxruntime-gpu 1.31.1 was built for 13.0. Update the driver, or "
+        "install an onnxruntime-gpu that was built for CUDA 12.",
+    ),
+    "driver newer than the CUDA": ({"driver": FakeDriver(cuda=14000)}, None),
+    "GPU without kernels": (
+        {"session": RuntimeError("CUDA failure 209: no kernel image is available for execution on the device")},
+        "onnxruntime-gpu 1.31.1 has no kernels for this GPU, Fake 1080 of compute capability 6.1",
+    ),
     "took the CPU": ({"session": FakeSession(["CPUExecutionProvider"])}, "CUDAExecutionProvider did not load; ONNX R"),
     "does not open": (
         {"session": RuntimeError("out of luck\nmore")},
@@ -138,6 +175,7 @@ def test_reason_why_cuda_does_not_run(
     module: Any = SimpleNamespace(
         __file__=str(tmp_path / "__init__.py"),
         __version__="1.31.1",
+        cuda_version="13.0",
         get_available_providers=lambda: fake.get("available", ALL),
         preload_dlls=lambda: print("noise"),
         SessionOptions=SimpleNamespace,
