@@ -146,11 +146,12 @@ def _why_old_driver(ort: types.ModuleType) -> str | None:
         gpu = find_gpu()
     except BackendUnavailableError as error:
         return str(error)
-    if not built or int(built.split(".")[0]) <= int(gpu.driver_cuda.split(".")[0]):
+    major = gpu.driver_cuda.split(".")[0]
+    if not built or int(built.split(".")[0]) <= int(major):
         return None
     return (
         f"the NVIDIA driver runs CUDA up to {gpu.driver_cuda}, and {GPU_PACKAGE} {ort.__version__} was built for "
-        f"{built}. Update the driver, or install an {GPU_PACKAGE} that was built for CUDA {gpu.driver_cuda.split('.')[0]}."
+        f"{built}. Update the driver, or install an {GPU_PACKAGE} that was built for CUDA {major}."
     )
 
 

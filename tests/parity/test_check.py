@@ -22,6 +22,7 @@ class EagerSession:
     """A session that runs the eager model, and may then do something to its logits."""
 
     manifest = engine = None
+    device = "cpu"
 
     def __init__(self, checkpoint: Checkpoint, fault: Any = None) -> None:
         self.config = ModelInfo(vocab_size=checkpoint.vocab_size, block_size=checkpoint.block_size)
