@@ -46,12 +46,14 @@ def start(
     Args:
         environments: by name, variables that its process has besides.
     """
-    workers, missing = {}, {}
-    for name in names:
+    started: dict[str, Worker] = {}
+    for name in names:  # all begin at once: some compile for minutes
         command = [sys.executable, script, "--worker", name, str(folder)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         environment = {**os.environ, **environments.get(name, {})}
-        worker = subprocess.Popen(command, **pipes, text=True, bufsize=1, env=environment)
+        started[name] = subprocess.Popen(command, **pipes, text=True, bufsize=1, env=environment)
+    workers, missing = {}, {}
+    for name, worker in started.items():
         assert worker.stdout is not None
         answer = worker.stdout.readline().strip()
         if answer == "ready":
@@ -63,9 +65,13 @@ def start(
 
 
 def interleave(
-    workers: dict[str, Worker], cases: list[Case], rounds: int
+    workers: dict[str, Worker], cases: list[Case], rounds: int, failed: dict[str, str] | None = None
 ) -> tuple[dict[Case, dict[str, list[float]]], dict[str, float]]:
-    """Seconds by case and peer, a list over rounds after one that does not count; each peer's peak memory in MiB."""
+    """Seconds by case and peer, a list over rounds after one that does not count; each peer's peak memory in MiB.
+
+    Args:
+        failed: gets the peers that failed, and where; the others go on. None: the first to fail ends it all.
+    """
     seconds: dict[Case, dict[str, list[float]]] = {}
     peaks: dict[str, float] = {}
     for case in cases:
@@ -73,13 +79,17 @@ def interleave(
         seconds[case] = {name: [] for name in workers}
         for number in range(-1, rounds):
             print(f"\r{told}: round {number + 1} of {rounds}   ", end="", file=sys.stderr, flush=True)
-            for name, worker in workers.items():
+            for name, worker in list(workers.items()):
                 time.sleep(PAUSE)
                 assert worker.stdin is not None and worker.stdout is not None
                 worker.stdin.write(" ".join(map(str, case)) + "\n")
                 answer = worker.stdout.readline().split()
                 if len(answer) != 2:
-                    raise SystemExit(f"{name} failed at {told}; leave it out with --only")
+                    if failed is None:
+                        raise SystemExit(f"{name} failed at {told}; leave it out with --only")
+                    failed[name] = f"it failed at {told}"
+                    del workers[name], seconds[case][name]
+                    continue
                 peaks[name] = float(answer[1])
                 if number >= 0:
                     seconds[case][name].append(float(answer[0]))
