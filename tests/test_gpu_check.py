@@ -1,0 +1,206 @@
+"""gpu_check.py where there is no GPU: what it would do, what it says is missing, how it judges and reports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+def results(**speeds: list[float]) -> dict[str, Any]:
+    """Of a GPU where eager takes 2 ms, torch.compile 1 and gptexport what is given."""
+    rows = {
+        shape.replace("_", "x"): {"gptexport": own, "eager": [2.0] * 3, "torch.compile": [1.0] * 3}
+        for shape, own in speeds.items()
+    }
+    ratio = {"noise_ratio": 1.5, "max_ratio": 2.0, "passed": True}
+    return {
+        "bench": {
+            "status": "ok",
+            "seconds": 60.0,
+            "data": {"seconds": rows, "flops": {"8x1024": 2e12}, "matmul_flop_per_s": 5e12},
+        },
+        "score": {
+            "status": "ok",
+            "seconds": 9.0,
+            "data": {
+                "speed_ratio": 6.0,
+                "tokens_per_s": 6e5,
+                "host_tokens_per_s": 1e5,
+                "bytes_per_token": 4.0,
+                "host_bytes_per_token": 201028.0,
+            },
+        },
+        "parity": {
+            "status": "stopped",
+            "seconds": 60.0,
+            "data": {"float32": ratio, "float16": {**ratio, "noise_ratio": 2.1}},
+            "reason": "it took more than 60 s",
+        },
+        "tests": {"status": "ok", "seconds": 5.0, "data": {"passed": 20, "failed": 1, "skipped": 2}},
+    }
+
+
+def test_targets_are_judged_by_medians_of_paired_ratios() -> None:
+    from gpu_report import MET, MISSED, UNKNOWN, judge
+
+    found = results(**{"8x1024": [0.9, 0.95, 1.2], "1x128": [1.0, 1.0, 1.0], "1x1": [1.5, 1.5, 1.5]})
+    judged = {target.name: (target.found, target.verdict) for target in judge(found)}
+    assert judged == {
+        "GPT-2 124M bf16, 8×1024, beside torch.compile": ("1.05 ×", MET),
+        "GPT-2 124M bf16, CUDA graphs, 1×128, beside eager": ("2.00 ×", MET),
+        "GPT-2 124M bf16, CUDA graphs, 1×1, beside eager": ("1.33 ×", MISSED),
+        "GPT-2 XL's shape bf16, 4×1024, beside torch.compile": ("–", UNKNOWN),
+        "score 64×1024 beside logits that come to the host": ("6.00 ×", MET),
+        "noise ratio, float32": ("1.50", MET),
+        "noise ratio, float16": ("2.10", MISSED),
+        "noise ratio, bfloat16": ("–", UNKNOWN),
+        "pytest -m gpu": ("20 passed, 1 failed, 2 skipped", MISSED),
+    }
+
+
+def test_the_fastest_way_to_compile_is_the_one_to_beat() -> None:
+    from gpu_report import judge
+
+    found = results(**{"8x1024": [0.9] * 3})
+    found["bench"]["data"]["seconds"]["8x1024"]["torch.compile max-autotune"] = [0.6] * 3
+    assert judge(found)[0].found == "0.67 ×"
+
+
+def test_report_says_what_was_found_and_what_was_not(tmp_path: Path) -> None:
+    from gpu_report import write_report
+
+    found = results(**{"8x1024": [1.0] * 3, "1x1": [0.5] * 3})
+    path, _ = write_report(tmp_path, found, {"GPU": "a GPU"}, "python scripts/gpu_check.py", "2026-01-02")
+    text = path.read_text()
+    assert path.name == "gpu-2026-01-02.md"
+    for line in (
+        "- GPU: a GPU",
+        "`python scripts/gpu_check.py`",
+        "| score 64×1024 beside logits that come to the host | ≥ 5.0 × | 6.00 × | met |",
+        "| 8×1024 | 1000.000 (2.00×) | 2000.000 (1.00×) | 1000.000 (2.00×) | 40 % |",
+        "4.0 bytes come to the host for each",
+        "- parity: stopped, 60 s: it took more than 60 s",
+    ):
+        assert line in text
+    saved = json.loads((tmp_path / "gpu-2026-01-02.json").read_text())
+    assert saved["results"] == found and saved["targets"][0]["verdict"] == "met"
+
+
+def test_report_of_nothing_is_a_report(tmp_path: Path) -> None:
+    from gpu_report import UNKNOWN, write_report
+
+    _, targets = write_report(tmp_path, {}, {}, "gpu_check", "2026-01-02")
+    assert {target.verdict for target in targets} == {UNKNOWN}
+
+
+def test_plan_is_what_was_asked_for_and_what_that_needs() -> None:
+    from gpu_check import PLANS, choose
+    from gpu_parts import PARTS
+
+    assert [plan.name for plan in PLANS] != [] and {plan.name for plan in PLANS} == set(PARTS)
+    assert [plan.name for plan in choose("parity,score", quick=False)] == ["prepare", "score", "parity"]
+    assert [plan.name for plan in choose("tests", quick=True)] == ["tests"]
+    assert "xl" not in [plan.name for plan in choose(None, quick=True)]
+    with pytest.raises(SystemExit, match="speed is no part"):
+        choose("speed", quick=False)
+
+
+def test_everything_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_check
+
+    monkeypatch.setattr(gpu_check, "CHECKS", {"a": lambda: None, "b": lambda: "b is gone", "c": lambda: "c too"})
+    assert gpu_check.what_is_missing({"a", "b", "c"}) == {"b": "b is gone", "c": "c too"}
+    assert "not installed: pip install nosuchmodule" in str(gpu_check._why_no_module("nosuchmodule"))
+
+
+def test_without_a_gpu_it_ends_with_4_and_the_reasons() -> None:
+    from gptexport_runtime.providers import import_onnxruntime, why_not_cuda
+
+    reason = why_not_cuda(import_onnxruntime())
+    if reason is None:
+        pytest.skip("CUDA runs here")
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "gpu_check.py", "--only", "decode"], text=True, capture_output=True
+    )
+    assert done.returncode == 4
+    assert done.stdout.startswith("gpu_check cannot start here:") and f"onnxruntime: {reason}" in done.stdout
+
+
+PART = """
+import json, subprocess, sys, time
+name, folder, result = sys.argv[1:4]
+open(result, "w").write(json.dumps({"half": 1}))
+if name == "slow":
+    child = subprocess.Popen(["sleep", "60"])
+    open(folder + "/child", "w").write(str(child.pid))
+    time.sleep(60)
+if name == "wrong":
+    raise ValueError("no such kernel")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "reason"),
+    [
+        ("right", "ok", None),
+        ("wrong", "failed", "ValueError: no such kernel"),
+        ("slow", "stopped", "it took more than 1 s"),
+    ],
+)
+def test_part_that_fails_or_takes_too_long_is_told_with_what_it_found(
+    name: str, status: str, reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu_check
+
+    monkeypatch.setattr(gpu_check, "SHORTEST", 0)
+    script = tmp_path / "part.py"
+    script.write_text(PART)
+    found = gpu_check.run_part(name, tmp_path, 1 if name == "slow" else 30, quick=False, script=(str(script),))
+    assert (found["status"], found["reason"], found["data"]) == (status, reason, {"half": 1})
+    if name == "slow":  # and what it had started is gone too
+        pid = int((tmp_path / "child").read_text())
+        deadline = time.monotonic() + 5
+        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+            assert time.monotonic() < deadline
+
+
+def test_part_for_which_no_time_is_left_does_not_begin(tmp_path: Path) -> None:
+    import gpu_check
+
+    found = gpu_check.run_part("xl", tmp_path, 3.0, quick=False)
+    assert (found["status"], found["data"]) == ("not begun", {})
+
+
+def test_worker_that_fails_leaves_the_others(tmp_path: Path) -> None:
+    from workers import interleave, start
+
+    script = tmp_path / "worker.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\n"
+        "from workers import serve\n"
+        "def measure(B, T):\n"
+        "    if sys.argv[2] == 'bad' and T == 2: raise SystemExit(1)\n"
+        "    return 1.0\n"
+        "serve(lambda: measure)\n"
+    )
+    workers, missing = start(str(script), ["good", "bad"], tmp_path)
+    failed: dict[str, str] = dict(missing)
+    seconds, _ = interleave(workers, [(1, 1), (1, 2)], 2, failed)
+    assert failed == {"bad": "it failed at 1x2"}
+    assert seconds == {(1, 1): {"good": [1.0, 1.0], "bad": [1.0, 1.0]}, (1, 2): {"good": [1.0, 1.0]}}
+    for worker in workers.values():
+        worker.terminate()
+        worker.wait()
