@@ -20,7 +20,7 @@ from gptexport_runtime.contract import (
 from gptexport_runtime.cuda_options import CudaOptions
 from gptexport_runtime.dlpack import Borrowed
 from gptexport_runtime.errors import BackendUnavailableError
-from gptexport_runtime.ort import open_session, usable_cores
+from gptexport_runtime.ort import open_session, usable_cores, worth_a_plan
 from gptexport_runtime.ort_contract import read_contract
 from gptexport_runtime.places import Block, Place
 from gptexport_runtime.providers import import_onnxruntime
@@ -90,7 +90,7 @@ def open_bound(path: Path, kind: str, threads: int, place: Place, cuda: CudaOpti
     """Open a graph bound to `place`, with CUDA graphs where it can have them. Raises: as `open_bound_graph`."""
 
     def open_with(graphs: bool) -> Any:
-        return open_session(path, place.device, threads, cuda=cuda, graphs=graphs)
+        return open_session(path, place.device, threads, plan=worth_a_plan(kind), cuda=cuda, graphs=graphs)
 
     version = import_onnxruntime().__version__
     new_enough = tuple(int(part) for part in version.split(".")[:2]) >= GRAPHS_SINCE

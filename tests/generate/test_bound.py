@@ -41,8 +41,8 @@ def load_on(place: Place, bundle: Path, cuda: CudaOptions) -> Session:
 
 @pytest.fixture
 def on_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_it(path: Path, device: str, threads: int, *, cuda: CudaOptions, graphs: bool) -> Any:
-        return open_session(path, device, threads)
+    def open_it(path: Path, device: str, threads: int, *, plan: bool, cuda: CudaOptions, graphs: bool) -> Any:
+        return open_session(path, device, threads, plan=plan)
 
     monkeypatch.setattr(ort_cuda, "open_session", open_it)
 

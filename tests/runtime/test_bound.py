@@ -281,7 +281,7 @@ def test_old_onnx_runtime_captures_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
     asked: list[bool] = []
 
-    def open_it(path: Path, device: str, threads: int, *, cuda: CudaOptions, graphs: bool) -> Any:
+    def open_it(path: Path, device: str, threads: int, *, plan: bool, cuda: CudaOptions, graphs: bool) -> Any:
         asked.append(graphs)
         return open_session(path, device, threads)
 
