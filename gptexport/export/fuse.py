@@ -15,9 +15,7 @@ from gptexport.export.cuda_decode import fuse_decode_for_cuda
 from gptexport.export.trace import Trace
 
 
-def fuse_graphs(
-    graphs: Mapping[str, Trace], target: Target, dtype: DType, *, block_size: int
-) -> dict[str, Audit]:
+def fuse_graphs(graphs: Mapping[str, Trace], target: Target, dtype: DType, *, block_size: int) -> dict[str, Audit]:
     """Fuse each graph in place.
 
     Returns: by kind of graph the audit; nothing for a target that fuses nothing.

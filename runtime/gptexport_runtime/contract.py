@@ -28,7 +28,7 @@ CHARACTERS = "characters.json"  # a tokenizer of one id a character: the list of
 FORMAT = "gptexport-bundle"
 FORMAT_VERSION = 1
 
-TARGET_CUDA = "cuda"  # the manifest's target of a bundle that runs on CUDA alone
+TARGET_CUDA = "cuda"  # the manifest's target of a bundle whose 16-bit graphs run on CUDA alone
 
 GRAPH_LOGITS = "logits"
 GRAPH_LAST = "last"
