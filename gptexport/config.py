@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 Gelu = Literal["tanh", "erf"]
 DType = Literal["float32", "float16", "bfloat16"]
-Target = Literal["portable", "cpu"]
+Target = Literal["portable", "cpu", "cuda"]
 Quantize = Literal["int8"]
 
 

@@ -95,6 +95,7 @@ def _bundle_text(bundle: BundleInfo) -> str:
         ("parameters", f"{manifest.parameters:,}"),
         ("source", f"{manifest.source.get('format')}, sha256 {str(manifest.source.get('sha256'))[:16]}…"),
         ("GELU", _gelu(manifest.model.get("gelu"), manifest.source.get("gelu_source"))),
+        *((f"checked: {what}", how) for what, how in manifest.checked.items()),
         ("parity", _verdict(manifest)),
         ("written by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
     ]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gptexport.cli.options import Graphs
 from gptexport.cli.output import Output, output_options, size
 from gptexport.config import DType, Gelu, Quantize, Target
+
+if TYPE_CHECKING:
+    from gptexport.export import Exported
 
 
 @click.command(short_help="Export a checkpoint to ONNX.")
@@ -19,10 +23,10 @@ from gptexport.config import DType, Gelu, Quantize, Target
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
 @click.option(
     "--target",
-    type=click.Choice(["portable", "cpu"]),
+    type=click.Choice(["portable", "cpu", "cuda"]),
     default="portable",
     show_default=True,
-    help="cpu: fused for ONNX Runtime's CPU provider.",
+    help="cpu, cuda: fused for that provider of ONNX Runtime.",
 )
 @click.option("--quantize", type=click.Choice(["int8"]), help="8-bit weights and activations; with --target cpu.")
 @click.option("--graphs", type=Graphs(), help="Some of logits,last,score,decode.  [default: all that the model allows]")
@@ -68,6 +72,7 @@ def onnx(
       gptexport onnx out/ckpt.pt -o gpt2.onnx              the graph alone, for other tools
       gptexport onnx out/ckpt.pt -o gpt2/ --vocab-size 50257   without the padded tokens
       gptexport onnx out/ckpt.pt -o gpt2/ --target cpu --quantize int8   a quarter of the size, for CPUs
+      gptexport onnx out/ckpt.pt -o gpt2/ --target cuda --dtype bfloat16   for GPUs
       gptexport onnx out/ckpt.pt -o gpt2/ --tokenizer data/shakespeare_char/meta.pkl   for text in and out
 
     \b
@@ -110,12 +115,9 @@ def onnx(
     for kind, reason in done.manifest.left_out.items():
         output.note(f"without {kind}.onnx: {reason}")
     audit = ", ".join(f"{row['achieved']} of {row['expected']} {op}" for op, row in done.manifest.audit.items())
-    ran = (
-        "not run: ONNX Runtime has no bfloat16 on the CPU"
-        if done.check_error is None
-        else f"run at shapes not traced: {done.check_error:.1e} relative RMS from eager"
-    )
-    output.step(f"{audit or 'nothing to audit'}; {ran}")
+    output.step(f"{audit or 'nothing to audit'}; {_ran(done)}")
+    if done.manifest.target == "cuda":
+        output.step(f"CUDA kernels: {done.manifest.checked['kernels']}; attention: {_expected(done)}")
     output.result(
         {
             "ok": True,
@@ -126,7 +128,20 @@ def onnx(
             "audit": dict(done.manifest.audit),
             "graphs": list(done.manifest.graphs),
             "left_out": dict(done.manifest.left_out),
+            "checked": dict(done.manifest.checked),
             "check_relative_rms": done.check_error,
         },
         f"{out}: {size(done.bytes)}\nnext: gptexport parity {out} --against {checkpoint}",
     )
+
+
+def _ran(done: Exported) -> str:
+    if done.check_error is None:
+        return done.manifest.checked["run"]
+    twin = ", by the float32 twin" if "twin" in done.manifest.checked["run"] else ""
+    return f"run at shapes not traced{twin}: {done.check_error:.1e} relative RMS from eager"
+
+
+def _expected(done: Exported) -> str:
+    kernels = [f"{op} by {' or '.join(names)}" for op, names in done.manifest.expected_kernels.items()]
+    return f"{', '.join(kernels)} expected" if kernels else "nothing expected of a module of your own"

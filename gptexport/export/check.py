@@ -8,7 +8,9 @@ from pathlib import Path
 import onnx
 from gptexport_runtime.contract import AXIS_B, AXIS_T, GRAPH_LOGITS, INPUT_IDS, LOGITS
 
+from gptexport.config import Target
 from gptexport.errors import ExportError
+from gptexport.export.cuda_kernels import registered, without_kernel
 
 Audit = dict[str, dict[str, int]]  # by operator: "expected" and "achieved"
 
@@ -40,6 +42,29 @@ def check_graph(path: Path, kind: str) -> dict[str, int]:
         f"the exported graph takes and returns {interface}; expected {INPUT_IDS} ({AXIS_B},{AXIS_T}) and "
         f"{LOGITS} ({AXIS_B},{AXIS_T},V). The forward fixes an axis, or does not return (B,T,V)."
     )
+
+
+def check_kernels(path: Path, kind: str) -> None:
+    """Every node that computes with floats must have a kernel of ONNX Runtime's CUDA provider, by its own registry.
+
+    Raises:
+        ExportError: one has none: it would run on the CPU, or the graph would not open.
+    """
+    missing = without_kernel(path)
+    if missing:
+        raise ExportError(
+            f"the graph {kind} has operations that ONNX Runtime {registered()[0]} does not run with CUDA: "
+            f"{', '.join(sorted(set(missing))[:5])}. Pass another --dtype, or --target portable."
+        )
+
+
+def describe_checks(target: Target, *, by_twin: bool, ran: bool) -> dict[str, str]:
+    """What an export has made sure of by the time that it writes its manifest, in words; and what it has not."""
+    run = "as it is, on the CPU" if ran else "not run: ONNX Runtime has no bfloat16 on the CPU"
+    if by_twin:
+        run = "its float32 twin, on the CPU; the rounding of the 16-bit kernels is not checked"
+    kernels = {"kernels": f"registered in onnxruntime-gpu {registered()[0]}; none has run"} if target == "cuda" else {}
+    return {"run": run, **kernels}
 
 
 def _count_nodes(model: onnx.ModelProto) -> dict[str, int]:

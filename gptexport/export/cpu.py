@@ -54,14 +54,17 @@ def fuse_for_cpu(model: ir.Model, *, block_size: int) -> Audit:
 
 def _expected(graph: ir.Graph) -> dict[str, int]:
     """One for every Attention whose heads the kernel takes, and one for every Gelu."""
-    gelus = Counter(
+    attentions = [node for node in graph if node.op_type == "Attention" and _heads(node) is not None]
+    wanted = {ATTENTION: len(attentions), **_expected_gelus(graph), HEAD: len(_tied_heads(graph))}
+    return {op: count for op, count in wanted.items() if count}
+
+
+def _expected_gelus(graph: ir.Graph) -> dict[str, int]:
+    return Counter(
         GELU_TANH if _is_tanh(node) else GELU_ERF_BIAS if _biased(node.inputs[0]) else GELU_ERF
         for node in graph
         if node.op_type == "Gelu"
     )
-    attentions = [node for node in graph if node.op_type == "Attention" and _heads(node) is not None]
-    wanted = {ATTENTION: len(attentions), **gelus, HEAD: len(_tied_heads(graph))}
-    return {op: count for op, count in wanted.items() if count}
 
 
 def _fuse_attention(graph: ir.Graph, *, both_kernels: bool) -> int:
@@ -193,7 +196,8 @@ def _tied_heads(graph: ir.Graph) -> list[ir.Node]:
         if node.op_type == "MatMul"
         and (weight := _input_of(node.inputs[1], "Transpose")) is not None
         and weight.is_initializer()
-        and weight.dtype == ir.DataType.FLOAT
+        and weight.dtype is not None
+        and weight.dtype.is_floating_point()
     ]
 
 

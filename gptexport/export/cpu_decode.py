@@ -6,7 +6,7 @@ has tokens, whatever the capacity. It takes several tokens a row only for rows t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 from gptexport_runtime.contract import PAST_LENGTHS
@@ -16,9 +16,15 @@ from onnx_ir.tape import Tape
 from gptexport.export.check import Audit
 from gptexport.export.cpu import ATTENTION, MICROSOFT, _heads, _heads_merged, _input_of
 
+Lengths = Callable[[ir.Graph], tuple[ir.Value, ir.Value]]
 
-def fuse_decode(model: ir.Model) -> Audit:
+
+def fuse_decode(model: ir.Model, make_lengths: Lengths | None = None) -> Audit:
     """Fuse a `decode` graph in place. Heads of a size that the kernel does not take keep the portable form.
+
+    Args:
+        make_lengths: adds GroupQueryAttention's seqlens_k and total_sequence_length to a graph. None: as the CPU's
+            kernel wants them.
 
     Returns: how many attentions were expected to be fused, and how many are.
     """
@@ -30,7 +36,7 @@ def fuse_decode(model: ir.Model) -> Audit:
         qkv, out = _packed_qkv(node), _heads_merged(node)
         if qkv is None or out is None:
             continue
-        lengths = lengths or _lengths(graph)
+        lengths = lengths or (make_lengths or _lengths)(graph)
         _fuse(graph, node, qkv, out, lengths)
         done += 1
     RemoveUnusedNodesPass()(model)

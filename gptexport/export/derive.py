@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LAST, GRAPH_LOGITS, GRAPH_SCORE
 
 from gptexport.errors import ExportError
 from gptexport.export.decode import decode_graph
-from gptexport.export.heads import last_graph, score_graph
+from gptexport.export.heads import SCORE_CHUNK, last_graph, score_graph
 from gptexport.export.trace import Trace
 
 # in the order they are written: the first decides where weights lie in the file
@@ -20,8 +21,13 @@ DERIVED: dict[str, Callable[[Trace], Trace]] = {
 }
 
 
-def derive_graphs(logits: Trace, kinds: Sequence[str] | None) -> tuple[dict[str, Trace], dict[str, str]]:
+def derive_graphs(
+    logits: Trace, kinds: Sequence[str] | None, *, score_chunk: int = SCORE_CHUNK
+) -> tuple[dict[str, Trace], dict[str, str]]:
     """The graphs asked for, made from the logits graph. None: every kind that the forward allows.
+
+    Args:
+        score_chunk: positions whose logits the graph `score` holds at a time.
 
     Returns: the graphs, and of kinds that nobody asked for and that cannot be made, why.
 
@@ -29,7 +35,8 @@ def derive_graphs(logits: Trace, kinds: Sequence[str] | None) -> tuple[dict[str,
         ExportError: a kind that was asked for by name cannot be made.
     """
     graphs, left_out = {}, {}
-    for kind, derive in DERIVED.items():
+    every: dict[str, Callable[[Trace], Trace]] = {**DERIVED, GRAPH_SCORE: partial(score_graph, chunk_size=score_chunk)}
+    for kind, derive in every.items():
         if kinds is not None and kind not in kinds:
             continue
         try:

@@ -17,13 +17,14 @@ from gptexport.checkpoints import Checkpoint
 from gptexport.config import DType, Quantize, Target
 from gptexport.dtypes import TORCH_DTYPES
 from gptexport.errors import ExportError
-from gptexport.export.check import check_audit, check_graph, compare_counts
-from gptexport.export.cpu import fuse_for_cpu
-from gptexport.export.cpu_decode import fuse_decode
+from gptexport.export.check import check_audit, check_graph, check_kernels, compare_counts, describe_checks
+from gptexport.export.cuda import CUDA_SCORE_CHUNK, expected_kernels
 from gptexport.export.derive import derive_graphs
+from gptexport.export.fuse import fuse_graphs
+from gptexport.export.heads import SCORE_CHUNK
 from gptexport.export.int8 import calibration_ids, quantize_weights, smooth
 from gptexport.export.portable import make_portable
-from gptexport.export.run import run_samples, take_samples
+from gptexport.export.run import run_samples, run_twin, take_samples
 from gptexport.export.trace import DEFAULT_OPSET, trace_logits
 from gptexport.export.widen import widen_hidden
 from gptexport.export.write import write_graphs, write_tokenizer
@@ -63,7 +64,8 @@ def export_onnx(
     it, as soon as the weights are on disk.
 
     Args:
-        target: "portable" runs anywhere; "cpu" is rewritten for ONNX Runtime's CPU provider, in float32.
+        target: "portable" runs anywhere; "cpu" is rewritten for ONNX Runtime's CPU provider, in float32; "cuda" for
+            its CUDA provider, in any dtype.
         quantize: "int8" needs target "cpu".
         tokenizer: to travel in the bundle.
         graphs: kinds of GRAPH_FILES to write into the bundle. None: all, less those that the forward does not allow.
@@ -97,8 +99,9 @@ def export_onnx(
             smooth(model, calibration_ids(**limits))
         progress(f"tracing at opset {opset}")
         trace = trace_logits(model, block_size=checkpoint.block_size, opset=opset)
-        samples = take_samples(model, **limits, longest=trace.longest)
         make_portable(trace, model, **limits)
+        by_twin = target == "cuda" and dtype != "float32"  # whose weights the trace has, so that the model may widen
+        samples = take_samples(model.float() if by_twin else model, **limits, longest=trace.longest)
         expected, parameters = trace.expected, sum(p.numel() for p in model.parameters())
         checkpoint = replace(checkpoint, model=torch.nn.Module())
         del model
@@ -108,15 +111,10 @@ def export_onnx(
         folder.mkdir(exist_ok=True)
         inline = lone and trace.weight_bytes <= INLINE_BYTES
         weights_path = None if inline else folder / (data_file(out).name if lone else WEIGHTS_FILE)
-        derived, left_out = ({GRAPH_LOGITS: trace}, {}) if lone else derive_graphs(trace, graphs)
+        chunk = CUDA_SCORE_CHUNK if target == "cuda" else SCORE_CHUNK
+        derived, left_out = ({GRAPH_LOGITS: trace}, {}) if lone else derive_graphs(trace, graphs, score_chunk=chunk)
         own_model = checkpoint.config is not None  # in which nothing may fall apart; a user's may have its reasons
-        if GRAPH_DECODE in derived and target == "cpu":
-            check_audit(fuse_decode(derived[GRAPH_DECODE].graph), strict=own_model)
-        fused = (
-            {kind: fuse_for_cpu(graph.graph, block_size=limits["block_size"]) for kind, graph in derived.items()}
-            if target == "cpu"
-            else {}
-        )
+        fused = fuse_graphs(derived, target, dtype, block_size=limits["block_size"])
         weights, entries = write_graphs(derived, {kind: folder / names[kind] for kind in derived}, weights_path)
         del trace, derived
         gc.collect()  # the traced program holds the weights in reference cycles; ONNX Runtime needs their room
@@ -126,7 +124,12 @@ def export_onnx(
         for kind, entry in list(entries.items()):
             try:
                 achieved[kind] = check_graph(folder / entry.file, kind)
-                errors.append(run_samples(folder / entry.file, kind, samples, quantize or dtype))
+                if target == "cuda":
+                    check_kernels(folder / entry.file, kind)
+                if by_twin:
+                    errors.append(run_twin(folder / entry.file, kind, samples))
+                else:
+                    errors.append(run_samples(folder / entry.file, kind, samples, quantize or dtype))
             except ExportError as error:
                 if kind != GRAPH_DECODE or graphs is not None or own_model:
                     raise
@@ -137,6 +140,10 @@ def export_onnx(
         audits = check_audit(
             {**before, **fused[GRAPH_LOGITS]} if fused else compare_counts(expected, achieved[GRAPH_LOGITS]),
             strict=own_model,
+        )
+        checked = describe_checks(target, by_twin=by_twin, ran=any(error is not None for error in errors))
+        kernels = (
+            expected_kernels(dtype, config.head_size) if target == "cuda" and (config := checkpoint.config) else {}
         )
         words = write_tokenizer(tokenizer, folder) if tokenizer is not None else None
         manifest = Manifest(
@@ -157,6 +164,8 @@ def export_onnx(
             producer=_versions(),
             audit=audits,
             left_out=left_out,
+            checked=checked,
+            expected_kernels=kernels,
             tokenizer=words,
         )
         files = [entry for entry in (weights, *entries.values()) if entry is not None]

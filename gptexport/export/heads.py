@@ -55,8 +55,11 @@ def last_graph(logits: Trace) -> Trace:
     return trace
 
 
-def score_graph(logits: Trace) -> Trace:
+def score_graph(logits: Trace, chunk_size: int = SCORE_CHUNK) -> Trace:
     """input_ids (B,T) -> logprobs (B,T-1) of each next token. The (B,T,V) logits never exist at once.
+
+    Args:
+        chunk_size: positions whose logits exist at a time.
 
     Raises:
         ExportError: the forward does not end in a linear head.
@@ -64,13 +67,13 @@ def score_graph(logits: Trace) -> Trace:
     trace, head = _without_head(logits, "score")
     graph, tape = trace.graph.graph, Tape()
     ids = graph.inputs[0]
-    zero, one, chunk = (_constant(tape, [value]) for value in (0, 1, SCORE_CHUNK))
+    zero, one, chunk = (_constant(tape, [value]) for value in (0, 1, chunk_size))
     axis1, end, flat = _constant(tape, [1]), _constant(tape, [2**62]), _constant(tape, [-1])
     targets = tape.op("Reshape", [tape.op("Slice", [ids, one, end, axis1]), flat])  # (N), N = B * (T-1)
     before = tape.op("Slice", [head.hidden, zero, _constant(tape, [-1]), axis1])  # every position but the last
     hidden = tape.op("Reshape", [before, _constant(tape, [-1, head.width])])  # (N,C)
     count = tape.op("Shape", [targets])
-    trips = tape.op("Div", [tape.op("Add", [count, _constant(tape, [SCORE_CHUNK - 1])]), chunk])
+    trips = tape.op("Div", [tape.op("Add", [count, _constant(tape, [chunk_size - 1])]), chunk])
     nothing = tape.op("Constant", [], {"value": ir.tensor(np.zeros(0, np.float32))})
     body = _score_body(head, hidden, targets, chunk)
     always = tape.op("Constant", [], {"value": ir.tensor(np.array(True))})
@@ -83,7 +86,7 @@ def score_graph(logits: Trace) -> Trace:
 
 
 def _score_body(head: _Head, hidden: ir.Value, targets: ir.Value, chunk: ir.Value) -> ir.Graph:
-    """One trip: log-probs of the next SCORE_CHUNK positions, appended to those before."""
+    """One trip: log-probs of the next `chunk` positions, appended to those before."""
     tape = Tape()
     trip = ir.Value(name="trip", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
     go_on = ir.Value(name="go_on", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))

@@ -20,7 +20,7 @@ def count_from(graph: ir.Graph, positions: ir.Value) -> None:
         table = node.inputs[0] if node.inputs else None
         if table is None or not table.is_initializer():
             continue
-        if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0 and _counts_up(node.inputs[1]):
+        if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0 and counts_up(node.inputs[1]):
             node.replace_input_with(1, positions)
             _now_per_row(node.outputs[0])
         elif node.op_type == "Slice" and (axis := _cut_to_length(node)) is not None:
@@ -37,13 +37,13 @@ def check_counted(graph: ir.Graph) -> None:
         raise ExportError("the forward uses torch.arange(T) for something else than to read a table of positions")
 
 
-def _counts_up(value: ir.Value | None) -> bool:
+def counts_up(value: ir.Value | None) -> bool:
     """0, 1, ... T-1 along the last axis: a Range from 0 in steps of 1, with axes added or repeated in front."""
     node = value.producer() if value is not None else None
     if node is None:
         return False
     if node.op_type in ("Unsqueeze", "Expand", "Reshape", "Cast", "Identity"):
-        return _counts_up(node.inputs[0])
+        return counts_up(node.inputs[0])
     return node.op_type == "Range" and [_constant(node.inputs[0]), _constant(node.inputs[2])] == [0, 1]
 
 

@@ -17,6 +17,7 @@ from gptexport_runtime.ort_decode import OrtDecoder, open_decoder
 from gptexport_runtime.score import logprobs_of
 
 from gptexport.errors import ExportError
+from gptexport.export.twin import write_twin
 
 # Far above what rounding does and far below what a wrong graph does. The verdict on exactness is parity's, not this.
 MAX_RELATIVE_RMS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 2e-1}
@@ -90,6 +91,20 @@ def run_samples(path: Path, kind: str, samples: list[Sample], precision: str) ->
             "what the precision can hold."
         )
     return worst
+
+
+def run_twin(path: Path, kind: str, samples: list[Sample]) -> float | None:
+    """Run the float32 twin of a graph that only a GPU runs as it is. See `run_samples`.
+
+    Args:
+        samples: of the eager model in float32 with the same weights, rounded as they are stored.
+    """
+    twin = path.with_name(f"{path.stem}.float32{path.suffix}")
+    try:
+        write_twin(path, twin)
+        return run_samples(twin, kind, samples, "float32")
+    finally:
+        twin.unlink(missing_ok=True)
 
 
 def _run(graph: OrtGraph, kind: str, sample: Sample) -> Floats:

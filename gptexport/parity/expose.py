@@ -38,8 +38,7 @@ def run_exposed(
     model = model or onnx.load(str(path), load_external_data=False)
     there = {output.name for output in model.graph.output}
     names = [name for name in dict.fromkeys(names) if name not in there]
-    for name in names:
-        model.graph.output.append(onnx.ValueInfoProto(name=name))
+    shown = show(model, names)
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     options.add_session_config_entry("session.disable_prepacking", "1")  # it runs once
@@ -48,8 +47,20 @@ def run_exposed(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     provider, provider_options = (CUDA, CudaOptions().of_provider()) if device == "cuda" else (CPU, {})
     session = ort.InferenceSession(model.SerializeToString(), options, [provider], [provider_options])
-    wanted = [LOGITS, *names]
-    return dict(zip(wanted, session.run(wanted, {INPUT_IDS: ids}), strict=True))
+    return dict(zip([LOGITS, *names], session.run([LOGITS, *shown], {INPUT_IDS: ids}), strict=True))
+
+
+def show(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
+    """Make values outputs of the graph, and say what these are called. Of bfloat16, for which numpy has no name, in
+    float32: nothing is lost."""
+    graph = model.graph
+    wide = any(tensor.data_type == TensorProto.BFLOAT16 for tensor in graph.initializer)
+    shown = [f"{name}.shown" if wide else name for name in names]
+    for name, output in zip(names, shown, strict=True):
+        if wide:
+            graph.node.append(helper.make_node("Cast", [name], [output], to=TensorProto.FLOAT))
+        graph.output.append(onnx.ValueInfoProto(name=output))
+    return shown
 
 
 def in_float32(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:

@@ -28,7 +28,7 @@ CHARACTERS = "characters.json"  # a tokenizer of one id a character: the list of
 FORMAT = "gptexport-bundle"
 FORMAT_VERSION = 1
 
-TARGET_CUDA = "cuda"  # the manifest's target of a bundle that runs on CUDA alone
+TARGET_CUDA = "cuda"  # the manifest's target of a bundle whose 16-bit graphs run on CUDA alone
 
 GRAPH_LOGITS = "logits"
 GRAPH_LAST = "last"
@@ -150,6 +150,8 @@ class Manifest:
     producer: Mapping[str, str]  # versions of what wrote it
     audit: Mapping[str, Any] = field(default_factory=dict)  # fusions, expected and achieved
     left_out: Mapping[str, str] = field(default_factory=dict)  # kinds of graph that the forward does not allow, and why
+    checked: Mapping[str, str] = field(default_factory=dict)  # what the export made sure of, and on what
+    expected_kernels: Mapping[str, Any] = field(default_factory=dict)  # by operator, attention kernels a GPU may take
     parity: Mapping[str, Any] | None = None
     quantize: str | None = None  # "int8": of the linears and the embedding they share a weight with
     tokenizer: TokenizerEntry | None = None  # None: nobody said
@@ -182,7 +184,7 @@ class Manifest:
         graphs = data.get("graphs")
         if not isinstance(graphs, dict) or not graphs:
             raise ArtifactError("manifest: graphs is missing or empty. The manifest is damaged: export again.")
-        for name in ("model", "source", "producer", "audit", "left_out", "parity"):
+        for name in ("model", "source", "producer", "audit", "left_out", "checked", "expected_kernels", "parity"):
             if not isinstance(data.get(name) or {}, dict):
                 raise ArtifactError(
                     f"manifest: {name} is {data[name]!r}; expected an object. The manifest is damaged: export again."

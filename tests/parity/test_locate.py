@@ -11,10 +11,11 @@ import torch
 from builders import tiny_nanogpt
 from fault_catalogue import catalogue, rounded_to
 from faults import edit_weight, insert_after, nodes, scale_weight, tampered
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.export import export_onnx
+from gptexport.parity.expose import show
 from gptexport.parity.locate import Divergence, choose_shape, find_divergence
 from gptexport.parity.stored import StoredWeights, compare_stored
 
@@ -157,3 +158,13 @@ def test_hidden_layers_that_a_target_widened_are_looked_into(tmp_path: Path) -> 
     _, divergence = find_divergence(model, wrong, IDS, dtype="float32")
     assert divergence is not None and divergence.place.name == "h.0.mlp.gelu" and divergence.claim == "bias missing"
     assert not compare_stored(model, wrong, "float32")[-1].passed
+
+
+@pytest.mark.parametrize(("kind", "shown"), [(TensorProto.BFLOAT16, "y.shown"), (TensorProto.FLOAT, "y")])
+def test_inner_values_of_bfloat16_are_shown_in_float32(kind: int, shown: str) -> None:
+    """ONNX Runtime hands over no bfloat16: a failure on a GPU would end in another error than its own."""
+    weight = helper.make_tensor("w", kind, [1], [1.0])
+    node = helper.make_node("Mul", ["x", "w"], ["y"])
+    model = helper.make_model(helper.make_graph([node], "g", [], [], [weight]))
+    assert show(model, ["y"]) == [shown] and [value.name for value in model.graph.output] == [shown]
+    assert [node.op_type for node in model.graph.node] == ["Mul"] + ["Cast"] * (kind == TensorProto.BFLOAT16)

@@ -48,14 +48,21 @@ def test_session_that_took_the_cpu_for_cuda_is_refused(no_cuda: None) -> None:
 def test_bundle_for_cuda_is_refused_on_the_cpu(no_cuda: None, device: Any, bundle: Path) -> None:
     """Before ONNX Runtime says it by the name of a node; and "auto" tells why it is not CUDA here."""
     manifest = bundle / "gptexport.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "target": "cuda"}))
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "target": "cuda", "dtype": "float16"}))
     with pytest.raises(
-        BackendUnavailableError, match=r"tiny was exported with --target cuda, .*--target cpu\."
+        BackendUnavailableError, match=r"tiny was exported with --target cuda in float16, .*--target cpu\."
     ) as caught:
         gptexport_runtime.load(bundle, device)
     asked = 'device="cpu" was asked for.'
     reason = asked if device == "cpu" else providers.why_not_cuda(providers.import_onnxruntime())
     assert str(reason) in str(caught.value)
+
+
+def test_bundle_for_cuda_in_float32_runs_on_the_cpu(no_cuda: None, bundle: Path) -> None:
+    manifest = bundle / "gptexport.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "target": "cuda"}))
+    with gptexport_runtime.load(bundle, "cpu") as session:
+        assert session.device == "cpu"
 
 
 def test_without_onnxruntime_both_extras_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,333 @@
+"""`--target cuda`: the same function, fused, without a GPU to run it on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import gptexport_runtime
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from builders import SIZES, tiny_huggingface, tiny_nanogpt
+from conftest import Ran
+from gptexport_runtime import BackendUnavailableError
+from gptexport_runtime.bundle import open_artifact
+from gptexport_runtime.contract import GRAPH_LOGITS, past_names
+
+from gptexport.checkpoints import Checkpoint, load_checkpoint
+from gptexport.config import DType
+from gptexport.errors import ExportError
+from gptexport.export import cuda_decode, cuda_kernels, export_onnx, fuse
+from gptexport.export.check import Audit
+from gptexport.export.cuda import EFFICIENT, FLASH, MATH, expected_kernels
+from gptexport.export.fuse import fuse_graphs
+from gptexport.export.portable import make_portable
+from gptexport.export.run import Sample, run_twin, take_samples
+from gptexport.export.trace import Trace, trace_logits
+from gptexport.export.write import write_graphs
+
+L = SIZES["n_layer"]
+
+
+def make(path: Path, kind: str) -> Path:
+    """Heads of 16, which every kernel takes."""
+    if kind == "tanh":
+        return tiny_huggingface(path / "hf", n_embd=48)
+    if kind == "scaled":  # Mistral's GPT-2s
+        return tiny_huggingface(path / "hf", n_embd=48, scale_attn_by_inverse_layer_idx=True)
+    return tiny_nanogpt(path / "ckpt.pt", n_embd=48, bias=kind == "erf")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make(tmp_path_factory.mktemp("cuda"), "tanh"))
+
+
+@pytest.fixture(scope="module")
+def bundle(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundle") / "gpt"
+    export_onnx(load_checkpoint(source), out, target="cuda", dtype="bfloat16")
+    return out
+
+
+def nodes_of(path: Path) -> list[onnx.NodeProto]:
+    return list(onnx.load(path, load_external_data=False).graph.node)
+
+
+@pytest.mark.parametrize(
+    ("kind", "gelu", "dtype"),
+    [
+        ("tanh", "FastGelu", "float16"),
+        ("erf", "BiasGelu", "bfloat16"),
+        ("erf without bias", "Gelu", "bfloat16"),
+        ("scaled", "FastGelu", "float32"),
+    ],
+)
+def test_every_fusion_is_there_and_nothing_shuffles_layouts(tmp_path: Path, kind: str, gelu: str, dtype: DType) -> None:
+    done = export_onnx(load_checkpoint(str(make(tmp_path, kind))), tmp_path / "gpt", target="cuda", dtype=dtype)
+    assert done.manifest.audit == {
+        name: {"expected": count, "achieved": count}
+        for name, count in {"Attention": L, "SkipLayerNormalization": 2 * L + 1, gelu: L, "FusedMatMul": 1}.items()
+    }
+    assert done.check_error is not None and done.check_error < 1e-5, "far below what 16 bits round: it is the twin's"
+    for graph in ("logits", "last", "score"):
+        ops = Counter(node.op_type for node in nodes_of(tmp_path / "gpt" / f"{graph}.onnx"))
+        assert ops["Transpose"] == ops["LayerNormalization"] == ops["Range"] == 0
+        assert ops["Reshape"] == (3 if graph == "score" else 0) and ops["Split"] == ops["Attention"] == L
+        assert ops["Add"] == (0 if kind == "erf without bias" else L) + (graph == "score"), (
+            "of c_attn's bias, and trips"
+        )
+    assert sorted(path.name for path in (tmp_path / "gpt").iterdir()) == sorted(
+        ["gptexport.json", "weights.data", "logits.onnx", "last.onnx", "score.onnx", "decode.onnx"]
+    ), "the twins are gone"
+
+
+def test_in_float32_the_cpu_runs_it_too(source: str, tmp_path: Path) -> None:
+    export_onnx(load_checkpoint(source), tmp_path / "portable")
+    export_onnx(load_checkpoint(source), tmp_path / "cuda", target="cuda")
+    with (
+        gptexport_runtime.load(tmp_path / "portable", "cpu") as one,
+        gptexport_runtime.load(tmp_path / "cuda", "cpu") as other,
+    ):
+        for B, T in [(1, 1), (3, 5), (2, 17)]:
+            ids = np.random.default_rng(T).integers(0, SIZES["vocab_size"], (B, T))
+            np.testing.assert_allclose(other.logits(ids), one.logits(ids), rtol=0, atol=2e-5)
+            np.testing.assert_allclose(other.last_logits(ids), one.last_logits(ids), rtol=0, atol=2e-5)
+            np.testing.assert_allclose(other.score(ids).logprobs, one.score(ids).logprobs, rtol=0, atol=2e-5)
+        prompts = [[1, 2, 3], [4], [5, 6]]
+        texts = [gpt.generate(prompts, max_new_tokens=9, temperature=0) for gpt in (one, other)]
+        assert [row.tolist() for row in texts[0]] == [row.tolist() for row in texts[1]]
+
+
+def test_scores_of_more_positions_than_a_trip_takes(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptexport.export.export.CUDA_SCORE_CHUNK", 7)
+    export_onnx(load_checkpoint(source), tmp_path / "gpt", target="cuda", graphs=["logits", "score"])
+    with gptexport_runtime.load(tmp_path / "gpt", "cpu") as gpt:
+        ids = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (3, 17))
+        logits = torch.from_numpy(gpt.logits(ids)).log_softmax(-1)[:, :-1]
+        expected = logits.gather(-1, torch.from_numpy(ids[:, 1:, None])).squeeze(-1)
+        np.testing.assert_allclose(gpt.score(ids).logprobs, expected, rtol=0, atol=1e-5)
+
+
+def swap_q_and_k(node: ir.Node) -> None:
+    if node.op_type == "Attention":
+        q, k = node.inputs[:2]
+        node.replace_input_with(0, k)
+        node.replace_input_with(1, q)
+
+
+def wrong_scale(node: ir.Node) -> None:
+    if node.op_type == "Attention":
+        node.attributes["scale"] = ir.AttrFloat32("scale", 0.3)
+
+
+def not_causal(node: ir.Node) -> None:
+    if node.op_type == "Attention":
+        node.attributes["is_causal"] = ir.AttrInt64("is_causal", 0)
+
+
+def fewer_heads(node: ir.Node) -> None:
+    if node.op_type == "Attention":
+        for name in ("q_num_heads", "kv_num_heads"):
+            node.attributes[name] = ir.AttrInt64(name, 1)
+
+
+def no_bias_in_the_norm(node: ir.Node) -> None:
+    if node.op_type == "SkipLayerNormalization" and len(node.inputs) > 4:
+        node.replace_input_with(4, None)
+
+
+def another_epsilon(node: ir.Node) -> None:
+    if node.op_type == "SkipLayerNormalization":
+        node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 1e-2)
+
+
+def no_bias_in_the_gelu(node: ir.Node) -> None:
+    if node.op_type == "FastGelu":
+        node.replace_input_with(1, None)
+
+
+@pytest.fixture(scope="module")
+def traced(source: str) -> tuple[Trace, list[Sample]]:
+    """A portable trace in bfloat16, and what the model says in float32 with the same weights."""
+    model = load_checkpoint(source).model.bfloat16()
+    limits = {"block_size": SIZES["block_size"], "vocab_size": SIZES["vocab_size"]}
+    trace = trace_logits(model, block_size=SIZES["block_size"])
+    make_portable(trace, model, **limits)
+    return trace, take_samples(model.float(), **limits, longest=trace.longest)
+
+
+FAULTS = [
+    swap_q_and_k,
+    wrong_scale,
+    not_causal,
+    fewer_heads,
+    no_bias_in_the_norm,
+    another_epsilon,
+    no_bias_in_the_gelu,
+]
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_a_wrong_fusion_is_noticed(
+    traced: tuple[Trace, list[Sample]], tmp_path: Path, fault: Callable[[ir.Node], None] | None
+) -> None:
+    trace, samples = traced
+    broken = replace(trace, graph=trace.graph.clone())
+    fuse_graphs({GRAPH_LOGITS: broken}, "cuda", "bfloat16", block_size=SIZES["block_size"])
+    for node in broken.graph.graph if fault else ():
+        fault(node)  # type: ignore[misc]
+    path = tmp_path / "logits.onnx"
+    write_graphs({GRAPH_LOGITS: broken}, {GRAPH_LOGITS: path}, tmp_path / "weights.data")
+    if fault is None:
+        assert run_twin(path, GRAPH_LOGITS, samples) < 1e-5  # type: ignore[operator]
+    else:
+        with pytest.raises(ExportError, match="graph logits differs from the eager model"):
+            run_twin(path, GRAPH_LOGITS, samples)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["logits.onnx", "weights.data"]
+
+
+def test_a_twin_that_fails_fails_the_export(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = fuse.fuse_for_cuda
+
+    def wrong(model: ir.Model) -> Audit:
+        audit = right(model)
+        for node in model.graph:
+            swap_q_and_k(node)
+        return audit
+
+    monkeypatch.setattr(fuse, "fuse_for_cuda", wrong)
+    with pytest.raises(ExportError, match="graph logits differs from the eager model"):
+        export_onnx(load_checkpoint(source), tmp_path / "gpt", target="cuda", dtype="float16", graphs=["logits"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fusion_that_is_missed_fails_the_export(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptexport.export.cuda._side_by_side", lambda _: None)
+    with pytest.raises(ExportError, match="Attention: 0 of 3"):
+        export_onnx(load_checkpoint(source), tmp_path / "gpt", target="cuda", graphs=["logits"])
+
+
+def behind(value: ir.Value | None) -> Iterator[ir.Value]:
+    """What a value is computed of, as far as numbers go: a Shape looks at none."""
+    node = value.producer() if value is not None else None
+    if value is not None:
+        yield value
+    for source in node.inputs if node is not None and node.op_type != "Shape" else ():
+        yield from behind(source)
+
+
+def test_decode_asks_the_gpu_for_no_number(bundle: Path) -> None:
+    """total_sequence_length is read on the host: it may depend on shapes alone."""
+    graph = ir.load(bundle / "decode.onnx").graph
+    attentions = [node for node in graph if node.op_type == "GroupQueryAttention"]
+    assert len(attentions) == L
+    for layer, node in enumerate(attentions):
+        assert not any(value.is_graph_input() for value in behind(node.inputs[6]))
+        assert "past_lengths" in {value.name for value in behind(node.inputs[5])}
+        assert tuple(value.name for value in node.inputs[3:5] if value is not None) == past_names(layer)
+        assert len(node.outputs) == 3
+
+
+def test_decode_in_float32_keeps_the_portable_form(source: str, tmp_path: Path) -> None:
+    export_onnx(load_checkpoint(source), tmp_path / "gpt", target="cuda", graphs=["logits", "decode"])
+    ops = Counter(node.op_type for node in nodes_of(tmp_path / "gpt" / "decode.onnx"))
+    assert ops["ScatterND"] == 2 * L and ops["Attention"] == L and ops["GroupQueryAttention"] == 0
+
+
+def test_a_node_without_a_cuda_kernel_fails_the_export(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GroupQueryAttention would be in float32."""
+    monkeypatch.setattr(
+        fuse, "fuse_decode_for_cuda", lambda model, _: cuda_decode.fuse_decode_for_cuda(model, "float16")
+    )
+    with pytest.raises(ExportError, match=r"graph decode has .* does not run with CUDA: GroupQueryAttention of float "):
+        export_onnx(load_checkpoint(source), tmp_path / "gpt", target="cuda", graphs=["logits", "decode"])
+
+
+def test_kernels_are_looked_up_by_type_and_version(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version, kernels = cuda_kernels.registered()
+    assert cuda_kernels.without_kernel(bundle / "score.onnx") == []
+    without = {name: [k for k in rows if k.types.get("T") != ["float"]] for name, rows in kernels.items()}
+    monkeypatch.setattr(cuda_kernels, "registered", lambda: (version, without))
+    assert {line.split(" (")[0] for line in cuda_kernels.without_kernel(bundle / "score.onnx")} == {
+        "LogSoftmax of float"
+    }, "within the loop; all else computes in bfloat16, or takes any type"
+    old = {name: [k for k in rows if k.since < 17] for name, rows in kernels.items()}
+    monkeypatch.setattr(cuda_kernels, "registered", lambda: (version, old))
+    assert "Attention of bfloat16" in {
+        line.split(" (")[0] for line in cuda_kernels.without_kernel(bundle / "last.onnx")
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "int8"}, "its kernels are the CPU's. Pass --target cpu"),
+        ({"opset": 20}, "needs opset 23 or later"),
+    ],
+)
+def test_what_the_target_cannot_do_is_refused(
+    checkpoint: Checkpoint, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        export_onnx(checkpoint, tmp_path / "gpt", target="cuda", **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_says_what_was_checked_and_what_is_expected(bundle: Path) -> None:
+    manifest = open_artifact(bundle).manifest
+    assert manifest is not None
+    assert "float32 twin" in manifest.checked["run"] and "not checked" in manifest.checked["run"]
+    assert manifest.checked["kernels"] == f"registered in onnxruntime-gpu {cuda_kernels.registered()[0]}; none has run"
+    assert manifest.expected_kernels["Attention"] == [FLASH]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_size", "kernels"),
+    [
+        ("bfloat16", 64, [FLASH]),
+        ("float16", 256, [FLASH]),
+        ("float32", 64, [EFFICIENT, MATH]),
+        ("bfloat16", 264, [EFFICIENT, MATH]),
+        ("bfloat16", 12, [MATH]),
+    ],
+)
+def test_expectations(dtype: DType, head_size: int, kernels: list[str]) -> None:
+    """As ONNX Runtime 1.31.1 decided on a pretended GPU of compute capability 8.0 (scripts/pretend_gpu)."""
+    assert expected_kernels(dtype, head_size)["Attention"] == kernels
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_without_a_gpu_the_loader_says_what_it_needs(bundle: Path, device: Literal["cpu", "auto"]) -> None:
+    with pytest.raises(BackendUnavailableError, match="--target cuda in bfloat16, which runs on CUDA alone"):
+        gptexport_runtime.load(bundle, device)
+
+
+def test_two_exports_are_the_same_bytes(source: str, bundle: Path, tmp_path: Path) -> None:
+    export_onnx(load_checkpoint(source), tmp_path / "gpt", target="cuda", dtype="bfloat16")
+    for file in bundle.iterdir():
+        assert (tmp_path / "gpt" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_the_commands(gptexport: Callable[..., Ran], source: str, bundle: Path, tmp_path: Path) -> None:
+    ran = gptexport("parity", bundle, "--against", source)
+    assert ran.code == 4 and "--target cuda in bfloat16, which runs on CUDA alone" in ran.err
+    ran = gptexport("parity", bundle, "--against", source, "--device", "cuda")
+    assert ran.code == 4 and "has no CUDA" in ran.err
+    ran = gptexport("onnx", source, "-o", tmp_path / "gpt", "--target", "cuda", "--graphs", "logits,decode")
+    assert ran.code == 0 and "7 of 7 SkipLayerNormalization" in ran.err and "none has run" in ran.err
+    assert "EFFICIENT_ATTENTION or MATH expected" in ran.err
+    ran = gptexport("parity", tmp_path / "gpt", "--against", source, "--shapes", "1x1,2x9,1x17")
+    assert ran.code == 0, ran.out + ran.err
+    text = gptexport("inspect", bundle).out
+    assert "checked: run" in text and "float32 twin" in text and "not checked: gptexport parity" in text
