@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import itertools
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -34,6 +35,7 @@ class FakeCuda:
         self.memory, self.capturable = memory, capturable
         self.blocks: dict[int, Any] = {}
         self.streams: dict[int, list[Callable[[], None]] | None] = {}  # None: not capturing
+        self.handles = itertools.count(1)
         self.graphs = 0
         self.launches = 0
         self.lock = threading.Lock()
@@ -53,7 +55,7 @@ class FakeCuda:
 
     def cudaStreamCreateWithFlags(self, _flags: int) -> tuple[int, int]:
         with self.lock:
-            handle = len(self.streams) + 1
+            handle = next(self.handles)  # never one that was destroyed: a stream dies when it is collected
             self.streams[handle] = None
         return 0, handle
 

@@ -2,8 +2,8 @@
 
 A row of 3072 floats, GPT-2's hidden layer, is 12 KiB: element k of every row then falls into the same set of an L1
 cache with 64 sets of 64 bytes, which has 8 or 12 ways. A matrix product reads that many rows side by side, and they
-evict each other: ONNX Runtime's ran at 136 GF/s where 3088 columns give 203 (1024 rows, 2 cores of an AMD EPYC). The
-columns added are zeros on both sides, so the function is exactly what it was.
+evict each other: docs/measurements/steps.md has what that costs on an AMD EPYC. The columns added are zeros on both
+sides, so the function is exactly what it was.
 """
 
 from __future__ import annotations
