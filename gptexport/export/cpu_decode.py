@@ -14,7 +14,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
 from gptexport.export.check import Audit
-from gptexport.export.cpu import ATTENTION, MICROSOFT, _heads, _heads_merged, _input_of
+from gptexport.export.cpu import ATTENTION, heads_of
+from gptexport.export.fusions import MICROSOFT, heads_merged, input_of
 
 Lengths = Callable[[ir.Graph], tuple[ir.Value, ir.Value]]
 
@@ -29,11 +30,11 @@ def fuse_decode(model: ir.Model, make_lengths: Lengths | None = None) -> Audit:
     Returns: how many attentions were expected to be fused, and how many are.
     """
     graph = model.graph
-    attentions = [node for node in graph if node.op_type == "Attention" and _heads(node) is not None]
+    attentions = [node for node in graph if node.op_type == "Attention" and heads_of(node) is not None]
     lengths: Sequence[ir.Value] | None = None
     done = 0
     for node in attentions:
-        qkv, out = _packed_qkv(node), _heads_merged(node)
+        qkv, out = _packed_qkv(node), heads_merged(node)
         if qkv is None or out is None:
             continue
         lengths = lengths or (make_lengths or _lengths)(graph)
@@ -51,7 +52,7 @@ def _packed_qkv(attention: ir.Node) -> ir.Value | None:
     if any(scatter is None or scatter.op_type != "ScatterND" for scatter in scatters):
         return None
     sources = [query, *(scatter.inputs[2] for scatter in scatters if scatter is not None)]
-    parts = [_input_of(_input_of(part, "Transpose"), "Reshape") for part in sources]
+    parts = [input_of(input_of(part, "Transpose"), "Reshape") for part in sources]
     split = parts[0].producer() if parts[0] is not None else None
     if split is None or split.op_type != "Split" or list(split.outputs) != parts:
         return None
@@ -75,7 +76,7 @@ def _fuse(graph: ir.Graph, node: ir.Node, qkv: ir.Value, out: ir.Value, lengths:
     scatters = [value.producer() for value in node.inputs[1:3] if value is not None]
     past = [scatter.inputs[0] for scatter in scatters if scatter is not None]
     present = [scatter.outputs[0] for scatter in scatters if scatter is not None]
-    heads = _heads(node)
+    heads = heads_of(node)
     assert heads is not None
     attributes: dict[str, int | float] = {"num_heads": heads, "kv_num_heads": heads}
     if "scale" in node.attributes:

@@ -14,16 +14,16 @@ from onnx_ir.tape import Tape
 from gptexport.config import DType
 from gptexport.errors import ExportError
 from gptexport.export.check import Audit
-from gptexport.export.cpu import (
+from gptexport.export.fusions import (
     HEAD,
     MICROSOFT,
-    _expected_gelus,
-    _fuse_gelus,
-    _fuse_tied_heads,
-    _heads_merged,
-    _input_of,
-    _replace,
-    _tied_heads,
+    expected_gelus,
+    fuse_gelus,
+    fuse_tied_heads,
+    heads_merged,
+    input_of,
+    replace,
+    tied_heads,
     unbiased,
 )
 from gptexport.export.positions import counts_up
@@ -66,14 +66,14 @@ def fuse_for_cuda(model: ir.Model) -> Audit:
     expected = {
         ATTENTION: sum(node.op_type == "Attention" and not any(node.inputs[3:]) for node in graph),
         SKIP_NORM: sum(_is_norm_of_sum(node) for node in graph),
-        **_expected_gelus(graph),
-        HEAD: len(_tied_heads(graph)),
+        **expected_gelus(graph),
+        HEAD: len(tied_heads(graph)),
     }
     _cut_tables(graph)
-    _fuse_gelus(graph)
+    fuse_gelus(graph)
     _fuse_attention(graph)
     _fuse_norms(graph)
-    _fuse_tied_heads(graph)
+    fuse_tied_heads(graph)
     RemoveUnusedNodesPass()(model)
     graph.opset_imports[MICROSOFT] = 1
     achieved = Counter(
@@ -101,7 +101,7 @@ def _cut_tables(graph: ir.Graph) -> None:
         if len(rows.shape) == 3:
             cut = tape.op("Unsqueeze", [cut, zero])
         graph.insert_before(node, tape.nodes)
-        _replace(rows, cut)
+        replace(rows, cut)
 
 
 def _fuse_attention(graph: ir.Graph) -> None:
@@ -110,7 +110,7 @@ def _fuse_attention(graph: ir.Graph) -> None:
     The flash kernel reads this layout; of (B,n_head,T,head_size) ONNX Runtime turns q, and the result back.
     """
     for node in [node for node in graph if node.op_type == "Attention" and not any(node.inputs[3:])]:
-        parts, out = [_side_by_side(part) for part in node.inputs[:3]], _heads_merged(node)
+        parts, out = [_side_by_side(part) for part in node.inputs[:3]], heads_merged(node)
         heads = [part.shape[1] for part in node.inputs[:3] if part is not None and part.shape is not None]
         if out is None or not all(parts) or len(heads) != 3 or not all(isinstance(count, int) for count in heads):
             continue
@@ -118,7 +118,7 @@ def _fuse_attention(graph: ir.Graph) -> None:
         attributes += [ir.AttrInt64("q_num_heads", heads[0]), ir.AttrInt64("kv_num_heads", heads[1])]  # type: ignore[arg-type]
         fused = ir.Node("", "Attention", parts, attributes, num_outputs=1)
         graph.insert_before(node, fused)
-        _replace(out, fused.outputs[0])
+        replace(out, fused.outputs[0])
 
 
 def _side_by_side(heads: ir.Value | None) -> ir.Value | None:
@@ -126,7 +126,7 @@ def _side_by_side(heads: ir.Value | None) -> ir.Value | None:
     turned = heads.producer() if heads is not None else None
     if turned is None or turned.op_type != "Transpose" or list(turned.attributes["perm"].as_ints()) != [0, 2, 1, 3]:
         return None
-    merged = _input_of(turned.inputs[0], "Reshape")
+    merged = input_of(turned.inputs[0], "Reshape")
     if merged is None or merged.shape is None or heads is None or heads.shape is None:
         return None
     _, n_head, _, size = heads.shape
@@ -154,11 +154,11 @@ def _fuse_norms(graph: ir.Graph) -> None:
         outputs = 4 if is_read else 1
         fused = ir.Node(MICROSOFT, SKIP_NORM, [added, skip, scale, shift, bias], [epsilon], num_outputs=outputs)
         graph.insert_before(node, fused)
-        _replace(node.outputs[0], fused.outputs[0])
+        replace(node.outputs[0], fused.outputs[0])
         if is_read:
             for unused in fused.outputs[1:3]:
                 unused.name = ""
-            _replace(sum_, fused.outputs[3])
+            replace(sum_, fused.outputs[3])
 
 
 def _is_norm_of_sum(node: ir.Node) -> bool:

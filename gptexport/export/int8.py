@@ -14,7 +14,7 @@ import torch.nn as nn
 from onnx_ir.tape import Tape
 
 from gptexport.export.check import Audit
-from gptexport.export.cpu import MICROSOFT, take_place
+from gptexport.export.fusions import MICROSOFT, take_place
 from gptexport.export.trace import Trace
 from gptexport.models.gpt2 import GPT
 

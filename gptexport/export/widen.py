@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch.nn.functional as F
 
 from gptexport.export.check import Audit
-from gptexport.export.cpu import unbiased
+from gptexport.export.fusions import unbiased
 from gptexport.export.trace import Trace
 
 SETS_BYTES = 4096  # of an L1 cache of 64 sets with lines of 64 bytes: x86's, for as long as its pages are 4 KiB
