@@ -195,3 +195,15 @@ def _to_bin(path: Path, *, sharded: bool, legacy: bool) -> None:
         text = index.read_text().replace("model-", "pytorch_model-").replace(".safetensors", ".bin")
         (path / "pytorch_model.bin.index.json").write_text(text)
         index.unlink()
+
+
+def tiny_fusable(folder: Path, kind: str) -> Path:
+    """A checkpoint whose heads, of 16, every fused attention takes.
+
+    kind: "tanh" or "erf" names the GELU; "erf without bias"; "scaled", as Mistral's GPT-2s scale attention.
+    """
+    if kind == "tanh":
+        return tiny_huggingface(folder / "hf", n_embd=48)
+    if kind == "scaled":
+        return tiny_huggingface(folder / "hf", n_embd=48, scale_attn_by_inverse_layer_idx=True)
+    return tiny_nanogpt(folder / "ckpt.pt", n_embd=48, bias=kind == "erf")

@@ -17,7 +17,6 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
-from gptexport.errors import ExportError
 from gptexport.export.check import Audit
 from gptexport.export.fusions import (
     HEAD,
@@ -43,12 +42,7 @@ def fuse_for_cpu(model: ir.Model, *, block_size: int) -> Audit:
         block_size: the most tokens that a row will have, by which attention is chosen.
 
     Returns: of each fused operator, how many were expected, counted before, and how many are there now.
-
-    Raises:
-        ExportError: opset below 23, where attention is no single node to begin with.
     """
-    if model.graph.opset_imports[""] < 23:
-        raise ExportError("--target cpu fuses attention, which needs opset 23 or later: leave --opset out.")
     graph = model.graph
     expected = _expected(graph)
     fuse_gelus(graph)

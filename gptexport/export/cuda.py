@@ -12,7 +12,6 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
 from gptexport.config import DType
-from gptexport.errors import ExportError
 from gptexport.export.check import Audit
 from gptexport.export.fusions import (
     HEAD,
@@ -56,12 +55,7 @@ def fuse_for_cuda(model: ir.Model) -> Audit:
     """Fuse a portable graph in place.
 
     Returns: of each fused operator, how many were expected, counted before, and how many are there now.
-
-    Raises:
-        ExportError: opset below 23, where attention is no single node to begin with.
     """
-    if model.graph.opset_imports[""] < 23:
-        raise ExportError("--target cuda fuses attention, which needs opset 23 or later: leave --opset out.")
     graph = model.graph
     expected = {
         ATTENTION: sum(node.op_type == "Attention" and not any(node.inputs[3:]) for node in graph),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from gptexport_runtime.contract import GRAPH_DECODE
 
 from gptexport.config import DType, Target
+from gptexport.errors import ExportError
 from gptexport.export.check import Audit
 from gptexport.export.cpu import fuse_for_cpu
 from gptexport.export.cpu_decode import fuse_decode
@@ -19,7 +20,12 @@ def fuse_graphs(graphs: Mapping[str, Trace], target: Target, dtype: DType, *, bl
     """Fuse each graph in place.
 
     Returns: by kind of graph the audit; nothing for a target that fuses nothing.
+
+    Raises:
+        ExportError: opset below 23, where attention is no single node to begin with.
     """
+    if target != "portable" and any(trace.graph.graph.opset_imports[""] < 23 for trace in graphs.values()):
+        raise ExportError(f"--target {target} fuses attention, which needs opset 23 or later: leave --opset out.")
     audits = {}
     for kind, trace in graphs.items() if target != "portable" else ():
         decode: Audit = {}

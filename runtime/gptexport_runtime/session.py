@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Generator, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,29 +18,11 @@ from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LAST, GRAPH_LOGITS, G
 from gptexport_runtime.dlpack import CUDA, Borrowed, DeviceLogits, borrow_ids
 from gptexport_runtime.errors import BackendUnavailableError, InputError, SessionError
 from gptexport_runtime.generate import ENDED, Limits, stream_tokens
+from gptexport_runtime.graph import Graph
 from gptexport_runtime.ids import Batch, to_batch
 from gptexport_runtime.ort_decode import OrtDecoder
 from gptexport_runtime.sampling import Sampling
 from gptexport_runtime.score import Scores, logprobs_of
-
-
-class Graph(Protocol):
-    """What a backend gives a session: a graph that is open. Arrays are validated and C-contiguous.
-
-    `lengths` (B) goes to the graph `last` alone.
-    """
-
-    @property
-    def backend(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def dlpack_device(self) -> tuple[int, int]: ...
-    @property
-    def threads(self) -> int: ...
-    def run(
-        self, ids: NDArray[np.int64], out: NDArray[np.float32], lengths: NDArray[np.int64] | None = None
-    ) -> None: ...
 
 
 class Session:

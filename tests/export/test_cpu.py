@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import gptexport_runtime
 import numpy as np
@@ -11,7 +12,7 @@ import onnx
 import pytest
 import torch
 import torch.nn as nn
-from builders import SIZES, tiny_huggingface, tiny_nanogpt
+from builders import SIZES, tiny_fusable, tiny_huggingface, tiny_nanogpt
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
@@ -19,14 +20,6 @@ from gptexport.export import cpu, export_onnx
 from gptexport.export.widen import LINE, WIDENED
 
 L = SIZES["n_layer"]
-
-
-def make(path: Path, kind: str) -> Path:
-    if kind == "tanh":
-        return tiny_huggingface(path / "hf", n_embd=48)
-    if kind == "scaled":  # Mistral's GPT-2s
-        return tiny_huggingface(path / "hf", n_embd=48, scale_attn_by_inverse_layer_idx=True)
-    return tiny_nanogpt(path / "ckpt.pt", n_embd=48, bias=kind == "erf")
 
 
 def assert_same(
@@ -44,7 +37,7 @@ def assert_same(
     ("kind", "gelu"), [("tanh", "FastGelu"), ("erf", "BiasGelu"), ("erf without bias", "Gelu"), ("scaled", "FastGelu")]
 )
 def test_fused_is_the_same_function(tmp_path: Path, kind: str, gelu: str) -> None:
-    source = str(make(tmp_path, kind))
+    source = str(tiny_fusable(tmp_path, kind))
     export_onnx(load_checkpoint(source), tmp_path / "portable")
     done = export_onnx(load_checkpoint(source), tmp_path / "cpu", target="cpu")
     all_of_them, head = {"expected": L, "achieved": L}, {"expected": 1, "achieved": 1}
@@ -71,7 +64,7 @@ def test_heads_that_the_kernel_does_not_take_stay_portable(checkpoint: Checkpoin
 
 
 def test_a_fusion_that_is_missed_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = load_checkpoint(str(make(tmp_path, "erf")))
+    checkpoint = load_checkpoint(str(tiny_fusable(tmp_path, "erf")))
     monkeypatch.setattr(cpu, "_packed_qkv", lambda _: None)
     with pytest.raises(ExportError, match="GroupQueryAttention: 0 of 3"):
         export_onnx(checkpoint, tmp_path / "gpt", target="cpu")
@@ -82,10 +75,10 @@ def test_a_fusion_that_is_missed_fails_the_export(tmp_path: Path, monkeypatch: p
     ("options", "message"), [({"dtype": "float16"}, "float32 only"), ({"opset": 20}, "needs opset 23 or later")]
 )
 def test_what_the_target_cannot_do_is_refused(
-    checkpoint: Checkpoint, tmp_path: Path, options: dict[str, object], message: str
+    checkpoint: Checkpoint, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ExportError, match=message):
-        export_onnx(checkpoint, tmp_path / "gpt", target="cpu", **options)  # type: ignore[arg-type]
+        export_onnx(checkpoint, tmp_path / "gpt", target="cpu", **options)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import gptexport_runtime
 import numpy as np
@@ -18,10 +18,11 @@ from gptexport_runtime.gpu import why_no_gpu
 from gptexport_runtime.places import CudaPlace
 
 from gptexport.checkpoints import load_checkpoint
+from gptexport.config import DType
 from gptexport.export import export_onnx
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(why_no_gpu() is not None, reason=str(why_no_gpu()))]
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES: tuple[DType, ...] = get_args(DType)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bundles")
     for dtype in DTYPES:
-        export_onnx(load_checkpoint(str(checkpoint)), folder / dtype, dtype=dtype, target="cuda")  # type: ignore[arg-type]
+        export_onnx(load_checkpoint(str(checkpoint)), folder / dtype, dtype=dtype, target="cuda")
     export_onnx(load_checkpoint(str(checkpoint)), folder / "portable")
     return {name: folder / name for name in (*DTYPES, "portable")}
 
@@ -83,8 +84,9 @@ def test_generation_is_the_cpus(bundles: dict[str, Path]) -> None:
     """Greedy, in float32: prompts of many lengths, rows that end, a fork; the cache never leaves the GPU."""
     rows = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11]]
     found = []
-    for name, device in (("float32", "cuda"), ("portable", "cpu")):
-        with gptexport_runtime.load(bundles[name], device) as session:  # type: ignore[arg-type]
+    devices: dict[str, Literal["cpu", "cuda"]] = {"float32": "cuda", "portable": "cpu"}
+    for name, device in devices.items():
+        with gptexport_runtime.load(bundles[name], device) as session:
             for _ in range(3):
                 tokens = [row.tolist() for row in session.generate(rows, max_new_tokens=40, temperature=0)]
             with session.cache() as cache:
