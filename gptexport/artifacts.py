@@ -10,8 +10,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from gptexport_runtime.bundle import check_file, read_manifest
 from gptexport_runtime.contract import META_BLOCK_SIZE, META_VOCAB_SIZE, FileEntry, Manifest
+from gptexport_runtime.contract.certificate import why_stale
 from gptexport_runtime.errors import ArtifactError
-from gptexport_runtime.proof import why_stale
 
 Axes = dict[str, list[str | int]]
 

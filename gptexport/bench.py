@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from gptexport_runtime import ExecutionError
-from gptexport_runtime.providers import import_onnxruntime
+from gptexport_runtime.backends.ort.providers import import_onnxruntime
 
 from gptexport.config import GPTConfig
 

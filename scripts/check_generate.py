@@ -25,7 +25,7 @@ from gptexport.checkpoints import load_checkpoint
 from gptexport.parity import read_tokens
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from greedy import Agreement, Ids, agreement, fixed_prompts
+from support.greedy import Agreement, Ids, agreement, fixed_prompts
 
 BATCH, FORKS, TEXTS = 8, 4, 4
 

@@ -124,14 +124,14 @@ def _why_no_torch_cuda() -> str | None:
         return None
     if torch.version.cuda is None:
         return f"torch {torch.__version__} has no CUDA: install a build of torch that has"
-    from gptexport_runtime.gpu import why_no_gpu
+    from gptexport_runtime.backends.gpu.device import why_no_gpu
 
     return why_no_gpu() or f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds no GPU it can use"
 
 
 def _why_no_onnxruntime() -> str | None:
+    from gptexport_runtime.backends.ort.providers import import_onnxruntime, why_not_cuda
     from gptexport_runtime.errors import BackendUnavailableError
-    from gptexport_runtime.providers import import_onnxruntime, why_not_cuda
 
     try:
         return why_not_cuda(import_onnxruntime())
@@ -140,7 +140,7 @@ def _why_no_onnxruntime() -> str | None:
 
 
 def _why_no_memory() -> str | None:
-    from gptexport_runtime.driver import load_driver
+    from gptexport_runtime.backends.gpu.driver import load_driver
     from gptexport_runtime.errors import GPTExportError
 
     try:
@@ -209,8 +209,8 @@ def run_part(
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
+    from gptexport_runtime.backends.gpu.device import find_gpu
     from gptexport_runtime.errors import BackendUnavailableError
-    from gptexport_runtime.gpu import find_gpu
 
     try:
         gpu = find_gpu()

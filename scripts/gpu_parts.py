@@ -172,7 +172,7 @@ def score(part: Part) -> None:
     """Tokens a second of `score` 64×1024, beside logits of the same that come to the host, 8 rows at a time."""
     import numpy as np
     from gptexport_runtime import load
-    from gptexport_runtime.places import CudaPlace
+    from gptexport_runtime.backends.gpu.memory import CudaPlace
 
     brought = [0]
     download = CudaPlace.download

@@ -27,9 +27,9 @@ from gptexport.parity import default_grid, diagnose, measure_parity
 from gptexport.parity.locate import find_divergence
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from builders import random_weights, tiny_nanogpt
-from fault_catalogue import catalogue
-from faults import tampered
+from support.builders import random_weights, tiny_nanogpt
+from support.fault_catalogue import catalogue
+from support.faults import tampered
 
 MODELS: dict[str, dict[str, Any]] = {
     "A": {"n_layer": 4, "n_head": 4, "n_embd": 48, "block_size": 24, "vocab_size": 97},

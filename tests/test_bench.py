@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from builders import tiny_nanogpt
 from conftest import Ran
-from fake_engine import write_engine
 from gptexport_runtime import ExecutionError
+from support.builders import tiny_nanogpt
+from support.fake_engine import write_engine
 
 import gptexport.bench as bench
 from gptexport.bench_chart import speed_chart

@@ -127,7 +127,7 @@ def test_everything_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_a_gpu_it_ends_with_4_and_the_reasons() -> None:
-    from gptexport_runtime.providers import import_onnxruntime, why_not_cuda
+    from gptexport_runtime.backends.ort.providers import import_onnxruntime, why_not_cuda
 
     reason = why_not_cuda(import_onnxruntime())
     if reason is None:

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from gptexport.checkpoints import module
+from gptexport.checkpoints.formats import module
 from gptexport.checkpoints.load import notes_of, read
 from gptexport.checkpoints.locate import locate
 from gptexport.checkpoints.strict import dtype_name, problems_of

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from gptexport.checkpoints import build_nanogpt, huggingface, module, nanogpt
+from gptexport.checkpoints.formats import build_nanogpt, huggingface, module, nanogpt
 from gptexport.checkpoints.locate import locate
 from gptexport.checkpoints.payload import recognise_payload
 from gptexport.checkpoints.recognise import recognise

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-from gptexport.checkpoints.huggingface_config import read_json
+from gptexport.checkpoints.formats.huggingface_config import read_json
 from gptexport.checkpoints.torch_file import LEGACY_MAGIC, corrupt
 from gptexport.checkpoints.types import Foreign
 from gptexport.errors import CheckpointError

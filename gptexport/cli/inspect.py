@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from gptexport_runtime.contract import MANIFEST_FILE, Manifest
+from gptexport_runtime.contract.certificate import why_stale
 from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo, TensorInfo, read_engine_info
-from gptexport_runtime.proof import why_stale
 
 from gptexport.cli.engine_text import engine_text
 from gptexport.cli.output import Output, facts, output_options, size

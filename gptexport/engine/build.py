@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from gptexport_runtime.backends.tensorrt.log import errors_of, open_log
 from gptexport_runtime.contract import INPUT_IDS
 from gptexport_runtime.engine_file import TENSORRT_RTX, Profile
-from gptexport_runtime.trt_log import errors_of, open_log
 
 from gptexport.engine.flavour import BuildOptions, Flavour
 from gptexport.engine.listen import Progress, call_interruptibly, make_monitor

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn as nn
-from gptexport_runtime.cache import Cache
+from gptexport_runtime.backends.ort.decode import OrtDecoder, open_decoder
+from gptexport_runtime.backends.ort.graph import OrtGraph, open_graph
 from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LAST, GRAPH_SCORE
 from gptexport_runtime.errors import ArtifactError, ExecutionError
-from gptexport_runtime.ort import OrtGraph, open_graph
-from gptexport_runtime.ort_decode import OrtDecoder, open_decoder
+from gptexport_runtime.generate.cache import Cache
 from gptexport_runtime.score import logprobs_of
 
 from gptexport.errors import ExportError

@@ -1,8 +1,7 @@
 """Run an exported GPT: numpy in, numpy out. Needs numpy and ONNX Runtime; never imports torch, onnx or click."""
 
-from gptexport_runtime.cache import Cache
-from gptexport_runtime.cuda_options import CudaOptions
-from gptexport_runtime.dlpack import DeviceLogits
+from gptexport_runtime.backends.gpu.dlpack import DeviceLogits
+from gptexport_runtime.backends.ort.cuda_options import CudaOptions
 from gptexport_runtime.errors import (
     ArtifactError,
     BackendUnavailableError,
@@ -12,6 +11,7 @@ from gptexport_runtime.errors import (
     InputError,
     SessionError,
 )
+from gptexport_runtime.generate.cache import Cache
 from gptexport_runtime.load import load
 from gptexport_runtime.score import Scores
 from gptexport_runtime.session import Session

@@ -8,18 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gptexport_runtime import ort, trt
+from gptexport_runtime.backends.gpu.driver import load_driver
+from gptexport_runtime.backends.gpu.memory import CudaPlace
+from gptexport_runtime.backends.ort import graph as ort
+from gptexport_runtime.backends.ort.bound_graph import open_bound_graph
+from gptexport_runtime.backends.ort.cuda_options import CudaOptions
+from gptexport_runtime.backends.ort.decode import open_bound_decoder, open_decoder
+from gptexport_runtime.backends.ort.providers import import_onnxruntime, why_not_cuda
+from gptexport_runtime.backends.tensorrt import engine as trt
 from gptexport_runtime.bundle import open_artifact
 from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LOGITS, TARGET_CUDA, Manifest, ModelInfo
-from gptexport_runtime.cuda_options import CudaOptions
-from gptexport_runtime.driver import load_driver
+from gptexport_runtime.contract.certificate import require_proof
 from gptexport_runtime.engine_file import ENGINE_SUFFIX, read_engine_info
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
-from gptexport_runtime.ort_cuda import open_bound_graph
-from gptexport_runtime.ort_decode import open_bound_decoder, open_decoder
-from gptexport_runtime.places import CudaPlace
-from gptexport_runtime.proof import require_proof
-from gptexport_runtime.providers import import_onnxruntime, why_not_cuda
 from gptexport_runtime.session import Session
 
 Device = Literal["auto", "cpu", "cuda"]

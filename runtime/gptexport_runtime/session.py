@@ -11,17 +11,18 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime import ort, trt
+from gptexport_runtime.backends.base import Graph
+from gptexport_runtime.backends.gpu.dlpack import CUDA, Borrowed, DeviceLogits, borrow_ids
+from gptexport_runtime.backends.ort import graph as ort
+from gptexport_runtime.backends.ort.decode import OrtDecoder
+from gptexport_runtime.backends.tensorrt import engine as trt
 from gptexport_runtime.buffers import check_out
-from gptexport_runtime.cache import Cache
 from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LAST, GRAPH_LOGITS, GRAPH_SCORE, Manifest, ModelInfo
-from gptexport_runtime.dlpack import CUDA, Borrowed, DeviceLogits, borrow_ids
 from gptexport_runtime.errors import BackendUnavailableError, InputError, SessionError
-from gptexport_runtime.generate import ENDED, Limits, stream_tokens
-from gptexport_runtime.graph import Graph
-from gptexport_runtime.ids import Batch, to_batch
-from gptexport_runtime.ort_decode import OrtDecoder
-from gptexport_runtime.sampling import Sampling
+from gptexport_runtime.generate.cache import Cache
+from gptexport_runtime.generate.sampling import Sampling
+from gptexport_runtime.generate.stream import ENDED, Limits, stream_tokens
+from gptexport_runtime.inputs import Batch, to_batch
 from gptexport_runtime.score import Scores, logprobs_of
 
 

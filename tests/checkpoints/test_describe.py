@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
+from support.builders import tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from builders import tiny_huggingface
-from nanogpt_reference import relative_rms
 from safetensors.torch import load_file, save_file
+from support.builders import tiny_huggingface
+from support.nanogpt_reference import relative_rms
 
 from gptexport.checkpoints import load_checkpoint
-from gptexport.checkpoints.huggingface_config import ACTIVATIONS, ALIASES, DEFAULTS, REFUSED
+from gptexport.checkpoints.formats.huggingface_config import ACTIVATIONS, ALIASES, DEFAULTS, REFUSED
 from gptexport.errors import CheckpointError, UnknownCheckpointError
 
 transformers = pytest.importorskip("transformers")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
-from nanogpt_reference import relative_rms
+from support.builders import tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
+from support.nanogpt_reference import relative_rms
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError, UnknownCheckpointError

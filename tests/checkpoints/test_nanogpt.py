@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import SIZES, random_weights, tiny_build_nanogpt, tiny_nanogpt
-from nanogpt_reference import nanogpt_logits, relative_rms
+from support.builders import SIZES, random_weights, tiny_build_nanogpt, tiny_nanogpt
+from support.nanogpt_reference import nanogpt_logits, relative_rms
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from builders import random_weights, tiny_huggingface, tiny_nanogpt
 from safetensors.torch import save_file
+from support.builders import random_weights, tiny_huggingface, tiny_nanogpt
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError, UnknownCheckpointError

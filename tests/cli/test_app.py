@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from builders import tiny_build_nanogpt, tiny_nanogpt
 from conftest import Ran
 from gptexport_runtime import BackendUnavailableError
+from support.builders import tiny_build_nanogpt, tiny_nanogpt
 
 import gptexport.cli.app as app
 

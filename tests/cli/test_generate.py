@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import ALPHABET, nanogpt_meta, tiny_nanogpt
 from conftest import Ran
 from gptexport_runtime import Session, load
+from support.builders import ALPHABET, nanogpt_meta, tiny_nanogpt
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import tiny_nanogpt
 from conftest import Ran
+from support.builders import tiny_nanogpt
 
 Cli = Callable[..., Ran]
 COMMAND = [sys.executable, "-m", "gptexport"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import tiny_nanogpt
+from support.builders import tiny_nanogpt
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.engine import BuiltEngine, build_engine, make_profiles, open_flavour, open_source

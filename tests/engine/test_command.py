@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gptexport_runtime.gpu import why_no_gpu
+from gptexport_runtime.backends.gpu.device import why_no_gpu
 
 from gptexport.engine import record_parity
 

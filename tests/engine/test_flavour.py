@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from gptexport_runtime import BackendUnavailableError
+from gptexport_runtime.backends.gpu.device import Gpu
 from gptexport_runtime.engine_file import TENSORRT, TENSORRT_RTX
-from gptexport_runtime.gpu import Gpu
 
 from gptexport.engine import BuildOptions, Flavour, choose_targets, flavour, open_flavour
 from gptexport.engine.flavour import check_options

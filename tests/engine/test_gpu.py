@@ -14,7 +14,7 @@ import gptexport_runtime
 import numpy as np
 import pytest
 from gptexport_runtime import Session
-from gptexport_runtime.gpu import why_no_gpu
+from gptexport_runtime.backends.gpu.device import why_no_gpu
 
 from gptexport.engine import build_engine, choose_targets, make_profiles, open_flavour, open_source
 from gptexport.engine.flavour import TENSORRT_RTX, Flavour

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from builders import tiny_nanogpt
+from support.builders import tiny_nanogpt
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.export import export_onnx

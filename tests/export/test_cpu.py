@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 import torch.nn as nn
-from builders import SIZES, tiny_fusable, tiny_huggingface, tiny_nanogpt
+from support.builders import SIZES, tiny_fusable, tiny_huggingface, tiny_nanogpt
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError

@@ -14,11 +14,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from builders import SIZES, tiny_fusable
 from conftest import Ran
 from gptexport_runtime import BackendUnavailableError
 from gptexport_runtime.bundle import open_artifact
 from gptexport_runtime.contract import GRAPH_LOGITS, past_names
+from support.builders import SIZES, tiny_fusable
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.config import DType

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import Ran
 from gptexport_runtime import BackendUnavailableError
-from greedy import agreement, fixed_prompts
+from support.greedy import agreement, fixed_prompts
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.errors import ExportError

@@ -10,7 +10,7 @@ import gptexport_runtime
 import numpy as np
 import pytest
 import torch
-from builders import SIZES, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
+from support.builders import SIZES, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from builders import SIZES
+from support.builders import SIZES
 
 from gptexport.checkpoints import Checkpoint
 from gptexport.errors import ExportError

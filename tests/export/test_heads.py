@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 import torch.nn as nn
-from builders import SIZES
+from support.builders import SIZES
 
 from gptexport.checkpoints import Checkpoint
 from gptexport.errors import ExportError

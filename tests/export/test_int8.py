@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from builders import SIZES, random_weights, tiny_nanogpt
 from conftest import Ran
+from support.builders import SIZES, random_weights, tiny_nanogpt
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError

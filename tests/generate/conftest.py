@@ -9,8 +9,8 @@ from typing import Any
 import gptexport_runtime
 import pytest
 import torch.nn as nn
-from builders import tiny_huggingface, tiny_nanogpt
 from gptexport_runtime import Session
+from support.builders import tiny_huggingface, tiny_nanogpt
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx

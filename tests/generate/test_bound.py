@@ -12,15 +12,16 @@ from typing import Any
 import gptexport_runtime
 import numpy as np
 import pytest
-from fake_driver import FakePlace
-from gptexport_runtime import CudaOptions, Session, ort_cuda
+from gptexport_runtime import CudaOptions, Session
+from gptexport_runtime.backends.gpu.memory import HostPlace, Place
+from gptexport_runtime.backends.ort import bound_graph as ort_cuda
+from gptexport_runtime.backends.ort.bound_graph import open_bound_graph
+from gptexport_runtime.backends.ort.decode import OrtDecoder, open_bound_decoder
+from gptexport_runtime.backends.ort.graph import open_session
 from gptexport_runtime.bundle import open_artifact
 from gptexport_runtime.contract import GRAPH_DECODE
-from gptexport_runtime.ort import open_session
-from gptexport_runtime.ort_cuda import open_bound_graph
-from gptexport_runtime.ort_decode import OrtDecoder, open_bound_decoder
-from gptexport_runtime.places import HostPlace, Place
 from numpy.testing import assert_allclose, assert_array_equal
+from support.fake_driver import FakePlace
 
 
 def load_on(place: Place, bundle: Path, cuda: CudaOptions) -> Session:

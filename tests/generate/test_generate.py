@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from builders import SIZES
 from gptexport_runtime import BackendUnavailableError, ContextLengthError, InputError, Session, SessionError
-from greedy import agreement, fixed_prompts
+from support.builders import SIZES
+from support.greedy import agreement, fixed_prompts
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx

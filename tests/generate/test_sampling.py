@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from gptexport_runtime import ExecutionError
-from gptexport_runtime.sampling import Sampling, choose, pick, random_streams, tokens_left
+from gptexport_runtime.generate.sampling import Sampling, choose, pick, random_streams, tokens_left
 
 DRAWS = 20_000
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -2.0, -8.0, 1.5], np.float32)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from builders import tiny_nanogpt
-from fault_catalogue import at
-from faults import edit_weight, scale_weight, set_attribute, tampered
 from gptexport_runtime import load
+from support.builders import tiny_nanogpt
+from support.fault_catalogue import at
+from support.faults import edit_weight, scale_weight, set_attribute, tampered
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.parity.blame import EXPORT, GRAPH, SESSION, find_blame

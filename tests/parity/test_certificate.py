@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from faults import scale_weight, tampered
 from gptexport_runtime import ArtifactError, load
+from support.faults import scale_weight, tampered
 
 QUICK = ("--shapes", "1x3,2x17")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import scale_weight, tampered
+from support.faults import scale_weight, tampered
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.config import DType

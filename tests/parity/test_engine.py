@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_engine import Fake, write_engine, write_sidecar
-from fake_tensorrt import FakeCuda, FakeEngine
-from faults import set_attribute, tampered
-from gptexport_runtime import ArtifactError, InputError, load, trt
+from gptexport_runtime import ArtifactError, InputError, load
+from gptexport_runtime.backends.tensorrt import engine as trt
 from gptexport_runtime.engine_file import Profile, TensorInfo, read_engine_info, sidecar_path
+from support.fake_engine import Fake, write_engine, write_sidecar
+from support.fake_tensorrt import FakeCuda, FakeEngine
+from support.faults import set_attribute, tampered
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.engine import open_source
@@ -152,7 +153,7 @@ def test_without_its_graph_nobody_is_accused(gptexport, make: Make, bundle: Path
 
 
 def test_another_checkpoint_is_told_by_its_hash(gptexport, make: Make, bundle: Path, tmp_path: Path) -> None:
-    from builders import tiny_nanogpt
+    from support.builders import tiny_nanogpt
 
     engine = make(bundle)
     ran = gptexport("parity", engine, "--against", tiny_nanogpt(tmp_path / "other.pt", seed=1), "--graph", bundle)

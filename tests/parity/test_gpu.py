@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 import gptexport_runtime
 import numpy as np
 import pytest
-from builders import tiny_nanogpt
 from gptexport_runtime import CudaOptions
-from gptexport_runtime.gpu import why_no_gpu
-from gptexport_runtime.places import CudaPlace
+from gptexport_runtime.backends.gpu.device import why_no_gpu
+from gptexport_runtime.backends.gpu.memory import CudaPlace
+from support.builders import tiny_nanogpt
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.config import DType

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from builders import tiny_nanogpt
-from fault_catalogue import catalogue, rounded_to
-from faults import edit_weight, insert_after, nodes, scale_weight, tampered
 from onnx import TensorProto, helper, numpy_helper
+from support.builders import tiny_nanogpt
+from support.fault_catalogue import catalogue, rounded_to
+from support.faults import edit_weight, insert_after, nodes, scale_weight, tampered
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.export import export_onnx

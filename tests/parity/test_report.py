@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import set_attribute, tampered
+from support.faults import set_attribute, tampered
 
 VOID = {"meta", "circle", "line", "polyline", "polygon", "br"}
 
@@ -101,7 +101,7 @@ def test_of_a_failure(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path)
 
 
 def test_of_nan(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
-    from faults import scale_weight
+    from support.faults import scale_weight
 
     report = tmp_path / "r.html"
     made = tampered(bundle, tmp_path / "b", scale_weight("h.1.ln_1.weight", np.nan))
@@ -122,7 +122,7 @@ def test_of_a_model_without_blocks(gptexport, tmp_path: Path) -> None:
 
 
 def test_of_two_that_cannot_be_compared(gptexport, bundle: Path, tmp_path: Path) -> None:
-    from builders import tiny_nanogpt
+    from support.builders import tiny_nanogpt
 
     report = tmp_path / "r.html"
     other = tiny_nanogpt(tmp_path / "other.pt", vocab_size=101)

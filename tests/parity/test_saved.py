@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fault_catalogue import scaled_logits
-from faults import other_mask, scale_weight, tampered
 from gptexport_runtime import GPTExportError, InputError
+from support.fault_catalogue import scaled_logits
+from support.faults import other_mask, scale_weight, tampered
 
 from gptexport.parity.gates import GATES, Gates, changed_gates
 from gptexport.parity.measured import is_measured, load_measured

@@ -11,9 +11,9 @@ import onnx
 import pytest
 import torch
 import torch.nn as nn
-from fault_catalogue import row_by
-from faults import edit_weight, scale_weight, tampered
 from onnx import TensorProto, helper, numpy_helper
+from support.fault_catalogue import row_by
+from support.faults import edit_weight, scale_weight, tampered
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from builders import nanogpt_meta
 from gptexport_runtime import GPTExportError
+from support.builders import nanogpt_meta
 
 from gptexport.parity import read_tokens
 from gptexport.tokenizers import load_tokenizer
@@ -77,7 +77,7 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 
 def test_plain_text_through_the_command_line(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
-    from faults import tampered
+    from support.faults import tampered
 
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 9)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from builders import SIZES, random_weights, tiny_nanogpt
-from faults import edit_weight, other_mask, scale_weight, set_attribute, swap_blocks, tampered, through
+from support.builders import SIZES, random_weights, tiny_nanogpt
+from support.faults import edit_weight, other_mask, scale_weight, set_attribute, swap_blocks, tampered, through
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx

@@ -9,10 +9,10 @@ from typing import Any
 import gptexport_runtime
 import numpy as np
 import pytest
-from fake_engine import LARGE, SMALL, Fake, write_engine
-from fake_tensorrt import FakeCuda, FakeEngine
-from gptexport_runtime import trt
-from gptexport_runtime.providers import import_onnxruntime, why_not_cuda
+from gptexport_runtime.backends.ort.providers import import_onnxruntime, why_not_cuda
+from gptexport_runtime.backends.tensorrt import engine as trt
+from support.fake_engine import LARGE, SMALL, Fake, write_engine
+from support.fake_tensorrt import FakeCuda, FakeEngine
 
 DATA = Path(__file__).parent / "data"
 

@@ -11,9 +11,9 @@ from typing import Any
 import gptexport_runtime
 import pytest
 from gptexport_runtime import ArtifactError
+from gptexport_runtime.backends.ort.providers import TINY_MODEL
+from gptexport_runtime.backends.ort.signature import read_contract
 from gptexport_runtime.contract import Manifest
-from gptexport_runtime.ort_contract import read_contract
-from gptexport_runtime.providers import TINY_MODEL
 from numpy.testing import assert_allclose
 
 TINY = Path(__file__).parent / "data" / "tiny"

@@ -14,16 +14,18 @@ from typing import Any
 import gptexport_runtime
 import numpy as np
 import pytest
-from fake_driver import FakePlace
-from gptexport_runtime import CudaOptions, ExecutionError, InputError, Session, bound, ort_cuda
-from gptexport_runtime.bound import Bound, Call
+from gptexport_runtime import CudaOptions, ExecutionError, InputError, Session
+from gptexport_runtime.backends.gpu.dlpack import CPU, borrow_ids
+from gptexport_runtime.backends.gpu.memory import HostPlace, Place
+from gptexport_runtime.backends.ort import bound
+from gptexport_runtime.backends.ort import bound_graph as ort_cuda
+from gptexport_runtime.backends.ort.bound import Bound, Call
+from gptexport_runtime.backends.ort.bound_graph import BoundGraph
+from gptexport_runtime.backends.ort.cuda_options import GRAPH_ID, SHRINK
+from gptexport_runtime.backends.ort.graph import open_session
 from gptexport_runtime.contract import INPUT_IDS, LOGITS
-from gptexport_runtime.cuda_options import GRAPH_ID, SHRINK
-from gptexport_runtime.dlpack import CPU, borrow_ids
-from gptexport_runtime.ort import open_session
-from gptexport_runtime.ort_cuda import BoundGraph
-from gptexport_runtime.places import HostPlace, Place
 from numpy.testing import assert_array_equal
+from support.fake_driver import FakePlace
 
 LOGITS_FILE = Path(__file__).parent / "data" / "tiny" / "logits.onnx"
 V, BLOCK_SIZE = 61, 16

@@ -11,7 +11,9 @@ from typing import Any
 import gptexport_runtime
 import numpy as np
 import pytest
-from gptexport_runtime import ArtifactError, BackendUnavailableError, ort, providers
+from gptexport_runtime import ArtifactError, BackendUnavailableError
+from gptexport_runtime.backends.ort import graph as ort
+from gptexport_runtime.backends.ort import providers
 
 TINY = Path(__file__).parent / "data" / "tiny"
 ALL = ["CUDAExecutionProvider", "CPUExecutionProvider"]

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gptexport_runtime import InputError, dlpack
-from gptexport_runtime.dlpack import CPU, DeviceLogits, borrow_ids
+from gptexport_runtime import InputError
+from gptexport_runtime.backends.gpu import dlpack
+from gptexport_runtime.backends.gpu.dlpack import CPU, DeviceLogits, borrow_ids
 from numpy.testing import assert_array_equal
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_engine import Fake, ids_of
-from fake_tensorrt import VOCAB, FakeCuda, logits_of
-from gptexport_runtime import ContextLengthError, ExecutionError, InputError, trt
+from gptexport_runtime import ContextLengthError, ExecutionError, InputError
+from gptexport_runtime.backends.tensorrt import engine as trt
 from numpy.testing import assert_array_equal
+from support.fake_engine import Fake, ids_of
+from support.fake_tensorrt import VOCAB, FakeCuda, logits_of
 
 
 def test_session_says_what_it_is(fake: Fake) -> None:

@@ -13,8 +13,8 @@ import gptexport_runtime
 import numpy as np
 import pytest
 from gptexport_runtime import CudaOptions, ExecutionError, InputError, Session
-from gptexport_runtime.dlpack import CUDA
-from gptexport_runtime.places import CudaPlace
+from gptexport_runtime.backends.gpu.dlpack import CUDA
+from gptexport_runtime.backends.gpu.memory import CudaPlace
 from numpy.testing import assert_allclose, assert_array_equal
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]

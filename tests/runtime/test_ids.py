@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gptexport_runtime import ContextLengthError, InputError
-from gptexport_runtime.ids import to_batch
+from gptexport_runtime.inputs import to_batch
 
 V, BLOCK = 61, 16
 U64 = np.uint64

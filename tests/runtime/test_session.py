@@ -9,7 +9,8 @@ from typing import Any
 import gptexport_runtime
 import numpy as np
 import pytest
-from gptexport_runtime import ContextLengthError, ExecutionError, InputError, Session, SessionError, ort
+from gptexport_runtime import ContextLengthError, ExecutionError, InputError, Session, SessionError
+from gptexport_runtime.backends.ort import graph as ort
 from numpy.testing import assert_allclose, assert_array_equal
 
 V, BLOCK = 61, 16

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gptexport_runtime.backends.gpu.memory import Block, HostPlace
+from gptexport_runtime.backends.ort.cuda_options import SESSION_ENTRIES, CudaOptions
+from gptexport_runtime.backends.ort.providers import CPU, CUDA, SILENT, first_line, import_onnxruntime, why_not_cuda
+from gptexport_runtime.backends.ort.signature import read_contract
 from gptexport_runtime.contract import GRAPH_LOGITS, GRAPH_SCORE, INPUT_IDS, LENGTHS, SIGNATURES, ModelInfo
-from gptexport_runtime.cuda_options import SESSION_ENTRIES, CudaOptions
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, ExecutionError
-from gptexport_runtime.ort_contract import read_contract
-from gptexport_runtime.places import Block, HostPlace
-from gptexport_runtime.providers import CPU, CUDA, SILENT, first_line, import_onnxruntime, why_not_cuda
 
 # of a call on the CPU: the activations of more fall out of its caches, and take memory for nothing
 TOKENS_AT_ONCE = 1024

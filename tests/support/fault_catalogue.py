@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from faults import (
+from onnx import helper, numpy_helper
+
+from support.faults import (
     Fault,
     constant,
     edit_weight,
@@ -20,7 +22,6 @@ from faults import (
     swap_blocks,
     through,
 )
-from onnx import helper, numpy_helper
 
 
 def quick_gelu(index: int) -> Fault:

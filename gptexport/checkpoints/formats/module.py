@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from gptexport.checkpoints.forward import LogitsOf, check_signature, probe
+from gptexport.checkpoints.formats.forward import LogitsOf, check_signature, probe
 from gptexport.checkpoints.types import Checkpoint
 from gptexport.errors import CheckpointError
 

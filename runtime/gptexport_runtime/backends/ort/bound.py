@@ -25,11 +25,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.cuda_options import GRAPH_ID, NO_GRAPH, SHRINK, CudaOptions
-from gptexport_runtime.dlpack import Borrowed
+from gptexport_runtime.backends.gpu.dlpack import Borrowed
+from gptexport_runtime.backends.gpu.memory import TURNS, Block, Place
+from gptexport_runtime.backends.ort.cuda_options import GRAPH_ID, NO_GRAPH, SHRINK, CudaOptions
+from gptexport_runtime.backends.ort.providers import first_line, import_onnxruntime
 from gptexport_runtime.errors import ExecutionError
-from gptexport_runtime.places import TURNS, Block, Place
-from gptexport_runtime.providers import first_line, import_onnxruntime
 
 CAPTURED_TOKENS = 256  # B×T of a call up to which launching kernels is most of the time
 MOST_GRAPHS = 16  # that a session makes

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from gptexport.checkpoints.huggingface_config import config_of, read_json
+from gptexport.checkpoints.formats.huggingface_config import config_of, read_json
 from gptexport.checkpoints.names import clean_state_dict, is_tied
 from gptexport.checkpoints.torch_file import corrupt, read_torch_file
 from gptexport.checkpoints.types import Stored

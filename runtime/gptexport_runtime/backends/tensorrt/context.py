@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptexport_runtime.backends.gpu.dlpack import Borrowed
+from gptexport_runtime.backends.tensorrt.cuda import Buffer, CapturedGraph, Stream
 from gptexport_runtime.contract import INPUT_IDS, LOGITS
-from gptexport_runtime.cuda import Buffer, CapturedGraph, Stream
-from gptexport_runtime.dlpack import Borrowed
 from gptexport_runtime.errors import ExecutionError
 
 SEEN_SHAPES = 64  # how far back a lane remembers that a shape came once

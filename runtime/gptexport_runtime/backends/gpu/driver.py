@@ -11,8 +11,8 @@ import ctypes
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint8, c_uint64, c_void_p
 from typing import Any
 
+from gptexport_runtime.backends.gpu.device import open_driver
 from gptexport_runtime.errors import BackendUnavailableError, ExecutionError
-from gptexport_runtime.gpu import open_driver
 
 DEVICE = 0  # the first that this process may see, as ONNX Runtime and TensorRT take it
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gptexport.checkpoints.formats.nanogpt import config_of, training
 from gptexport.checkpoints.names import clean_state_dict, is_tied
-from gptexport.checkpoints.nanogpt import config_of, training
 from gptexport.checkpoints.torch_file import PickledConfig
 from gptexport.checkpoints.types import Stored
 from gptexport.config import Gelu

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptexport_runtime.backends.gpu.device import Gpu, find_gpu, why_no_gpu
+from gptexport_runtime.backends.gpu.dlpack import CUDA, Borrowed
+from gptexport_runtime.backends.tensorrt.context import Lane
+from gptexport_runtime.backends.tensorrt.cuda import Buffer, import_cudart
+from gptexport_runtime.backends.tensorrt.log import errors_of, open_log
 from gptexport_runtime.contract import INPUT_IDS, LOGITS, ModelInfo
-from gptexport_runtime.cuda import Buffer, import_cudart
-from gptexport_runtime.dlpack import CUDA, Borrowed
 from gptexport_runtime.engine_file import TENSORRT, TENSORRT_RTX, EngineInfo, choose_profile, read_engine
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
-from gptexport_runtime.gpu import Gpu, find_gpu, why_no_gpu
-from gptexport_runtime.trt_lane import Lane
-from gptexport_runtime.trt_log import errors_of, open_log
 
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 INSTALL = {TENSORRT: "pip install gptexport-runtime[tensorrt]", TENSORRT_RTX: "pip install gptexport-runtime[rtx]"}

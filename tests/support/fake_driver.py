@@ -10,9 +10,9 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from gptexport_runtime.dlpack import CPU
-from gptexport_runtime.driver import _SIGNATURES, OUT_OF_MEMORY, Driver
-from gptexport_runtime.places import CudaPlace
+from gptexport_runtime.backends.gpu.dlpack import CPU
+from gptexport_runtime.backends.gpu.driver import _SIGNATURES, OUT_OF_MEMORY, Driver
+from gptexport_runtime.backends.gpu.memory import CudaPlace
 
 ILLEGAL_ADDRESS = 700
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.cache import Cache
 from gptexport_runtime.errors import ContextLengthError, InputError
-from gptexport_runtime.ids import Batch
-from gptexport_runtime.sampling import Sampling, choose, random_streams
+from gptexport_runtime.generate.cache import Cache
+from gptexport_runtime.generate.sampling import Sampling, choose, random_streams
+from gptexport_runtime.inputs import Batch
 
 Ids = NDArray[np.int64]
 ENDED = -1  # in place of a token, of a row that has ended

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.bound import Bound, Call
+from gptexport_runtime.backends.gpu.dlpack import Borrowed
+from gptexport_runtime.backends.gpu.memory import Block, Place
+from gptexport_runtime.backends.ort.bound import Bound, Call
+from gptexport_runtime.backends.ort.cuda_options import CudaOptions
+from gptexport_runtime.backends.ort.graph import open_session, usable_cores, worth_a_plan
+from gptexport_runtime.backends.ort.providers import import_onnxruntime
+from gptexport_runtime.backends.ort.signature import read_contract
 from gptexport_runtime.contract import (
     GRAPH_DECODE,
     GRAPH_LAST,
@@ -17,13 +23,7 @@ from gptexport_runtime.contract import (
     LENGTHS,
     SIGNATURES,
 )
-from gptexport_runtime.cuda_options import CudaOptions
-from gptexport_runtime.dlpack import Borrowed
 from gptexport_runtime.errors import BackendUnavailableError
-from gptexport_runtime.ort import open_session, usable_cores, worth_a_plan
-from gptexport_runtime.ort_contract import read_contract
-from gptexport_runtime.places import Block, Place
-from gptexport_runtime.providers import import_onnxruntime
 
 # CUDA graphs of: `score` has a Loop, which nobody can capture
 CAPTURABLE = (GRAPH_LOGITS, GRAPH_LAST, GRAPH_DECODE)

@@ -11,11 +11,13 @@ from typing import Any
 import gptexport_runtime
 import numpy as np
 import pytest
-from fake_tensorrt import VOCAB, FakeCuda, FakeEngine, fake_library
-from gptexport_runtime import Session, trt
+from gptexport_runtime import Session
+from gptexport_runtime.backends.gpu.device import Gpu
+from gptexport_runtime.backends.tensorrt import engine as trt
 from gptexport_runtime.contract import FileEntry
 from gptexport_runtime.engine_file import EngineInfo, Profile, TensorInfo, sidecar_path
-from gptexport_runtime.gpu import Gpu
+
+from support.fake_tensorrt import VOCAB, FakeCuda, FakeEngine, fake_library
 
 VERSION = "1.7.1.116"
 SMALL, LARGE = Profile(min=(1, 1), opt=(1, 4), max=(2, 8)), Profile(min=(1, 1), opt=(4, 16), max=(4, 32))

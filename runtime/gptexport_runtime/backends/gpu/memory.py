@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.dlpack import CPU, CUDA
-from gptexport_runtime.driver import Driver, address_of, move
+from gptexport_runtime.backends.gpu.dlpack import CPU, CUDA
+from gptexport_runtime.backends.gpu.driver import Driver, address_of, move
 from gptexport_runtime.errors import ExecutionError
 
 PINNED = 8 << 20  # bytes of each of the two pinned buffers that copies go through

@@ -14,7 +14,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.bound import Bound, Call
+from gptexport_runtime.backends.gpu.memory import HostPlace, Place
+from gptexport_runtime.backends.ort.bound import Bound, Call
+from gptexport_runtime.backends.ort.bound_graph import open_bound
+from gptexport_runtime.backends.ort.cuda_options import CudaOptions
+from gptexport_runtime.backends.ort.graph import TOKENS_AT_ONCE, open_session, usable_cores
+from gptexport_runtime.backends.ort.providers import first_line
+from gptexport_runtime.backends.ort.signature import read_contract
 from gptexport_runtime.contract import (
     GRAPH_DECODE,
     INPUT_IDS,
@@ -24,13 +30,7 @@ from gptexport_runtime.contract import (
     past_names,
     present_names,
 )
-from gptexport_runtime.cuda_options import CudaOptions
 from gptexport_runtime.errors import ArtifactError, ExecutionError
-from gptexport_runtime.ort import TOKENS_AT_ONCE, open_session, usable_cores
-from gptexport_runtime.ort_contract import read_contract
-from gptexport_runtime.ort_cuda import open_bound
-from gptexport_runtime.places import HostPlace, Place
-from gptexport_runtime.providers import first_line
 
 CAPACITY_STEP = 256  # tokens, on the GPU
 GPU_TOKENS_AT_ONCE = 16384  # of prompts: more would not be faster, and their activations take memory

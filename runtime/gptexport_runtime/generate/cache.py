@@ -11,9 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gptexport_runtime.backends.ort.decode import Memory
 from gptexport_runtime.errors import ContextLengthError, InputError, SessionError
-from gptexport_runtime.ids import PADDING_ID
-from gptexport_runtime.ort_decode import Memory
+from gptexport_runtime.inputs import PADDING_ID
 
 Ids = NDArray[np.int64]
 

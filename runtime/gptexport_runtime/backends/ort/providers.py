@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gptexport_runtime.backends.gpu.device import find_gpu, why_no_gpu
 from gptexport_runtime.errors import BackendUnavailableError
-from gptexport_runtime.gpu import find_gpu, why_no_gpu
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

@@ -1,0 +1,1 @@
+"""The GPU itself: driver, memory, tensors handed over without a copy."""

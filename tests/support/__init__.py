@@ -1,0 +1,1 @@
+"""What the tests share: checkpoints made on the spot, faults, and stand-ins for what this machine lacks."""
