@@ -9,8 +9,9 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 from gptexport_runtime.bundle import check_file, read_manifest
-from gptexport_runtime.contract import META_BLOCK_SIZE, META_VOCAB_SIZE, FileEntry, Manifest
 from gptexport_runtime.contract.certificate import why_stale
+from gptexport_runtime.contract.manifest import FileEntry, Manifest
+from gptexport_runtime.contract.names import META_BLOCK_SIZE, META_VOCAB_SIZE
 from gptexport_runtime.errors import ArtifactError
 
 Axes = dict[str, list[str | int]]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gptexport_runtime.contract import MANIFEST_FILE
+from gptexport_runtime.contract.names import MANIFEST_FILE
 from gptexport_runtime.engine_file import ENGINE_SUFFIX, sidecar_path
 
 from gptexport.errors import ExportError, OutputExistsError

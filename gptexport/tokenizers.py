@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptexport_runtime import BackendUnavailableError, GPTExportError
-from gptexport_runtime.contract import CHARACTERS
+from gptexport_runtime.contract.names import CHARACTERS
 from gptexport_runtime.text import Tokenizer, bundle_tokenizer, characters
 from gptexport_runtime.text import load_tokenizer as load_portable
 

@@ -75,7 +75,8 @@ def run_and_read(bundle: Path, shapes: str = "1x1,1x128,1x512") -> list[Attentio
 
 
 def main() -> None:
-    from gptexport_runtime.contract import MANIFEST_FILE, Manifest
+    from gptexport_runtime.contract.manifest import Manifest
+    from gptexport_runtime.contract.names import MANIFEST_FILE
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)

@@ -13,19 +13,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
-from gptexport_runtime.contract import (
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.manifest import FileEntry, Manifest
+from gptexport_runtime.contract.names import (
     AXIS_B,
     AXIS_T,
-    GRAPH_FILES,
-    GRAPH_LOGITS,
     INPUT_IDS,
     LOGITS,
     MANIFEST_FILE,
     META_BLOCK_SIZE,
     META_VOCAB_SIZE,
     WEIGHTS_FILE,
-    FileEntry,
-    Manifest,
 )
 
 from gptexport.config import GPTConfig
@@ -66,7 +64,7 @@ def write_bundle(model: GPT, folder: Path) -> None:
         value.metadata_props.clear()
     graph.metadata_props[META_BLOCK_SIZE] = str(CONFIG.block_size)
     graph.metadata_props[META_VOCAB_SIZE] = str(CONFIG.vocab_size)
-    ir.save(graph, folder / GRAPH_FILES[GRAPH_LOGITS], external_data=WEIGHTS_FILE)
+    ir.save(graph, folder / heads.LOGITS.file, external_data=WEIGHTS_FILE)
 
     def entry(name: str) -> FileEntry:
         data = (folder / name).read_bytes()
@@ -78,7 +76,7 @@ def write_bundle(model: GPT, folder: Path) -> None:
         dtype="float32",
         target="portable",
         opset=OPSET,
-        graphs={GRAPH_LOGITS: entry(GRAPH_FILES[GRAPH_LOGITS])},
+        graphs={heads.LOGITS.name: entry(heads.LOGITS.file)},
         weights=entry(WEIGHTS_FILE),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         producer={"torch": torch.__version__},

@@ -13,7 +13,7 @@ from gptexport.cli.options import Shapes
 from gptexport.cli.output import Output, output_options, table
 
 if TYPE_CHECKING:
-    from gptexport_runtime.contract import Manifest
+    from gptexport_runtime.contract.manifest import Manifest
 
     from gptexport.bench import Shape, Timing
     from gptexport.config import GPTConfig

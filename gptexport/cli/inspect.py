@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from gptexport_runtime.contract import MANIFEST_FILE, Manifest
 from gptexport_runtime.contract.certificate import why_stale
+from gptexport_runtime.contract.manifest import Manifest
+from gptexport_runtime.contract.names import MANIFEST_FILE
 from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo, TensorInfo, read_engine_info
 
 from gptexport.cli.engine_text import engine_text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import click
-from gptexport_runtime.contract import GRAPH_FILES, GRAPH_LOGITS
+from gptexport_runtime.contract import heads
 
 
 class Shapes(click.ParamType[list[tuple[int, int]]]):
@@ -54,6 +54,6 @@ class Graphs(click.ParamType[list[str]]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
         kinds = [kind.strip() for kind in str(value).split(",")]
         for kind in kinds:
-            if kind not in GRAPH_FILES:
-                self.fail(f"{kind!r} is not a graph; expected some of {', '.join(GRAPH_FILES)}.", param, ctx)
-        return list(dict.fromkeys([GRAPH_LOGITS, *kinds]))
+            if kind not in heads.HEADS:
+                self.fail(f"{kind!r} is not a graph; expected some of {', '.join(heads.HEADS)}.", param, ctx)
+        return list(dict.fromkeys([heads.LOGITS.name, *kinds]))

@@ -28,7 +28,8 @@ class Gate(click.ParamType[tuple[str, str]]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         from gptexport_runtime import InputError
 
-        from gptexport.parity.gates import Gates, changed_gates
+        from gptexport.parity.gates import changed_gates
+        from gptexport.precision import Gates
 
         name, sign, number = str(value).partition("=")
         if not sign:

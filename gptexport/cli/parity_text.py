@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gptexport.cli.output import facts, table
 
 if TYPE_CHECKING:
-    from gptexport_runtime.contract import Manifest
+    from gptexport_runtime.contract.manifest import Manifest
     from gptexport_runtime.engine_file import EngineInfo
 
     from gptexport.config import GPTConfig

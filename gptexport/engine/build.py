@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from gptexport_runtime.backends.tensorrt.log import errors_of, open_log
-from gptexport_runtime.contract import INPUT_IDS
+from gptexport_runtime.contract.names import INPUT_IDS
 from gptexport_runtime.engine_file import TENSORRT_RTX, Profile
 
 from gptexport.engine.flavour import BuildOptions, Flavour

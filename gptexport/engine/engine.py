@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gptexport_runtime.contract import AXIS_B, AXIS_T, INPUT_IDS, LOGITS, FileEntry
+from gptexport_runtime.contract.manifest import FileEntry
+from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
 from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo, Profile, TensorInfo, read_engine_info, sidecar_path
 
 from gptexport.engine.build import Plan, Request, build_plan

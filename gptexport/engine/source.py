@@ -11,7 +11,8 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 from gptexport_runtime.bundle import open_artifact
-from gptexport_runtime.contract import INPUT_IDS, LOGITS, META_BLOCK_SIZE, META_VOCAB_SIZE, Manifest
+from gptexport_runtime.contract.manifest import Manifest
+from gptexport_runtime.contract.names import INPUT_IDS, LOGITS, META_BLOCK_SIZE, META_VOCAB_SIZE
 from gptexport_runtime.engine_file import ENGINE_SUFFIX
 from gptexport_runtime.errors import ArtifactError
 

@@ -6,7 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import onnx
-from gptexport_runtime.contract import AXIS_B, AXIS_T, GRAPH_LOGITS, INPUT_IDS, LOGITS
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
 
 from gptexport.config import Target
 from gptexport.errors import ExportError
@@ -32,7 +33,7 @@ def check_graph(path: Path, kind: str) -> dict[str, int]:
         (value.name, [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim])
         for value in (*model.graph.input, *model.graph.output)
     ]
-    if kind != GRAPH_LOGITS:  # made from the logits graph by us: the checker has checked it
+    if kind != heads.LOGITS.name:  # made from the logits graph by us: the checker has checked it
         return _count_nodes(model)
     match interface:
         case [(name, [B, T]), (output, [B2, T2, int(V)])] if V > 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
-from gptexport_runtime.contract import PAST_LENGTHS
+from gptexport_runtime.contract.names import PAST_LENGTHS
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from gptexport_runtime.contract import PAST_LENGTHS, past_names
+from gptexport_runtime.contract.names import PAST_LENGTHS, past_names
 from onnx_ir.tape import Tape
 
 from gptexport.config import DType

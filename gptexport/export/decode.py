@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from gptexport_runtime.contract import AXIS_B, AXIS_S, PAST_LENGTHS, past_names, present_names
+from gptexport_runtime.contract.names import AXIS_B, AXIS_S, PAST_LENGTHS, past_names, present_names
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LAST, GRAPH_LOGITS, GRAPH_SCORE
+from gptexport_runtime.contract import heads
 
 from gptexport.errors import ExportError
 from gptexport.export.decode import decode_graph
@@ -14,10 +14,10 @@ from gptexport.export.trace import Trace
 
 # in the order they are written: the first decides where weights lie in the file
 DERIVED: dict[str, Callable[[Trace], Trace]] = {
-    GRAPH_LOGITS: lambda logits: logits,
-    GRAPH_LAST: last_graph,
-    GRAPH_SCORE: score_graph,
-    GRAPH_DECODE: decode_graph,
+    heads.LOGITS.name: lambda logits: logits,
+    heads.LAST.name: last_graph,
+    heads.SCORE.name: score_graph,
+    heads.DECODE.name: decode_graph,
 }
 
 
@@ -35,7 +35,10 @@ def derive_graphs(
         ExportError: a kind that was asked for by name cannot be made.
     """
     graphs, left_out = {}, {}
-    every: dict[str, Callable[[Trace], Trace]] = {**DERIVED, GRAPH_SCORE: partial(score_graph, chunk_size=score_chunk)}
+    every: dict[str, Callable[[Trace], Trace]] = {
+        **DERIVED,
+        heads.SCORE.name: partial(score_graph, chunk_size=score_chunk),
+    }
     for kind, derive in every.items():
         if kinds is not None and kind not in kinds:
             continue

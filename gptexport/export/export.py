@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_FILES, GRAPH_LOGITS, MANIFEST_FILE, WEIGHTS_FILE, Manifest
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.manifest import Manifest
+from gptexport_runtime.contract.names import MANIFEST_FILE, WEIGHTS_FILE
 
 from gptexport.checkpoints import Checkpoint
 from gptexport.config import DType, Quantize, Target
@@ -68,7 +70,7 @@ def export_onnx(
             its CUDA provider, in any dtype.
         quantize: "int8" needs target "cpu".
         tokenizer: to travel in the bundle.
-        graphs: kinds of GRAPH_FILES to write into the bundle. None: all, less those that the forward does not allow.
+        graphs: names of heads to write into the bundle. None: all, less those that the forward does not allow.
 
     Raises:
         ExportError: the model cannot become the contract's graph; nothing is written.
@@ -90,7 +92,7 @@ def export_onnx(
         )
     with staged(out, force=force) as stage:
         folder = stage if lone else stage / out.name
-        names = {GRAPH_LOGITS: out.name} if lone else GRAPH_FILES
+        names = {heads.LOGITS.name: out.name} if lone else {name: head.file for name, head in heads.HEADS.items()}
         model = checkpoint.model.to(TORCH_DTYPES[dtype])
         limits = {"block_size": checkpoint.block_size, "vocab_size": checkpoint.vocab_size}
 
@@ -112,7 +114,9 @@ def export_onnx(
         inline = lone and trace.weight_bytes <= INLINE_BYTES
         weights_path = None if inline else folder / (data_file(out).name if lone else WEIGHTS_FILE)
         chunk = CUDA_SCORE_CHUNK if target == "cuda" else SCORE_CHUNK
-        derived, left_out = ({GRAPH_LOGITS: trace}, {}) if lone else derive_graphs(trace, graphs, score_chunk=chunk)
+        derived, left_out = (
+            ({heads.LOGITS.name: trace}, {}) if lone else derive_graphs(trace, graphs, score_chunk=chunk)
+        )
         own_model = checkpoint.config is not None  # in which nothing may fall apart; a user's may have its reasons
         fused = fuse_graphs(derived, target, dtype, block_size=limits["block_size"])
         weights, entries = write_graphs(derived, {kind: folder / names[kind] for kind in derived}, weights_path)
@@ -131,14 +135,14 @@ def export_onnx(
                 else:
                     errors.append(run_samples(folder / entry.file, kind, samples, quantize or dtype))
             except ExportError as error:
-                if kind != GRAPH_DECODE or graphs is not None or own_model:
+                if kind != heads.DECODE.name or graphs is not None or own_model:
                     raise
                 left_out[kind] = str(error)  # it is made of what we think that the user's forward does
                 (folder / entries.pop(kind).file).unlink()
         for audit in fused.values():
             check_audit(audit, strict=own_model)
         audits = check_audit(
-            {**before, **fused[GRAPH_LOGITS]} if fused else compare_counts(expected, achieved[GRAPH_LOGITS]),
+            {**before, **fused[heads.LOGITS.name]} if fused else compare_counts(expected, achieved[heads.LOGITS.name]),
             strict=own_model,
         )
         checked = describe_checks(target, by_twin=by_twin, ran=any(error is not None for error in errors))
@@ -167,6 +171,7 @@ def export_onnx(
             checked=checked,
             expected_kernels=kernels,
             tokenizer=words,
+            runs_on=("cuda",) if by_twin else ("cpu", "cuda"),
         )
         files = [entry for entry in (weights, *entries.values()) if entry is not None]
         if lone:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gptexport_runtime.contract import GRAPH_DECODE
+from gptexport_runtime.contract import heads
 
 from gptexport.config import DType, Target
 from gptexport.errors import ExportError
@@ -29,7 +29,7 @@ def fuse_graphs(graphs: Mapping[str, Trace], target: Target, dtype: DType, *, bl
     audits = {}
     for kind, trace in graphs.items() if target != "portable" else ():
         decode: Audit = {}
-        if kind == GRAPH_DECODE:  # first its attention, which is another than that of the other graphs
+        if kind == heads.DECODE.name:  # first its attention, which is another than that of the other graphs
             decode = fuse_decode(trace.graph) if target == "cpu" else fuse_decode_for_cuda(trace.graph, dtype)
         rest = fuse_for_cpu(trace.graph, block_size=block_size) if target == "cpu" else fuse_for_cuda(trace.graph)
         audits[kind] = {**rest, **decode}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
-from gptexport_runtime.contract import AXIS_B, LENGTHS, LOGITS, LOGPROBS
+from gptexport_runtime.contract.names import AXIS_B, LENGTHS, LOGITS, LOGPROBS
 from onnx_ir.passes.common import NameFixPass
 from onnx_ir.tape import Tape
 

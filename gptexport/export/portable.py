@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 import torch.nn as nn
-from gptexport_runtime.contract import META_BLOCK_SIZE, META_VOCAB_SIZE
+from gptexport_runtime.contract.names import META_BLOCK_SIZE, META_VOCAB_SIZE
 
 import gptexport
 from gptexport.export.trace import Trace

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from gptexport_runtime.backends.ort.decode import OrtDecoder, open_decoder
 from gptexport_runtime.backends.ort.graph import OrtGraph, open_graph
-from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LAST, GRAPH_SCORE
+from gptexport_runtime.contract import heads
 from gptexport_runtime.errors import ArtifactError, ExecutionError
 from gptexport_runtime.generate.cache import Cache
 from gptexport_runtime.score import logprobs_of
@@ -40,9 +40,9 @@ class Sample:
 
     def expected(self, kind: str) -> Floats:
         """What the graph of this kind must return."""
-        if kind in (GRAPH_LAST, GRAPH_DECODE):
+        if kind in (heads.LAST.name, heads.DECODE.name):
             return self.logits[np.arange(len(self.ids)), self.lengths - 1]
-        if kind == GRAPH_SCORE:
+        if kind == heads.SCORE.name:
             return np.stack([logprobs_of(*row) for row in zip(self.logits, self.ids, strict=True)])
         return self.logits
 
@@ -74,7 +74,7 @@ def run_samples(path: Path, kind: str, samples: list[Sample], precision: str) ->
         return None  # ONNX Runtime's CPU provider has no bfloat16 kernels
     try:
         # without prepacking: the export's memory is bounded, and speed does not matter here
-        if kind == GRAPH_DECODE:
+        if kind == heads.DECODE.name:
             decoder = open_decoder(path, "cpu", prepack=False)
             errors = [_relative_rms(_decode(decoder, sample), sample.expected(kind)) for sample in samples]
         else:
@@ -109,7 +109,7 @@ def run_twin(path: Path, kind: str, samples: list[Sample]) -> float | None:
 
 def _run(graph: OrtGraph, kind: str, sample: Sample) -> Floats:
     out = np.empty(sample.expected(kind).shape, np.float32)
-    graph.run(sample.ids, out, sample.lengths if kind == GRAPH_LAST else None)
+    graph.run(sample.ids, out, sample.lengths if kind == heads.LAST.name else None)
     return out
 
 

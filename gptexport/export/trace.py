@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxscript.optimizer
 import torch
 import torch.nn as nn
-from gptexport_runtime.contract import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
+from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
 
 from gptexport.errors import ExportError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from gptexport_runtime.contract import FileEntry, TokenizerEntry
+from gptexport_runtime.contract.manifest import FileEntry, TokenizerEntry
 
 from gptexport.export.trace import Trace
 from gptexport.staging import write_file

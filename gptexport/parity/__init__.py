@@ -2,12 +2,12 @@
 wrong, what that looks like, and whom to blame."""
 
 from gptexport.parity.diagnose import Diagnosis, diagnose
-from gptexport.parity.gates import Gates
 from gptexport.parity.measured import Measured, load_measured
 from gptexport.parity.parity import check_parity, measure_parity
 from gptexport.parity.token_files import read_tokens
 from gptexport.parity.tokens import default_grid, quick_grid
 from gptexport.parity.verdict import Verdict
+from gptexport.precision import Gates
 
 __all__ = [
     "Diagnosis",

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import torch.nn as nn
 from gptexport_runtime import GPTExportError, Session
-from gptexport_runtime.contract import GRAPH_LOGITS, LOGITS
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.names import LOGITS
 
 from gptexport.checkpoints import Checkpoint
 from gptexport.engine.prepare import prepare_graph
@@ -152,7 +153,7 @@ def fresh_export(checkpoint: Checkpoint, folder: Path, dtype: str) -> Path:
         raise GPTExportError(f"{size / 1e9:.1f} GB of weights are not exported again beside an open session")
     model: nn.Module = checkpoint.model if dtype == "float32" else copy.deepcopy(checkpoint.model)
     made = export_onnx(replace(checkpoint, model=model), folder / "fresh", dtype=dtype)  # type: ignore[arg-type]
-    return made.path / made.manifest.graphs[GRAPH_LOGITS].file
+    return made.path / made.manifest.graphs[heads.LOGITS.name].file
 
 
 def _sentence(stages: tuple[Stage, ...], culprit: str | None, session: Session, checkpoint: Checkpoint) -> str:

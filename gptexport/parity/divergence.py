@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import torch
 import torch.nn as nn
-from gptexport_runtime.contract import INPUT_IDS, LOGITS
+from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
 
 from gptexport.parity.expose import Values, run_exposed
 from gptexport.parity.gates import EPS

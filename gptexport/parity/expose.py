@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from gptexport_runtime.backends.ort.cuda_options import CudaOptions
 from gptexport_runtime.backends.ort.providers import CPU, CUDA, SILENT, import_onnxruntime
-from gptexport_runtime.contract import INPUT_IDS, LOGITS
+from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
 from onnx import TensorProto, helper, numpy_helper
 
 from gptexport.parity.tokens import Ids

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 from gptexport_runtime import Session
-from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LAST, GRAPH_SCORE
+from gptexport_runtime.contract import heads
 
 from gptexport.parity.measured import Measured
 from gptexport.parity.tokens import Ids, TokenSource
@@ -24,24 +24,24 @@ def measure_heads(measured: Measured, session: Session, *, tokens: Ids | None = 
     """
     kinds = session.manifest.graphs if session.manifest else {}
     allowed = next((i.allowed for i in measured.invariances if i.name == "batch invariance"), None)
-    if allowed is None or not {GRAPH_LAST, GRAPH_SCORE, GRAPH_DECODE} & set(kinds):
+    if allowed is None or not {heads.LAST.name, heads.SCORE.name, heads.DECODE.name} & set(kinds):
         return measured
     B, T = next(s.shape for s in sorted(measured.stats, key=lambda s: -s.shape[0] * (s.shape[1] > 1)))
     ids = TokenSource(session.config.vocab_size, tokens).batch((B, T), seed=2)
     logits = session.logits(ids).astype(np.float64)
     found = []
-    if GRAPH_LAST in kinds:
+    if heads.LAST.name in kinds:
         ragged = [row[: T - number % T].tolist() for number, row in enumerate(ids)]
         expected = np.stack([logits[number, len(row) - 1] for number, row in enumerate(ragged)])
         change = float(np.abs(session.last_logits(ragged) - expected).max())
         found.append(Invariance(name="last against logits", max_change=change, allowed=allowed))
-    if GRAPH_SCORE in kinds and T > 1:
+    if heads.SCORE.name in kinds and T > 1:
         top = logits.max(axis=-1, keepdims=True)
         log_p = logits - top - np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
         expected = np.take_along_axis(log_p[:, :-1], ids[:, 1:, None], axis=-1)[..., 0]
         change = float(np.abs(session.score(ids).logprobs - expected).max())
         found.append(Invariance(name="score against logits", max_change=change, allowed=2 * allowed))
-    if GRAPH_DECODE in kinds:
+    if heads.DECODE.name in kinds:
         change = decode_change(session, ids, logits)
         found.append(Invariance(name="decode against logits", max_change=change, allowed=allowed))
     return replace(measured, invariances=(*measured.invariances, *found))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptexport_runtime import Session
-from gptexport_runtime.contract import MANIFEST_FILE
+from gptexport_runtime.contract.names import MANIFEST_FILE
 
 from gptexport.engine import record_parity
 from gptexport.parity.verdict import Verdict

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from gptexport.parity.gates import EPS, GATES, Gates
+from gptexport.parity.gates import EPS, GATES
 from gptexport.parity.metrics import ShapeStats
 from gptexport.parity.statistics import Summary, summarize
+from gptexport.precision import Gates
 
 LUCKY = 2.0  # by how much a shape's own noise may be too small
 

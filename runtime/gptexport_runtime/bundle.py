@@ -7,7 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptexport_runtime.contract import GRAPH_LOGITS, MANIFEST_FILE, FileEntry, Manifest
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.manifest import FileEntry, Manifest
+from gptexport_runtime.contract.names import MANIFEST_FILE
 from gptexport_runtime.engine_file import ENGINE_SUFFIX
 from gptexport_runtime.errors import ArtifactError
 
@@ -73,16 +75,16 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _open_bundle(folder: Path, verify: bool) -> Artifact:
     manifest = read_manifest(folder)
-    if GRAPH_LOGITS not in manifest.graphs:
+    if heads.LOGITS.name not in manifest.graphs:
         raise ArtifactError(
-            f"{folder} has no {GRAPH_LOGITS} graph, only {', '.join(manifest.graphs)}. "
-            f"Export again with --graphs {GRAPH_LOGITS}."
+            f"{folder} has no {heads.LOGITS.name} graph, only {', '.join(manifest.graphs)}. "
+            f"Export again with --graphs {heads.LOGITS.name}."
         )
     for graph in manifest.graphs.values():
         check_file(folder, graph, check_hash=True)
     if manifest.weights is not None:
         check_file(folder, manifest.weights, check_hash=verify)
-    return Artifact(folder / manifest.graphs[GRAPH_LOGITS].file, manifest)
+    return Artifact(folder / manifest.graphs[heads.LOGITS.name].file, manifest)
 
 
 def check_file(folder: Path, entry: FileEntry, *, check_hash: bool) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from gptexport_runtime.contract import FileEntry, ModelInfo
+from gptexport_runtime.contract.manifest import FileEntry, ModelInfo
 from gptexport_runtime.errors import ArtifactError, InputError
 
 ENGINE_SUFFIX = ".engine"

@@ -17,8 +17,9 @@ from gptexport_runtime.backends.ort.decode import open_bound_decoder, open_decod
 from gptexport_runtime.backends.ort.providers import import_onnxruntime, why_not_cuda
 from gptexport_runtime.backends.tensorrt import engine as trt
 from gptexport_runtime.bundle import open_artifact
-from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LOGITS, TARGET_CUDA, Manifest, ModelInfo
+from gptexport_runtime.contract import heads
 from gptexport_runtime.contract.certificate import require_proof
+from gptexport_runtime.contract.manifest import Manifest, ModelInfo
 from gptexport_runtime.engine_file import ENGINE_SUFFIX, read_engine_info
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
 from gptexport_runtime.session import Session
@@ -73,10 +74,10 @@ def load(
         engine = trt.open_engine(artifact.logits, device)
         return Session(engine, engine.info, None)
     manifest, chosen = artifact.manifest, ort.choose_device(device)
-    _check_target(artifact.logits, manifest, device, chosen)
+    _check_device(artifact.logits, manifest, device, chosen)
     opener = _open_on_cpu(threads, prepack, spin) if chosen == "cpu" else _open_on_gpu(threads, cuda or CudaOptions())
     if manifest is None:
-        graph = opener(artifact.logits, GRAPH_LOGITS)
+        graph = opener(artifact.logits, heads.LOGITS.name)
         return Session(graph, graph.info, None)
 
     def open_another(kind: str) -> Any:
@@ -85,7 +86,7 @@ def load(
     if chosen == "cpu":
         info = _agreed(manifest.info, ort.check_graph(artifact.logits, chosen), artifact.logits)
         return Session(ort.Pending(chosen, threads or ort.usable_cores()), info, manifest, open_another)
-    graph = opener(artifact.logits, GRAPH_LOGITS)
+    graph = opener(artifact.logits, heads.LOGITS.name)
     return Session(graph, _agreed(manifest.info, graph.info, artifact.logits), manifest, open_another)
 
 
@@ -93,7 +94,7 @@ def _open_on_cpu(threads: int | None, prepack: bool, spin: bool) -> Callable[[Pa
     """What opens a graph of a kind."""
 
     def open_one(path: Path, kind: str) -> Any:
-        if kind == GRAPH_DECODE:
+        if kind == heads.DECODE.name:
             return open_decoder(path, "cpu", threads=threads, prepack=prepack, spin=spin)
         return ort.open_graph(path, "cpu", kind, threads=threads, prepack=prepack, spin=spin)
 
@@ -104,27 +105,26 @@ def _open_on_gpu(threads: int | None, cuda: CudaOptions) -> Callable[[Path, str]
     place = CudaPlace(load_driver())
 
     def open_one(path: Path, kind: str) -> Any:
-        if kind == GRAPH_DECODE:
+        if kind == heads.DECODE.name:
             return open_bound_decoder(path, place, threads=threads, cuda=cuda)
         return open_bound_graph(path, place, kind, threads=threads, cuda=cuda)
 
     return open_one
 
 
-def _check_target(path: Path, manifest: Manifest | None, device: str, chosen: str) -> None:
-    """In 16 bits its fused nodes have kernels on CUDA alone, and ONNX Runtime would say it by a node's name.
-
-    In float32 the CPU has a kernel for each, and parity can be checked there.
+def _check_device(path: Path, manifest: Manifest | None, device: str, chosen: str) -> None:
+    """Fused nodes may have kernels on one device alone, and ONNX Runtime would say it by a node's name.
 
     Raises:
-        BackendUnavailableError: the bundle is for CUDA, and would run on the CPU.
+        BackendUnavailableError: the bundle does not run on the device.
     """
-    if manifest is None or manifest.target != TARGET_CUDA or manifest.dtype == "float32" or chosen != "cpu":
+    if manifest is None or chosen in manifest.runs_on:
         return
-    reason = why_not_cuda(import_onnxruntime()) if device == "auto" else 'device="cpu" was asked for.'
+    reason = why_not_cuda(import_onnxruntime()) if device == "auto" else f'device="{device}" was asked for.'
+    devices = " or ".join(name.upper() for name in manifest.runs_on)
     raise BackendUnavailableError(
-        f"{path.parent} was exported with --target cuda in {manifest.dtype}, which runs on CUDA alone, and {reason} "
-        "For the CPU export it again: gptexport onnx CHECKPOINT -o FOLDER --target cpu."
+        f"{path.parent} was exported with --target {manifest.target} in {manifest.dtype}, which runs on {devices} "
+        f"alone, and {reason} To run it elsewhere, export it again: gptexport onnx CHECKPOINT -o FOLDER --target cpu."
     )
 
 

@@ -17,7 +17,8 @@ from gptexport_runtime.backends.ort import graph as ort
 from gptexport_runtime.backends.ort.decode import OrtDecoder
 from gptexport_runtime.backends.tensorrt import engine as trt
 from gptexport_runtime.buffers import check_out
-from gptexport_runtime.contract import GRAPH_DECODE, GRAPH_LAST, GRAPH_LOGITS, GRAPH_SCORE, Manifest, ModelInfo
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.manifest import Manifest, ModelInfo
 from gptexport_runtime.errors import BackendUnavailableError, InputError, SessionError
 from gptexport_runtime.generate.cache import Cache
 from gptexport_runtime.generate.sampling import Sampling
@@ -50,7 +51,7 @@ class Session:
         self.config = config
         self.manifest = manifest  # None: a bare graph, or an engine
         self.engine = graph.engine_info if isinstance(graph, trt.TrtGraph) else None  # an engine's sidecar
-        self._graphs: dict[str, Any] | None = {} if isinstance(graph, ort.Pending) else {GRAPH_LOGITS: graph}
+        self._graphs: dict[str, Any] | None = {} if isinstance(graph, ort.Pending) else {heads.LOGITS.name: graph}
         self._open = open_graph
         self._opening = threading.Lock()
         self._pid = os.getpid()
@@ -85,8 +86,8 @@ class Session:
             SessionError: the session is closed, or belongs to the parent of this process.
             ExecutionError: the backend failed.
         """
-        graph = self._graph(GRAPH_LOGITS)
-        batch, borrowed = self._batch(ids, GRAPH_LOGITS)
+        graph = self._graph(heads.LOGITS.name)
+        batch, borrowed = self._batch(ids, heads.LOGITS.name)
         shape = (*batch.shape, self.config.vocab_size)
         if device_output:
             if out is not None:
@@ -115,12 +116,12 @@ class Session:
             GPTExportError: as `logits`.
         """
         self._check_usable()
-        batch, _ = self._batch(ids, GRAPH_LAST if self._has(GRAPH_LAST) else GRAPH_LOGITS)
+        batch, _ = self._batch(ids, heads.LAST.name if self._has(heads.LAST.name) else heads.LOGITS.name)
         V = self.config.vocab_size
-        if not self._has(GRAPH_LAST):
-            return _last_of_all_logits(self._graph(GRAPH_LOGITS), batch, V)
+        if not self._has(heads.LAST.name):
+            return _last_of_all_logits(self._graph(heads.LOGITS.name), batch, V)
         out = np.empty((len(batch.ids), V), dtype=np.float32)
-        self._graph(GRAPH_LAST).run(batch.ids, out, batch.lengths)
+        self._graph(heads.LAST.name).run(batch.ids, out, batch.lengths)
         return out
 
     def score(self, ids: Any) -> Scores:
@@ -136,15 +137,15 @@ class Session:
             GPTExportError: as `logits`.
         """
         self._check_usable()
-        batch, _ = self._batch(ids, GRAPH_SCORE if self._has(GRAPH_SCORE) else GRAPH_LOGITS)
+        batch, _ = self._batch(ids, heads.SCORE.name if self._has(heads.SCORE.name) else heads.LOGITS.name)
         B, T = batch.shape
         out = np.empty((B, T - 1), dtype=np.float32)
-        if T > 1 and self._has(GRAPH_SCORE):
-            self._graph(GRAPH_SCORE).run(batch.ids, out)
+        if T > 1 and self._has(heads.SCORE.name):
+            self._graph(heads.SCORE.name).run(batch.ids, out)
         elif T > 1:
             logits = np.empty((1, T, self.config.vocab_size), dtype=np.float32)
             for row, row_ids in zip(out, batch.ids, strict=True):
-                self._graph(GRAPH_LOGITS).run(row_ids[None], logits)
+                self._graph(heads.LOGITS.name).run(row_ids[None], logits)
                 row[:] = logprobs_of(logits[0], row_ids)
         for row, length in zip(out, batch.lengths, strict=True):
             row[length - 1 :] = np.nan
@@ -261,9 +262,9 @@ class Session:
     def _decoder(self) -> tuple[OrtDecoder, int]:
         """The graph that generates, and block_size, which a cache cannot do without."""
         self._check_usable()
-        if not self._has(GRAPH_DECODE):
+        if not self._has(heads.DECODE.name):
             what = "a bundle without decode.onnx" if self.manifest is not None else "a single graph or engine"
-            reason = self.manifest.left_out.get(GRAPH_DECODE) if self.manifest is not None else None
+            reason = self.manifest.left_out.get(heads.DECODE.name) if self.manifest is not None else None
             if reason is not None:
                 raise BackendUnavailableError(f"this is {what}, which cannot generate: {reason}.")
             raise BackendUnavailableError(
@@ -271,7 +272,7 @@ class Session:
             )
         if self.config.block_size is None:
             raise BackendUnavailableError("the bundle does not tell its block_size, so it cannot generate.")
-        return self._graph(GRAPH_DECODE), self.config.block_size
+        return self._graph(heads.DECODE.name), self.config.block_size
 
     def _graph(self, kind: str) -> Any:
         """The open graph of a kind; the first call of each opens it."""

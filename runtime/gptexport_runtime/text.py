@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gptexport_runtime.bundle import check_file, read_manifest
-from gptexport_runtime.contract import CHARACTERS, MANIFEST_FILE
+from gptexport_runtime.contract.names import CHARACTERS, MANIFEST_FILE
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
 
 READABLE = "bytes, gpt2, or a tokenizer.json"

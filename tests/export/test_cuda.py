@@ -17,7 +17,8 @@ import torch
 from conftest import Ran
 from gptexport_runtime import BackendUnavailableError
 from gptexport_runtime.bundle import open_artifact
-from gptexport_runtime.contract import GRAPH_LOGITS, past_names
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.names import past_names
 from support.builders import SIZES, tiny_fusable
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
@@ -173,18 +174,18 @@ def test_a_wrong_fusion_is_noticed(
 ) -> None:
     trace, samples = traced
     broken = replace(trace, graph=trace.graph.clone())
-    fuse_graphs({GRAPH_LOGITS: broken}, "cuda", "bfloat16", block_size=SIZES["block_size"])
+    fuse_graphs({heads.LOGITS.name: broken}, "cuda", "bfloat16", block_size=SIZES["block_size"])
     if fault is not None:
         for node in broken.graph.graph:
             fault(node)
     path = tmp_path / "logits.onnx"
-    write_graphs({GRAPH_LOGITS: broken}, {GRAPH_LOGITS: path}, tmp_path / "weights.data")
+    write_graphs({heads.LOGITS.name: broken}, {heads.LOGITS.name: path}, tmp_path / "weights.data")
     if fault is None:
-        error = run_twin(path, GRAPH_LOGITS, samples)
+        error = run_twin(path, heads.LOGITS.name, samples)
         assert error is not None and error < 1e-5
     else:
         with pytest.raises(ExportError, match="graph logits differs from the eager model"):
-            run_twin(path, GRAPH_LOGITS, samples)
+            run_twin(path, heads.LOGITS.name, samples)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["logits.onnx", "weights.data"]
 
 

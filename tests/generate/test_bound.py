@@ -19,7 +19,7 @@ from gptexport_runtime.backends.ort.bound_graph import open_bound_graph
 from gptexport_runtime.backends.ort.decode import OrtDecoder, open_bound_decoder
 from gptexport_runtime.backends.ort.graph import open_session
 from gptexport_runtime.bundle import open_artifact
-from gptexport_runtime.contract import GRAPH_DECODE
+from gptexport_runtime.contract import heads
 from numpy.testing import assert_allclose, assert_array_equal
 from support.fake_driver import FakePlace
 
@@ -32,7 +32,7 @@ def load_on(place: Place, bundle: Path, cuda: CudaOptions) -> Session:
 
     def open_one(kind: str) -> Any:
         file = bundle / manifest.graphs[kind].file
-        if kind == GRAPH_DECODE:
+        if kind == heads.DECODE.name:
             return open_bound_decoder(file, place, threads=1, cuda=cuda)
         return open_bound_graph(file, place, kind, threads=1, cuda=cuda)
 
@@ -83,7 +83,7 @@ def test_the_same_tokens(graphs: bool | None, bundles: dict[str, Path], place: P
             got, expected = (session.generate(rows, **options) for session in (bound, plain))
             for mine, theirs in zip(got, expected, strict=True):
                 assert_array_equal(mine, theirs)
-        decoder: OrtDecoder = bound._graph(GRAPH_DECODE)
+        decoder: OrtDecoder = bound._graph(heads.DECODE.name)
         assert decoder.bound is not None
         assert (decoder.bound._made > 0) == (graphs is None)
 
@@ -124,5 +124,5 @@ def test_caches_in_turn_have_the_same_memory_and_graphs(on_host: None, bundles: 
         made = []
         for length in (3, 4, 5, 3):
             session.generate([list(range(length))], max_new_tokens=6, temperature=0)
-            made.append(session._graph(GRAPH_DECODE).bound._made)
+            made.append(session._graph(heads.DECODE.name).bound._made)
         assert made == [1, 1, 1, 1]

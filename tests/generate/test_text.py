@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from conftest import Ran
 from gptexport_runtime import ArtifactError, BackendUnavailableError, InputError
-from gptexport_runtime.contract import CHARACTERS, MANIFEST_FILE
+from gptexport_runtime.contract.names import CHARACTERS, MANIFEST_FILE
 from gptexport_runtime.text import StoppingStream, Tokenizer, bundle_tokenizer, characters, load_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st

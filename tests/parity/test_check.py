@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gptexport_runtime import GPTExportError
-from gptexport_runtime.contract import ModelInfo
+from gptexport_runtime.contract.manifest import ModelInfo
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.parity import check_parity

@@ -13,7 +13,7 @@ import pytest
 from gptexport_runtime import ArtifactError
 from gptexport_runtime.backends.ort.providers import TINY_MODEL
 from gptexport_runtime.backends.ort.signature import read_contract
-from gptexport_runtime.contract import Manifest
+from gptexport_runtime.contract.manifest import Manifest
 from numpy.testing import assert_allclose
 
 TINY = Path(__file__).parent / "data" / "tiny"

@@ -23,7 +23,7 @@ from gptexport_runtime.backends.ort.bound import Bound, Call
 from gptexport_runtime.backends.ort.bound_graph import BoundGraph
 from gptexport_runtime.backends.ort.cuda_options import GRAPH_ID, SHRINK
 from gptexport_runtime.backends.ort.graph import open_session
-from gptexport_runtime.contract import INPUT_IDS, LOGITS
+from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
 from numpy.testing import assert_array_equal
 from support.fake_driver import FakePlace
 

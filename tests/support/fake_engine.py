@@ -14,7 +14,7 @@ import pytest
 from gptexport_runtime import Session
 from gptexport_runtime.backends.gpu.device import Gpu
 from gptexport_runtime.backends.tensorrt import engine as trt
-from gptexport_runtime.contract import FileEntry
+from gptexport_runtime.contract.manifest import FileEntry
 from gptexport_runtime.engine_file import EngineInfo, Profile, TensorInfo, sidecar_path
 
 from support.fake_tensorrt import VOCAB, FakeCuda, FakeEngine, fake_library

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptexport_runtime.contract import Manifest
+from gptexport_runtime.contract.manifest import Manifest
 from gptexport_runtime.engine_file import EngineInfo
 from gptexport_runtime.errors import ArtifactError
 

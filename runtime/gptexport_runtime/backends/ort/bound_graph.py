@@ -15,18 +15,12 @@ from gptexport_runtime.backends.ort.cuda_options import CudaOptions
 from gptexport_runtime.backends.ort.graph import open_session, usable_cores, worth_a_plan
 from gptexport_runtime.backends.ort.providers import import_onnxruntime
 from gptexport_runtime.backends.ort.signature import read_contract
-from gptexport_runtime.contract import (
-    GRAPH_DECODE,
-    GRAPH_LAST,
-    GRAPH_LOGITS,
-    INPUT_IDS,
-    LENGTHS,
-    SIGNATURES,
-)
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.names import INPUT_IDS, LENGTHS
 from gptexport_runtime.errors import BackendUnavailableError
 
 # CUDA graphs of: `score` has a Loop, which nobody can capture
-CAPTURABLE = (GRAPH_LOGITS, GRAPH_LAST, GRAPH_DECODE)
+CAPTURABLE = (heads.LOGITS.name, heads.LAST.name, heads.DECODE.name)
 # before it, GatherND recorded an address of the host's that was gone when the graph was replayed (onnxruntime#32120)
 GRAPHS_SINCE = (1, 31)
 
@@ -42,7 +36,7 @@ class BoundGraph:
         self.dlpack_device = bound.place.dlpack_device
         self.threads = threads
         self.info = read_contract(bound.session, path, kind)
-        self._output = SIGNATURES[kind].output
+        self._output = heads.HEADS[kind].signature.output
 
     @property
     def stream(self) -> int | None:
@@ -70,7 +64,7 @@ class BoundGraph:
 
 
 def open_bound_graph(
-    path: Path, place: Place, kind: str = GRAPH_LOGITS, *, threads: int | None = None, cuda: CudaOptions
+    path: Path, place: Place, kind: str = heads.LOGITS.name, *, threads: int | None = None, cuda: CudaOptions
 ) -> BoundGraph:
     """Open the graph in `path` with its inputs and outputs on `place`.
 

@@ -21,15 +21,8 @@ from gptexport_runtime.backends.ort.cuda_options import CudaOptions
 from gptexport_runtime.backends.ort.graph import TOKENS_AT_ONCE, open_session, usable_cores
 from gptexport_runtime.backends.ort.providers import first_line
 from gptexport_runtime.backends.ort.signature import read_contract
-from gptexport_runtime.contract import (
-    GRAPH_DECODE,
-    INPUT_IDS,
-    LENGTHS,
-    LOGITS,
-    PAST_LENGTHS,
-    past_names,
-    present_names,
-)
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.names import INPUT_IDS, LENGTHS, LOGITS, PAST_LENGTHS, past_names, present_names
 from gptexport_runtime.errors import ArtifactError, ExecutionError
 
 CAPACITY_STEP = 256  # tokens, on the GPU
@@ -48,7 +41,7 @@ class OrtDecoder:
 
     def __init__(self, session: Any, path: Path, place: Place, threads: int, bound: Bound | None = None) -> None:
         """`bound`: the session's, on the GPU; None on the CPU, which reads and writes the caller's arrays."""
-        self.info = read_contract(session, path, GRAPH_DECODE)
+        self.info = read_contract(session, path, heads.DECODE.name)
         self.device = place.device
         self.threads = threads
         self.bound = bound
@@ -176,7 +169,7 @@ def open_decoder(
 def open_bound_decoder(path: Path, place: Place, *, threads: int | None = None, cuda: CudaOptions) -> OrtDecoder:
     """Open it with the cache on `place`. Arguments and errors as those of `ort_cuda.open_bound_graph`."""
     threads = threads or usable_cores()
-    bound = open_bound(path, GRAPH_DECODE, threads, place, cuda)
+    bound = open_bound(path, heads.DECODE.name, threads, place, cuda)
     return OrtDecoder(bound.session, path, place, threads, bound)
 
 

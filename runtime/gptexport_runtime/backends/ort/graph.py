@@ -15,7 +15,9 @@ from gptexport_runtime.backends.gpu.memory import Block, HostPlace
 from gptexport_runtime.backends.ort.cuda_options import SESSION_ENTRIES, CudaOptions
 from gptexport_runtime.backends.ort.providers import CPU, CUDA, SILENT, first_line, import_onnxruntime, why_not_cuda
 from gptexport_runtime.backends.ort.signature import read_contract
-from gptexport_runtime.contract import GRAPH_LOGITS, GRAPH_SCORE, INPUT_IDS, LENGTHS, SIGNATURES, ModelInfo
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.manifest import ModelInfo
+from gptexport_runtime.contract.names import INPUT_IDS, LENGTHS
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, ExecutionError
 
 # of a call on the CPU: the activations of more fall out of its caches, and take memory for nothing
@@ -42,7 +44,7 @@ class OrtGraph:
     def __init__(self, session: Any, path: Path, kind: str, threads: int) -> None:
         self.threads = threads
         self.info = read_contract(session, path, kind)
-        self._output = SIGNATURES[kind].output
+        self._output = heads.HEADS[kind].signature.output
         self._session = session
         self._path = path
 
@@ -88,7 +90,7 @@ class OrtGraph:
 def open_graph(
     path: Path,
     device: Literal["cpu"],
-    kind: str = GRAPH_LOGITS,
+    kind: str = heads.LOGITS.name,
     *,
     threads: int | None = None,
     prepack: bool = True,
@@ -112,7 +114,7 @@ def open_graph(
 
 def worth_a_plan(kind: str) -> bool:
     """Of the graph's memory: one block, kept while `score` loops over the head, which needs as much again."""
-    return kind != GRAPH_SCORE
+    return kind != heads.SCORE.name
 
 
 def choose_device(device: str) -> str:

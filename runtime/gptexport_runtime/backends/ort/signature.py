@@ -5,27 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gptexport_runtime.contract import (
-    GRAPH_DECODE,
-    GRAPH_LOGITS,
-    LOGITS,
-    META_BLOCK_SIZE,
-    META_VOCAB_SIZE,
-    SIGNATURES,
-    ModelInfo,
-)
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.manifest import ModelInfo
+from gptexport_runtime.contract.names import LOGITS, META_BLOCK_SIZE, META_VOCAB_SIZE
 from gptexport_runtime.errors import ArtifactError
 
 
-def read_contract(session: Any, path: Path, kind: str = GRAPH_LOGITS) -> ModelInfo:
+def read_contract(session: Any, path: Path, kind: str = heads.LOGITS.name) -> ModelInfo:
     """The limits of a graph of this kind.
 
     Raises:
         ArtifactError: inputs or outputs are not the contract's, or the graph does not tell its vocabulary.
     """
-    expected = SIGNATURES[kind]
+    expected = heads.HEADS[kind].signature
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    if kind == GRAPH_DECODE:  # the cache comes last, and is checked by the one who allocates it
+    if kind == heads.DECODE.name:  # the cache comes last, and is checked by the one who allocates it
         inputs, outputs = inputs[: len(expected.inputs)], outputs[:1]
     free = all(not isinstance(dim, int) for value in (*inputs, *outputs) for dim in _batch_axes(value))
     if (

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gptexport_runtime.backends.gpu.dlpack import Borrowed
 from gptexport_runtime.backends.tensorrt.cuda import Buffer, CapturedGraph, Stream
-from gptexport_runtime.contract import INPUT_IDS, LOGITS
+from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
 from gptexport_runtime.errors import ExecutionError
 
 SEEN_SHAPES = 64  # how far back a lane remembers that a shape came once

@@ -17,7 +17,8 @@ from gptexport_runtime.backends.gpu.dlpack import CUDA, Borrowed
 from gptexport_runtime.backends.tensorrt.context import Lane
 from gptexport_runtime.backends.tensorrt.cuda import Buffer, import_cudart
 from gptexport_runtime.backends.tensorrt.log import errors_of, open_log
-from gptexport_runtime.contract import INPUT_IDS, LOGITS, ModelInfo
+from gptexport_runtime.contract.manifest import ModelInfo
+from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
 from gptexport_runtime.engine_file import TENSORRT, TENSORRT_RTX, EngineInfo, choose_profile, read_engine
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
 

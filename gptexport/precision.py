@@ -1,0 +1,153 @@
+"""What a number is, for each precision an export can have: types, bytes, and what parity demands. Torch-free.
+
+To add one, write a `Precision` and put it into PRECISIONS; nothing else compares its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnx import TensorProto
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """The limits that parity holds an artifact to. None: no limit.
+
+    In a floating-point precision the ratios decide. The caps judge the yardstick itself: they bind only where eager is
+    noisier than its dtype ever makes a working model, so that being as wrong as eager is no evidence. A float32 model
+    whose weights amplify rounding reaches 1e-5 relative RMS; one that runs in TF32 by mistake starts at 3e-4.
+
+    Quantized weights are another model by design: there the statistics decide, over the whole grid.
+    """
+
+    noise_ratio: float | None = 2.0  # RMS(actual - float64) / RMS(eager - float64)
+    max_ratio: float | None = 4.0  # the same of the largest errors
+    relative_rms: float | None = None
+    kl_mean: float | None = None  # nats; of a ratio gate for logits whose spread is 1 or less, else × its square
+    flips_outside_ties: float | None = 0
+    top1_agreement: float | None = None  # at least
+    perplexity_ratio: float | None = None  # at most, and at least its inverse; on real text
+    statistical: bool = False  # for quantized weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """One precision. `dtype` is what a graph computes in; `name` differs from it where the weights are quantized."""
+
+    name: str
+    dtype: str  # as torch and numpy spell it
+    onnx_types: tuple[int, ...]  # TensorProto types of its weights, the one that an export writes first
+    bits: int  # of one weight
+    eps: float  # distance from 1 to the next number of `dtype`
+    gates: Gates
+    max_relative_rms: float  # from eager, above which an export is refused: far above rounding, far below a wrong graph
+    quantized: bool = False
+    runs_on_cpu: bool = True  # ONNX Runtime's CPU provider has kernels for it
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """What the model is cast to before it is traced."""
+        import torch
+
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
+    @property
+    def quantize(self) -> str | None:
+        """As `--quantize` and the manifest say it; None for a floating-point precision."""
+        return self.name if self.quantized else None
+
+
+def _statistical(kl_mean: float, perplexity_ratio: float, top1_agreement: float) -> Gates:
+    return Gates(
+        noise_ratio=None,
+        max_ratio=None,
+        flips_outside_ties=None,
+        kl_mean=kl_mean,
+        perplexity_ratio=perplexity_ratio,
+        top1_agreement=top1_agreement,
+        statistical=True,
+    )
+
+
+FLOAT32 = Precision(
+    name="float32",
+    dtype="float32",
+    onnx_types=(TensorProto.FLOAT,),
+    bits=32,
+    eps=2.0**-23,
+    gates=Gates(relative_rms=1e-4, kl_mean=1e-8),
+    max_relative_rms=1e-4,
+)
+FLOAT16 = Precision(
+    name="float16",
+    dtype="float16",
+    onnx_types=(TensorProto.FLOAT16,),
+    bits=16,
+    eps=2.0**-10,
+    gates=Gates(relative_rms=1e-2, kl_mean=1e-4),
+    max_relative_rms=2e-2,
+)
+BFLOAT16 = Precision(
+    name="bfloat16",
+    dtype="bfloat16",
+    onnx_types=(TensorProto.BFLOAT16,),
+    bits=16,
+    eps=2.0**-7,
+    gates=Gates(relative_rms=5e-2, kl_mean=1e-3),
+    max_relative_rms=1e-1,
+    runs_on_cpu=False,
+)
+INT8 = Precision(
+    name="int8",
+    dtype="float32",
+    onnx_types=(TensorProto.INT8, TensorProto.UINT8),
+    bits=8,
+    eps=2.0**-23,
+    gates=_statistical(kl_mean=0.005, perplexity_ratio=1.005, top1_agreement=0.98),
+    max_relative_rms=2e-1,
+    quantized=True,
+)
+PRECISIONS = {precision.name: precision for precision in (FLOAT32, FLOAT16, BFLOAT16, INT8)}
+
+
+def dtypes() -> list[str]:
+    """The names that `--dtype` takes."""
+    return [name for name, precision in PRECISIONS.items() if not precision.quantized]
+
+
+def quantizations() -> list[str]:
+    """The names that `--quantize` takes."""
+    return [name for name, precision in PRECISIONS.items() if precision.quantized]
+
+
+def precision_of(dtype: str, quantize: str | None) -> Precision:
+    """The precision that a manifest, a sidecar or the command line names in two words.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    return PRECISIONS[quantize or dtype]
+
+
+def most_common(elements: Iterable[tuple[int, int]]) -> Precision:
+    """The precision that most weights are stored in.
+
+    Args:
+        elements: of each weight its TensorProto type and how many numbers it holds.
+
+    Returns: float32 where there is no weight of any known type.
+    """
+    counts = dict.fromkeys(PRECISIONS, 0)
+    for kind, count in elements:
+        for precision in PRECISIONS.values():
+            if kind in precision.onnx_types:
+                counts[precision.name] += count
+    most = max(counts, key=lambda name: counts[name])
+    return PRECISIONS[most] if counts[most] else FLOAT32
