@@ -52,9 +52,9 @@ FILES = {
     "gptexport/engine/build.py": BUILD,
     "gptexport/engine/flavour.py": {"trt": ""},
     "gptexport/engine/listen.py": {"trt": ""},
-    "runtime/gptexport_runtime/trt_log.py": {"library": ""},
-    "runtime/gptexport_runtime/trt.py": RUN | {"engine": "ICudaEngine"},
-    "runtime/gptexport_runtime/trt_lane.py": RUN,
+    "runtime/gptexport_runtime/backends/tensorrt/log.py": {"library": ""},
+    "runtime/gptexport_runtime/backends/tensorrt/engine.py": RUN | {"engine": "ICudaEngine"},
+    "runtime/gptexport_runtime/backends/tensorrt/context.py": RUN,
 }
 MODULE_ITSELF = {"__name__", "__version__"}
 ONLY_RTX = {
@@ -227,7 +227,7 @@ def test_signatures_are_read() -> None:
 
 def test_every_cuda_function_exists_with_its_parameters() -> None:
     cudart = pytest.importorskip("cuda.bindings.runtime")
-    tree = ast.parse((ROOT / "runtime/gptexport_runtime/cuda.py").read_text())
+    tree = ast.parse((ROOT / "runtime/gptexport_runtime/backends/tensorrt/cuda.py").read_text())
     checked = 0
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "call":
