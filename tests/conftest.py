@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
+from support.cli import Cli, Ran
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -14,18 +13,9 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@dataclass(frozen=True)
-class Ran:
-    """One run of the command line."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def gptexport(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Run the command line in this process: `gptexport("inspect", path)`."""
+def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Run the command line in this process: `cli("inspect", path)`."""
     from gptexport.cli.app import run
 
     def call(*arguments: object) -> Ran:

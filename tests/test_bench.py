@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from conftest import Ran
 from gptexport_runtime import ExecutionError
 from support.builders import tiny_nanogpt
+from support.cli import Cli
 from support.fake_engine import write_engine
 
 import gptexport.bench as bench
@@ -57,10 +57,10 @@ def test_sgemm_rate_is_a_rate() -> None:
     assert 1e8 < bench.sgemm_rate(1, tries=2) < 1e14
 
 
-def test_the_command_times_both(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
+def test_the_command_times_both(cli: Cli, tmp_path: Path) -> None:
     ckpt = tiny_nanogpt(tmp_path / "ckpt.pt")
-    assert gptexport("onnx", ckpt, "-o", tmp_path / "gpt", "-q").code == 0
-    ran = gptexport(
+    assert cli("onnx", ckpt, "-o", tmp_path / "gpt", "-q").code == 0
+    ran = cli(
         *("bench", tmp_path / "gpt", "--against", ckpt, "--rounds", 1, "--shapes", "1x1,2x999", "--json", "-q"),
         *("--plot", tmp_path / "speed.svg"),
     )
@@ -74,17 +74,17 @@ def test_the_command_times_both(gptexport: Callable[..., Ran], tmp_path: Path) -
     ]
     assert all(1e6 < t["peak_bytes"] < 1e9 for t in data["timings"] if t["name"] == "gptexport")
     assert all(0 < t["gemm_fraction"] < 1.5 for t in data["timings"])
-    assert gptexport("bench", tmp_path / "gpt", "--rounds", 0).code == 2
-    assert gptexport("bench", tmp_path / "gpt", "--plot", tmp_path / "nowhere" / "speed.svg").code == 2
+    assert cli("bench", tmp_path / "gpt", "--rounds", 0).code == 2
+    assert cli("bench", tmp_path / "gpt", "--plot", tmp_path / "nowhere" / "speed.svg").code == 2
     svg = ElementTree.parse(tmp_path / "speed.svg")
     words = [text.text for text in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert words.count("eager") == words.count("gptexport") == 2 and "2×17" in words
 
 
-def test_flops_are_known_without_the_checkpoint(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
+def test_flops_are_known_without_the_checkpoint(cli: Cli, tmp_path: Path) -> None:
     """The bundle tells its sizes."""
-    assert gptexport("onnx", tiny_nanogpt(tmp_path / "ckpt.pt"), "-o", tmp_path / "gpt", "-q").code == 0
-    ran = gptexport("bench", tmp_path / "gpt", "--rounds", 1, "--shapes", "1x3", "-q")
+    assert cli("onnx", tiny_nanogpt(tmp_path / "ckpt.pt"), "-o", tmp_path / "gpt", "-q").code == 0
+    ran = cli("bench", tmp_path / "gpt", "--rounds", 1, "--shapes", "1x3", "-q")
     assert ran.code == 0 and re.search(r"1x3 .* \d+ % +\d+ MB", ran.out)
 
 
@@ -95,11 +95,11 @@ def test_bars_are_as_long_as_their_speeds() -> None:
     assert widths[0] == pytest.approx(2 * widths[1], rel=0.01)
 
 
-def test_an_engine_is_timed_on_a_gpu(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
+def test_an_engine_is_timed_on_a_gpu(cli: Cli, tmp_path: Path) -> None:
     """And is refused as one, not as a file that the CPU cannot open."""
     engine = write_engine(tmp_path)
-    ran = gptexport("bench", engine)
-    assert ran.code in (1, 4) and ran.err != gptexport("bench", engine, "--device", "cpu").err
+    ran = cli("bench", engine)
+    assert ran.code in (1, 4) and ran.err != cli("bench", engine, "--device", "cpu").err
 
 
 def test_memory_of_what_fails_is_an_error(tmp_path: Path) -> None:

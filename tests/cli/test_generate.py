@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Ran
 from gptexport_runtime import Session, load
 from support.builders import ALPHABET, nanogpt_meta, tiny_nanogpt
+from support.cli import Cli, Ran
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
@@ -49,31 +49,31 @@ def text_of(ids: list[int]) -> str:
     return "".join(ALPHABET[i] for i in ids)
 
 
-def test_it_prints_what_the_session_generates(gptexport: Callable[..., Ran], talking: Path) -> None:
+def test_it_prints_what_the_session_generates(cli: Cli, talking: Path) -> None:
     ids = expected(talking)
-    ran = gptexport("generate", talking, "--prompt", "ABC", "--seed", 4, *OPTIONS)
+    ran = cli("generate", talking, "--prompt", "ABC", "--seed", 4, *OPTIONS)
     assert (ran.code, ran.out) == (0, text_of(ids) + "\n")
-    data = json.loads(gptexport("generate", talking, "--prompt-ids", "33,34,35", "--seed", 4, *OPTIONS, "--json").out)
+    data = json.loads(cli("generate", talking, "--prompt-ids", "33,34,35", "--seed", 4, *OPTIONS, "--json").out)
     assert data["samples"] == [{"seed": 4, "ids": ids, "text": text_of(ids)}]
     assert data["prompt_ids"] == [33, 34, 35]
 
 
-def test_sample_n_has_seed_plus_n(gptexport: Callable[..., Ran], talking: Path) -> None:
+def test_sample_n_has_seed_plus_n(cli: Cli, talking: Path) -> None:
     arguments = ("generate", talking, "--prompt", "ABC", "--seed", 3, "--samples", 3, *OPTIONS)
     texts = {seed: text_of(expected(talking, seed)) for seed in (3, 4, 5)}
     assert len(set(texts.values())) > 1
-    assert gptexport(*arguments).out == "".join(f"--- seed {seed} ---\n{text}\n" for seed, text in texts.items())
-    data = json.loads(gptexport(*arguments, "--json").out)
+    assert cli(*arguments).out == "".join(f"--- seed {seed} ---\n{text}\n" for seed, text in texts.items())
+    data = json.loads(cli(*arguments, "--json").out)
     assert {row["seed"]: row["text"] for row in data["samples"]} == texts
 
 
 def test_every_token_is_printed_before_the_next_is_computed(
-    gptexport: Callable[..., Ran], talking: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, talking: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", newline="\n"))
     flushed = watch_steps(monkeypatch, lambda: printed.getvalue().decode())
-    gptexport("generate", talking, "--prompt", "ABC", "--seed", 4, *OPTIONS)
+    cli("generate", talking, "--prompt", "ABC", "--seed", 4, *OPTIONS)
     text = text_of(expected(talking))
     assert flushed[:9] == [text[:n] for n in range(9)]
 
@@ -92,32 +92,28 @@ def watch_steps(monkeypatch: pytest.MonkeyPatch, look: Callable[[], object]) -> 
     return seen
 
 
-def test_it_stops_at_an_id_and_at_a_text(
-    gptexport: Callable[..., Ran], talking: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_stops_at_an_id_and_at_a_text(cli: Cli, talking: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = expected(talking)
     text = text_of(ids)
     arguments = ("generate", talking, "--prompt", "ABC", "--seed", 4, *OPTIONS)
     new = next(n for n in range(2, 6) if ids[n] not in ids[:n])
-    assert gptexport(*arguments, "--stop", ids[new]).out == text[:new] + "\n"
+    assert cli(*arguments, "--stop", ids[new]).out == text[:new] + "\n"
     stop = text[new : new + 2]
-    assert gptexport(*arguments, "--stop", stop, "--stop", "never").out == text[:new] + "\n"
+    assert cli(*arguments, "--stop", stop, "--stop", "never").out == text[:new] + "\n"
     other = text_of(expected(talking, 5))
     steps = watch_steps(monkeypatch, lambda: None)
-    (row,) = json.loads(gptexport(*arguments, "--stop", stop, "--json").out)["samples"]
+    (row,) = json.loads(cli(*arguments, "--stop", stop, "--json").out)["samples"]
     assert row["text"] == text[:new] and row["ids"] == ids[: new + 2]
     assert len(steps) == new + 2 < 9, "no more is computed than the stop needs"
-    rows = json.loads(gptexport(*arguments, "--stop", stop, "--samples", 2, "--json").out)["samples"]
+    rows = json.loads(cli(*arguments, "--stop", stop, "--samples", 2, "--json").out)["samples"]
     assert rows[0]["ids"] == ids[: new + 2] and len(rows[1]["ids"]) == 9, "one ends, the other goes on"
     assert [row["text"] for row in rows] == [text[:new], other.partition(stop)[0]]
 
 
-def test_the_prompt_comes_from_stdin(
-    gptexport: Callable[..., Ran], talking: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_prompt_comes_from_stdin(cli: Cli, talking: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def typed(data: bytes) -> Ran:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="ascii"))
-        return gptexport("generate", talking, "--prompt", "-", *OPTIONS, "--json")
+        return cli("generate", talking, "--prompt", "-", *OPTIONS, "--json")
 
     assert json.loads(typed("é 語".encode()).out)["prompt_ids"] == [95, 0, 96], "UTF-8, whatever the locale"
     ran = typed(b"\xe9")
@@ -125,37 +121,35 @@ def test_the_prompt_comes_from_stdin(
     assert typed(b"").code == 2
 
 
-def test_a_terminal_may_not_have_every_character(
-    gptexport: Callable[..., Ran], mute: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_may_not_have_every_character(cli: Cli, mute: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seed = next(seed for seed in range(99) if max(expected(mute, seed)) > 127)
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii", newline="\n"))
     arguments = ("generate", mute, "--prompt-ids", "33,34,35", "--tokenizer", "bytes", "--seed", seed, *OPTIONS)
-    assert gptexport(*arguments).code == 0
+    assert cli(*arguments).code == 0
     text = bytes(expected(mute, seed)).decode("utf-8", "replace") + "\n"
     assert printed.getvalue() == text.encode("ascii", "replace") and b"?" in printed.getvalue()
 
 
-def test_without_a_tokenizer(gptexport: Callable[..., Ran], mute: Path) -> None:
-    ran = gptexport("generate", mute, "--prompt", "ABC")
+def test_without_a_tokenizer(cli: Cli, mute: Path) -> None:
+    ran = cli("generate", mute, "--prompt", "ABC")
     assert ran.code == 1 and "carries no tokenizer" in ran.err
     assert "--prompt-ids" in ran.err and "--tokenizer" in ran.err
-    ran = gptexport("generate", mute, "--prompt-ids", "33,34,35", "--stop", "x")
+    ran = cli("generate", mute, "--prompt-ids", "33,34,35", "--stop", "x")
     assert ran.code == 1 and "the text of --stop cannot be read" in ran.err
-    ran = gptexport("generate", mute, "--prompt-ids", "33", "--max-new-tokens", 1)
+    ran = cli("generate", mute, "--prompt-ids", "33", "--max-new-tokens", 1)
     assert "ids are shown" in ran.err
     ids = expected(mute)
-    ran = gptexport("generate", mute, "--prompt-ids", "33,34,35", "--seed", 4, *OPTIONS)
+    ran = cli("generate", mute, "--prompt-ids", "33,34,35", "--seed", 4, *OPTIONS)
     assert (ran.code, ran.out) == (0, " ".join(map(str, ids)) + "\n")
-    ran = gptexport("generate", mute, "--prompt-ids", "33,34,35", "--seed", 4, *OPTIONS, "--tokenizer", "bytes")
+    ran = cli("generate", mute, "--prompt-ids", "33,34,35", "--seed", 4, *OPTIONS, "--tokenizer", "bytes")
     assert (ran.code, ran.out) == (0, bytes(ids).decode("utf-8", "replace") + "\n")
 
 
-def test_without_a_decode_graph(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
+def test_without_a_decode_graph(cli: Cli, tmp_path: Path) -> None:
     ckpt = tiny_nanogpt(tmp_path / "ckpt.pt")
-    assert gptexport("onnx", ckpt, "-o", tmp_path / "gpt", "--graphs", "logits").code == 0
-    ran = gptexport("generate", tmp_path / "gpt", "--prompt-ids", "1")
+    assert cli("onnx", ckpt, "-o", tmp_path / "gpt", "--graphs", "logits").code == 0
+    ran = cli("generate", tmp_path / "gpt", "--prompt-ids", "1")
     assert ran.code == 4 and "without decode.onnx" in ran.err and "gptexport onnx" in ran.err and ran.out == ""
 
 
@@ -178,10 +172,8 @@ def test_without_a_decode_graph(gptexport: Callable[..., Ran], tmp_path: Path) -
         (("--prompt-ids", "1000"), 1, "1000"),
     ],
 )
-def test_what_it_refuses(
-    gptexport: Callable[..., Ran], talking: Path, arguments: tuple[str, ...], code: int, message: str
-) -> None:
-    ran = gptexport("generate", talking, *arguments)
+def test_what_it_refuses(cli: Cli, talking: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    ran = cli("generate", talking, *arguments)
     assert ran.code == code and message in ran.err, ran.err
     assert ran.out == "", "nothing is printed before an error"
 

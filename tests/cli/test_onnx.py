@@ -14,16 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Ran
 from support.builders import tiny_nanogpt
+from support.cli import Cli
 
-Cli = Callable[..., Ran]
 COMMAND = [sys.executable, "-m", "gptexport"]
 
 
-def test_export_says_what_it_did_and_what_to_do_next(gptexport: Cli, tmp_path: Path) -> None:
+def test_export_says_what_it_did_and_what_to_do_next(cli: Cli, tmp_path: Path) -> None:
     ckpt = tiny_nanogpt(tmp_path / "ckpt.pt")
-    ran = gptexport("onnx", ckpt, "-o", tmp_path / "gpt")
+    ran = cli("onnx", ckpt, "-o", tmp_path / "gpt")
     assert ran.code == 0
     written = sum(file.stat().st_size for file in (tmp_path / "gpt").iterdir() if file.suffix != ".json")
     size = f"{written / 1e3:.1f} kB"
@@ -32,9 +31,9 @@ def test_export_says_what_it_did_and_what_to_do_next(gptexport: Cli, tmp_path: P
     assert "GELU taken as erf" in ran.err
 
 
-def test_json_is_one_object_on_stdout(gptexport: Cli, tmp_path: Path) -> None:
+def test_json_is_one_object_on_stdout(cli: Cli, tmp_path: Path) -> None:
     ckpt = tiny_nanogpt(tmp_path / "ckpt.pt", vocab_size=61)
-    ran = gptexport("onnx", ckpt, "-o", tmp_path / "gpt.onnx", "--json", "-q", "--vocab-size", 50)
+    ran = cli("onnx", ckpt, "-o", tmp_path / "gpt.onnx", "--json", "-q", "--vocab-size", 50)
     data = json.loads(ran.out)
     assert (ran.code, ran.err) == (0, "")
     assert (data["schema_version"], data["command"], data["ok"]) == (1, "onnx", True)
@@ -42,7 +41,7 @@ def test_json_is_one_object_on_stdout(gptexport: Cli, tmp_path: Path) -> None:
     assert data["check_relative_rms"] < 1e-5
 
 
-def test_what_a_users_module_prints_is_not_data(gptexport: Cli, tmp_path: Path) -> None:
+def test_what_a_users_module_prints_is_not_data(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch.nn as nn\n"
         "class Chatty(nn.Module):\n"
@@ -54,7 +53,7 @@ def test_what_a_users_module_prints_is_not_data(gptexport: Cli, tmp_path: Path) 
         "        print('hello')\n"
         "        return self.emb(idx)\n"
     )
-    ran = gptexport("onnx", f"{tmp_path / 'mine.py'}:Chatty", "-o", tmp_path / "gpt", "--json", "-q")
+    ran = cli("onnx", f"{tmp_path / 'mine.py'}:Chatty", "-o", tmp_path / "gpt", "--json", "-q")
     assert (ran.code, json.loads(ran.out)["ok"]) == (0, True)
     assert "hello" in ran.err
 
@@ -93,11 +92,11 @@ def written(path: Path, data: bytes) -> Path:
     ],
 )
 def test_bad_checkpoints_fail_with_one_message_and_write_nothing(
-    gptexport: Cli, tmp_path: Path, make: Callable[[Path], Path], code: int, message: str
+    cli: Cli, tmp_path: Path, make: Callable[[Path], Path], code: int, message: str
 ) -> None:
     path = make(tmp_path)
     before = sorted(tmp_path.iterdir())
-    ran = gptexport("onnx", path, "-o", tmp_path / "gpt", "-q")
+    ran = cli("onnx", path, "-o", tmp_path / "gpt", "-q")
     assert ran.code == code, ran.err
     assert message in ran.err
     assert ran.err.startswith("error: ")
@@ -105,8 +104,8 @@ def test_bad_checkpoints_fail_with_one_message_and_write_nothing(
     assert sorted(tmp_path.iterdir()) == before, "something was written, or the trap's code ran"
 
 
-def test_errors_are_json_too(gptexport: Cli, tmp_path: Path) -> None:
-    ran = gptexport("onnx", written(tmp_path / "empty.pt", b""), "-o", tmp_path / "gpt", "--json", "-q")
+def test_errors_are_json_too(cli: Cli, tmp_path: Path) -> None:
+    ran = cli("onnx", written(tmp_path / "empty.pt", b""), "-o", tmp_path / "gpt", "--json", "-q")
     data = json.loads(ran.out)
     assert (data["ok"], data["error"]["type"], ran.code) == (False, "UnknownCheckpointError", 5)
 
@@ -121,16 +120,16 @@ def test_errors_are_json_too(gptexport: Cli, tmp_path: Path) -> None:
         ["x.pt", "-o", "y", "--vocab-size", "0"],
     ],
 )
-def test_usage_errors_are_2(gptexport: Cli, arguments: list[str]) -> None:
-    ran = gptexport("onnx", *arguments)
+def test_usage_errors_are_2(cli: Cli, arguments: list[str]) -> None:
+    ran = cli("onnx", *arguments)
     assert ran.code == 2
     assert "Usage: gptexport onnx" in ran.err
 
 
-def test_an_existing_output_is_refused_at_once(gptexport: Cli, tmp_path: Path) -> None:
+def test_an_existing_output_is_refused_at_once(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "gpt").mkdir()
     (tmp_path / "gpt" / "gptexport.json").write_text("{}")
-    ran = gptexport("onnx", tmp_path / "no.pt", "-o", tmp_path / "gpt")
+    ran = cli("onnx", tmp_path / "no.pt", "-o", tmp_path / "gpt")
     assert (ran.code, "--force" in ran.err) == (1, True)
 
 

@@ -16,18 +16,18 @@ from typing import Any
 
 import pytest
 from gptexport_runtime.backends.gpu.device import why_no_gpu
+from support.cli import Cli
 
 from gptexport.engine import record_parity
 
-Command = Callable[..., Any]
 Export = Callable[..., Path]
 no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU here")
 RTX = ("--backend", "tensorrt-rtx", "--compute-capability", "8.9")
 
 
-def test_builds_and_says_what_was_not_run(gptexport: Command, export: Export, tmp_path: Path) -> None:
+def test_builds_and_says_what_was_not_run(cli: Cli, export: Export, tmp_path: Path) -> None:
     out = tmp_path / "gpt.engine"
-    ran = gptexport("trt", export("bfloat16"), "-o", out, *RTX, "--compute-capability", "12.0")
+    ran = cli("trt", export("bfloat16"), "-o", out, *RTX, "--compute-capability", "12.0")
     assert ran.code == 0
     assert "compiled for SM89 and SM120; not run" in ran.out
     assert "profile    B 1 to 8 and T 1 to 17, fastest at 8x17" in ran.out  # the defaults, cut to the block_size
@@ -36,8 +36,8 @@ def test_builds_and_says_what_was_not_run(gptexport: Command, export: Export, tm
     assert "building: " not in ran.err  # no bar where there is no terminal
 
 
-def test_json_is_one_object(gptexport: Command, export: Export, tmp_path: Path) -> None:
-    ran = gptexport("trt", export("bfloat16"), "-o", tmp_path / "gpt.engine", *RTX, "--json", "-q")
+def test_json_is_one_object(cli: Cli, export: Export, tmp_path: Path) -> None:
+    ran = cli("trt", export("bfloat16"), "-o", tmp_path / "gpt.engine", *RTX, "--json", "-q")
     data = json.loads(ran.out)
     assert (ran.code, ran.err) == (0, "")
     assert (data["ok"], data["ran"]) == (True, False)
@@ -59,10 +59,8 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
 
 
 @pytest.mark.parametrize(("options", "code", "message"), REFUSED.values(), ids=REFUSED)
-def test_refusals(
-    options: list[str], code: int, message: str, gptexport: Command, export: Export, tmp_path: Path
-) -> None:
-    ran = gptexport("trt", export("bfloat16"), "-o", tmp_path / "gpt.engine", *RTX, *options)
+def test_refusals(options: list[str], code: int, message: str, cli: Cli, export: Export, tmp_path: Path) -> None:
+    ran = cli("trt", export("bfloat16"), "-o", tmp_path / "gpt.engine", *RTX, *options)
     assert ran.code == code
     assert message in " ".join(ran.err.split())
     assert list(tmp_path.iterdir()) == []
@@ -83,41 +81,39 @@ def test_refusals(
     ids=["tensorrt", "no target", "refit"],
 )
 def test_refusals_without_a_gpu(
-    options: list[str], code: int, message: str, gptexport: Command, export: Export, tmp_path: Path
+    options: list[str], code: int, message: str, cli: Cli, export: Export, tmp_path: Path
 ) -> None:
-    ran = gptexport("trt", export("bfloat16"), "-o", tmp_path / "gpt.engine", *options)
+    ran = cli("trt", export("bfloat16"), "-o", tmp_path / "gpt.engine", *options)
     assert ran.code == code
     assert message in " ".join(ran.err.split())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_name_must_end_in_engine(gptexport: Command, export: Export, tmp_path: Path) -> None:
-    ran = gptexport("trt", export("bfloat16"), "-o", tmp_path / "gpt.plan", *RTX)
+def test_name_must_end_in_engine(cli: Cli, export: Export, tmp_path: Path) -> None:
+    ran = cli("trt", export("bfloat16"), "-o", tmp_path / "gpt.plan", *RTX)
     assert ran.code == 2
     assert "does not end in .engine" in ran.err
 
 
 def test_library_that_is_not_installed(
-    gptexport: Command, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    ran = gptexport("trt", export("bfloat16"), "-o", tmp_path / "gpt.engine", *RTX)
+    ran = cli("trt", export("bfloat16"), "-o", tmp_path / "gpt.engine", *RTX)
     assert ran.code == 4
     assert "pip install gptexport[rtx]" in ran.err
 
 
-def test_profiles_from_lengths(gptexport: Command, export: Export, tmp_path: Path) -> None:
+def test_profiles_from_lengths(cli: Cli, export: Export, tmp_path: Path) -> None:
     (tmp_path / "lengths.txt").write_text("40\n60, 64 200\n")
     out = tmp_path / "gpt.engine"
     bundle = export("bfloat16", block_size=256, n_layer=1)
-    ran = gptexport("trt", bundle, "-o", out, *RTX, "--lengths", tmp_path / "lengths.txt", "--buckets", 2, "--json")
+    ran = cli("trt", bundle, "-o", out, *RTX, "--lengths", tmp_path / "lengths.txt", "--buckets", 2, "--json")
     assert json.loads(ran.out)["sidecar"]["profiles"] == [
         {"min": [1, 1], "opt": [8, 60], "max": [8, 64]},
         {"min": [1, 65], "opt": [8, 200], "max": [8, 256]},
     ]
-    refused = gptexport(
-        "trt", bundle, "-o", out, *RTX, "--lengths", tmp_path / "lengths.txt", "--min", "1x1", "--force"
-    )
+    refused = cli("trt", bundle, "-o", out, *RTX, "--lengths", tmp_path / "lengths.txt", "--min", "1x1", "--force")
     assert (refused.code, "--lengths sets the profiles" in refused.err) == (2, True)
 
 
@@ -138,51 +134,49 @@ def test_interrupted_command_leaves_nothing(export: Export, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_inspect_reads_both_files_without_tensorrt(
-    gptexport: Command, engine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inspect_reads_both_files_without_tensorrt(cli: Cli, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    ran = gptexport("inspect", engine)
+    ran = cli("inspect", engine)
     assert ran.code == 0
     assert "runs on    SM89, with tensorrt-rtx 1." in ran.out
     assert "input_ids int64 (B,T) -> logits float32 (B,T,97)" in ran.out
     assert "--min 1x1 --opt 8x17 --max 8x17 --compute-capability 8.9" in ran.out
-    data = json.loads(gptexport("inspect", engine, "--json").out)
+    data = json.loads(cli("inspect", engine, "--json").out)
     assert (data["kind"], data["flavour"], data["compute_capabilities"]) == ("engine", "tensorrt-rtx", ["8.9"])
 
 
-def test_verdict_of_parity_goes_into_the_sidecar(gptexport: Command, engine: Path, tmp_path: Path) -> None:
+def test_verdict_of_parity_goes_into_the_sidecar(cli: Cli, engine: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copy(engine, tmp_path))
     shutil.copy(f"{engine}.json", tmp_path)
-    assert "parity      not checked: gptexport parity" in gptexport("inspect", copy).out
+    assert "parity      not checked: gptexport parity" in cli("inspect", copy).out
     sha256 = hashlib.sha256(copy.read_bytes()).hexdigest()
     record_parity(copy, {"passed": True, "noise_ratio": 1.1, "engine_sha256": sha256})
-    assert "parity      passed, noise ratio 1.10" in gptexport("inspect", copy).out
+    assert "parity      passed, noise ratio 1.10" in cli("inspect", copy).out
     record_parity(copy, {"passed": False, "engine_sha256": sha256})
-    assert "parity      FAILED" in gptexport("inspect", copy).out
+    assert "parity      FAILED" in cli("inspect", copy).out
     record_parity(copy, {"passed": True, "engine_sha256": "0" * 64})
-    ran = gptexport("inspect", copy)
+    ran = cli("inspect", copy)
     assert ran.code == 1 and "parity      passed, but not of this engine" in ran.out
     assert "problem: its parity verdict does not belong to it" in ran.out
-    assert json.loads(gptexport("inspect", copy, "--json").out)["problems"]
+    assert json.loads(cli("inspect", copy, "--json").out)["problems"]
     assert copy.read_bytes() == engine.read_bytes()
 
 
-def test_inspect_refuses_a_corrupt_engine(gptexport: Command, engine: Path, tmp_path: Path) -> None:
+def test_inspect_refuses_a_corrupt_engine(cli: Cli, engine: Path, tmp_path: Path) -> None:
     copy = shutil.copy(engine, tmp_path)
     shutil.copy(f"{engine}.json", tmp_path)
     with Path(copy).open("r+b") as file:
         file.seek(-9, os.SEEK_END)
         file.write(b"!")
-    ran = gptexport("inspect", copy)
+    ran = cli("inspect", copy)
     assert ran.code == 1
     assert "It is damaged, or this is another engine's sidecar" in ran.err
     assert "build it again: gptexport trt BUNDLE -o gpt.engine --backend tensorrt-rtx" in ran.err
 
 
-def test_doctor_says_what_builds_here(gptexport: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_what_builds_here(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def engines() -> dict[str, Any]:
-        return {row["name"]: row for row in json.loads(gptexport("doctor", "--json").out)["engines"]}
+        return {row["name"]: row for row in json.loads(cli("doctor", "--json").out)["engines"]}
 
     row = engines()["tensorrt-rtx"]
     assert "8.9, 12.0" in row["builds"]

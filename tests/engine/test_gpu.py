@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from gptexport_runtime import Session
 from gptexport_runtime.backends.gpu.device import why_no_gpu
+from support.cli import Cli
 
 from gptexport.engine import build_engine, choose_targets, make_profiles, open_flavour, open_source
 from gptexport.engine.flavour import TENSORRT_RTX, Flavour
@@ -109,12 +110,12 @@ def test_scores_and_last_logits(opened: tuple[Session, Session, float]) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_parity_three_ways(gptexport: Callable[..., Any], dtype: str, export: Export, tmp_path: Path) -> None:
+def test_parity_three_ways(cli: Cli, dtype: str, export: Export, tmp_path: Path) -> None:
     """An engine is its checkpoint's model, by the gates of its dtype; the verdict is in its sidecar."""
     bundle, flavour, out = export(dtype), open_flavour(None), tmp_path / "gpt.engine"
     targets = targets_here(flavour)
     profiles = make_profiles([], [], [(2, 8), (8, 17)], block_size=17)
     build_engine(flavour, open_source(bundle), out, profiles=profiles, targets=targets)
-    ran = gptexport("parity", out, "--against", bundle.parent / "ckpt.pt", "--graph", bundle)
+    ran = cli("parity", out, "--against", bundle.parent / "ckpt.pt", "--graph", bundle)
     assert ran.code == 0, ran.out
     gptexport_runtime.load(out, require_parity=True).close()

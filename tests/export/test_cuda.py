@@ -14,12 +14,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from conftest import Ran
 from gptexport_runtime import BackendUnavailableError
 from gptexport_runtime.bundle import open_artifact
 from gptexport_runtime.contract import heads
 from gptexport_runtime.contract.names import past_names
 from support.builders import SIZES, tiny_fusable
+from support.cli import Cli
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.config import DType
@@ -313,15 +313,15 @@ def test_two_exports_are_the_same_bytes(source: str, bundle: Path, tmp_path: Pat
         assert (tmp_path / "gpt" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
-def test_the_commands(gptexport: Callable[..., Ran], source: str, bundle: Path, tmp_path: Path) -> None:
-    ran = gptexport("parity", bundle, "--against", source)
+def test_the_commands(cli: Cli, source: str, bundle: Path, tmp_path: Path) -> None:
+    ran = cli("parity", bundle, "--against", source)
     assert ran.code == 4 and "--target cuda in bfloat16, which runs on CUDA alone" in ran.err
-    ran = gptexport("parity", bundle, "--against", source, "--device", "cuda")
+    ran = cli("parity", bundle, "--against", source, "--device", "cuda")
     assert ran.code == 4 and "has no CUDA" in ran.err
-    ran = gptexport("onnx", source, "-o", tmp_path / "gpt", "--target", "cuda", "--graphs", "logits,decode")
+    ran = cli("onnx", source, "-o", tmp_path / "gpt", "--target", "cuda", "--graphs", "logits,decode")
     assert ran.code == 0 and "7 of 7 SkipLayerNormalization" in ran.err and "none has run" in ran.err
     assert "EFFICIENT_ATTENTION or MATH expected" in ran.err
-    ran = gptexport("parity", tmp_path / "gpt", "--against", source, "--shapes", "1x1,2x9,1x17")
+    ran = cli("parity", tmp_path / "gpt", "--against", source, "--shapes", "1x1,2x9,1x17")
     assert ran.code == 0, ran.out + ran.err
-    text = gptexport("inspect", bundle).out
+    text = cli("inspect", bundle).out
     assert "checked: run" in text and "float32 twin" in text and "not checked: gptexport parity" in text

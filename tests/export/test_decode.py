@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import gptexport_runtime
 import numpy as np
 import pytest
-from conftest import Ran
 from gptexport_runtime import BackendUnavailableError
+from support.cli import Cli
 from support.greedy import agreement, fixed_prompts
 
 from gptexport.checkpoints import load_checkpoint
@@ -128,12 +127,12 @@ def test_a_graph_that_turns_out_to_be_another_function_is_left_out(tmp_path: Pat
     assert not (tmp_path / "other").exists()
 
 
-def test_the_commands_say_what_is_left_out(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
+def test_the_commands_say_what_is_left_out(cli: Cli, tmp_path: Path) -> None:
     source = write(tmp_path, "attend(self, q, k, v)", "v + v.cumsum(2)")
-    ran = gptexport("onnx", source, "-o", tmp_path / "gpt", "--json")
+    ran = cli("onnx", source, "-o", tmp_path / "gpt", "--json")
     data = json.loads(ran.out)
     assert ran.code == 0 and data["graphs"] == ["logits", "last", "score"] and "decode" in data["left_out"]
     assert "without decode.onnx: the forward has" in ran.err
-    assert "no decode.onnx" in gptexport("inspect", tmp_path / "gpt").out
-    ran = gptexport("generate", tmp_path / "gpt", "--prompt-ids", "1,2")
+    assert "no decode.onnx" in cli("inspect", tmp_path / "gpt").out
+    ran = cli("generate", tmp_path / "gpt", "--prompt-ids", "1,2")
     assert ran.code == 4 and "cannot generate: the forward has" in ran.err

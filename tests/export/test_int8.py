@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 
 import gptexport_runtime
@@ -11,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import Ran
 from support.builders import SIZES, random_weights, tiny_nanogpt
+from support.cli import Cli
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
@@ -118,12 +117,12 @@ def test_int8_needs_the_cpu_target(checkpoint: Checkpoint, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_parity_judges_it_by_statistics(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
+def test_parity_judges_it_by_statistics(cli: Cli, tmp_path: Path) -> None:
     ckpt = make(tmp_path / "ckpt.pt", outliers=True)
-    ran = gptexport("onnx", ckpt, "-o", tmp_path / "gpt", "--target", "cpu", "--quantize", "int8", "-q")
+    ran = cli("onnx", ckpt, "-o", tmp_path / "gpt", "--target", "cpu", "--quantize", "int8", "-q")
     assert ran.code == 0, ran.err
-    ran = gptexport("parity", tmp_path / "gpt", "--against", ckpt, "-q", "--gate", "top1_agreement=0.9")
+    ran = cli("parity", tmp_path / "gpt", "--against", ckpt, "-q", "--gate", "top1_agreement=0.9")
     assert ran.code == 0, ran.out
     assert "statistics" in ran.out
     other = tiny_nanogpt(tmp_path / "other.pt", n_embd=C, seed=5)
-    assert gptexport("parity", tmp_path / "gpt", "--against", other, "-q", "--quick").code == 3
+    assert cli("parity", tmp_path / "gpt", "--against", other, "-q", "--quick").code == 3

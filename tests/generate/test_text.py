@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tokenizers
-from conftest import Ran
 from gptexport_runtime import ArtifactError, BackendUnavailableError, InputError
 from gptexport_runtime.contract.names import CHARACTERS, MANIFEST_FILE
 from gptexport_runtime.text import StoppingStream, Tokenizer, bundle_tokenizer, characters, load_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import ALPHABET, SIZES, nanogpt_meta, tiny_huggingface, tiny_nanogpt
+from support.cli import Cli
 
 V = SIZES["vocab_size"]
 WORDS = "naïve 語 🙂 text"
@@ -135,27 +134,27 @@ def test_gpt2_by_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
         load_tokenizer("gpt2")
 
 
-def test_a_checkpoints_tokenizer_travels(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
+def test_a_checkpoints_tokenizer_travels(cli: Cli, tmp_path: Path) -> None:
     """Hugging Face's from its folder; nanoGPT's characters as JSON: a bundle holds no pickle."""
     folder = tiny_huggingface(tmp_path / "hf", vocab_size=300)
     huggingface(folder / "tokenizer.json")
-    assert gptexport("onnx", folder, "-o", tmp_path / "a", "-q").code == 0
+    assert cli("onnx", folder, "-o", tmp_path / "a", "-q").code == 0
     found = bundle_tokenizer(tmp_path / "a")
     assert found is not None and found.decode(found.encode(WORDS)) == WORDS
     assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
     ckpt = tiny_nanogpt(tmp_path / "ckpt.pt")
-    assert gptexport("onnx", ckpt, "-o", tmp_path / "b", "-q").code == 0
+    assert cli("onnx", ckpt, "-o", tmp_path / "b", "-q").code == 0
     assert bundle_tokenizer(tmp_path / "b") is None
-    ran = gptexport("onnx", ckpt, "-o", tmp_path / "c", "-q", "--tokenizer", nanogpt_meta(tmp_path / "meta.pkl"))
+    ran = cli("onnx", ckpt, "-o", tmp_path / "c", "-q", "--tokenizer", nanogpt_meta(tmp_path / "meta.pkl"))
     assert ran.code == 0, ran.err
     found = bundle_tokenizer(tmp_path / "c")
     assert found is not None and found.encode("é!") == [V - 2, 1] and found.size == V
-    assert "characters" in gptexport("inspect", tmp_path / "c").out
+    assert "characters" in cli("inspect", tmp_path / "c").out
 
     table = tmp_path / "c" / CHARACTERS
     table.write_text(table.read_text().replace("é", "e"))
-    inspected = gptexport("inspect", tmp_path / "c")
+    inspected = cli("inspect", tmp_path / "c")
     assert inspected.code == 1 and f"problem: {table} has" in inspected.out
     with pytest.raises(ArtifactError, match=CHARACTERS):
         bundle_tokenizer(tmp_path / "c")
@@ -169,8 +168,8 @@ def nanogpt_repository(root: Path, table: list[str] = ALPHABET, **extra: object)
     return tiny_nanogpt(root / "out" / "ckpt.pt", extra=extra)
 
 
-def test_nanogpts_characters_are_found(gptexport: Callable[..., Ran], tmp_path: Path) -> None:
-    ran = gptexport("onnx", nanogpt_repository(tmp_path), "-o", tmp_path / "gpt")
+def test_nanogpts_characters_are_found(cli: Cli, tmp_path: Path) -> None:
+    ran = cli("onnx", nanogpt_repository(tmp_path), "-o", tmp_path / "gpt")
     found = bundle_tokenizer(tmp_path / "gpt")
     assert found is not None and found.encode("é!") == [V - 2, 1]
     assert "meta.pkl travels in the bundle" in ran.err
@@ -187,9 +186,7 @@ def test_a_dataset_that_is_no_plain_name_is_not_looked_for(tmp_path: Path, datas
 
 
 @pytest.mark.parametrize("flaw", ["another data set", "code", "damaged"])
-def test_a_tokenizer_that_was_found_and_is_none_stays_behind(
-    gptexport: Callable[..., Ran], tmp_path: Path, flaw: str
-) -> None:
+def test_a_tokenizer_that_was_found_and_is_none_stays_behind(cli: Cli, tmp_path: Path, flaw: str) -> None:
     if flaw == "damaged":
         path = tiny_huggingface(tmp_path / "hf")
         (path / "tokenizer.json").write_text("{")
@@ -199,16 +196,14 @@ def test_a_tokenizer_that_was_found_and_is_none_stays_behind(
             (tmp_path / "data/shakespeare_char/meta.pkl").write_bytes(
                 f"cos\nsystem\n(S'touch {tmp_path / 'ran'}'\ntR.".encode()
             )
-    ran = gptexport("onnx", path, "-o", tmp_path / "gpt")
+    ran = cli("onnx", path, "-o", tmp_path / "gpt")
     assert ran.code == 0 and "no tokenizer travels in the bundle" in ran.err
     assert bundle_tokenizer(tmp_path / "gpt") is None and not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(("name", "message"), [("bytes", "256 ids, the model's vocabulary 97"), ("none", "is not a")])
-def test_a_tokenizer_of_another_model_is_refused(
-    gptexport: Callable[..., Ran], tmp_path: Path, name: str, message: str
-) -> None:
-    ran = gptexport("onnx", tiny_nanogpt(tmp_path / "ckpt.pt"), "-o", tmp_path / "gpt", "--tokenizer", name)
+def test_a_tokenizer_of_another_model_is_refused(cli: Cli, tmp_path: Path, name: str, message: str) -> None:
+    ran = cli("onnx", tiny_nanogpt(tmp_path / "ckpt.pt"), "-o", tmp_path / "gpt", "--tokenizer", name)
     assert ran.code == 1 and message in ran.err and not (tmp_path / "gpt").exists()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from gptexport_runtime import load
 from support.builders import tiny_nanogpt
+from support.cli import Cli
 from support.fault_catalogue import at
 from support.faults import edit_weight, scale_weight, set_attribute, tampered
 
@@ -18,9 +19,9 @@ from gptexport.parity.blame import EXPORT, GRAPH, SESSION, find_blame
 IDS = np.random.default_rng(0).integers(0, 97, (3, 17))
 
 
-def test_a_changed_graph(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_changed_graph(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     made = tampered(bundle, tmp_path / "b", set_attribute("Gelu", None, approximate="tanh"))
-    result = json.loads(gptexport("parity", made, "--against", checkpoint, "--json").out)
+    result = json.loads(cli("parity", made, "--against", checkpoint, "--json").out)
     assert result["divergence"]["sentence"].startswith("h.0.mlp.gelu (Gelu): error ×")
     assert result["divergence"]["claim"] == "GELU tanh for erf"
     assert result["divergence"]["also"] == ["h.1.mlp.gelu", "h.2.mlp.gelu"]
@@ -30,17 +31,17 @@ def test_a_changed_graph(gptexport, bundle: Path, checkpoint: Path, tmp_path: Pa
     assert "what was done to the graph after the portable export" in blame["sentence"]
 
 
-def test_the_text_says_where_and_who(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_the_text_says_where_and_who(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     made = tampered(bundle, tmp_path / "b", scale_weight("h.1.mlp.c_fc.bias", 0))
-    ran = gptexport("parity", made, "--against", checkpoint)
+    ran = cli("parity", made, "--against", checkpoint)
     assert ran.code == 3
     assert "WHERE  h.1.mlp.c_fc (Add, MatMul): error ×" in ran.out and "looks like bias missing" in ran.out
     assert "WHO    what was done to the graph" in ran.out
 
 
-def test_quick_says_where_but_not_who(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_quick_says_where_but_not_who(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     made = tampered(bundle, tmp_path / "b", scale_weight("h.1.mlp.c_fc.bias", 0))
-    ran = gptexport("parity", made, "--against", checkpoint, "--quick")
+    ran = cli("parity", made, "--against", checkpoint, "--quick")
     assert ran.code == 3
     assert "WHERE  h.1.mlp.c_fc" in ran.out and "WHO" not in ran.out
     assert json.loads((made / "gptexport.json").read_text())["parity"] is None, "a quick answer is no certificate"
@@ -101,18 +102,18 @@ def test_a_step_that_cannot_run_is_told_and_not_blamed(bundle: Path, checkpoint:
     assert (stages[1].right, stages[1].why) == (None, "no room")
 
 
-def test_a_pass_with_one_wrong_step_says_so(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_pass_with_one_wrong_step_says_so(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     """A fault below the gates of the logits is far above the noise of its own step."""
     made = tampered(bundle, tmp_path / "b", set_attribute("Attention", 2, scale=10**-0.5 * (1 + 4e-6)))
-    ran = gptexport("parity", made, "--against", checkpoint)
+    ran = cli("parity", made, "--against", checkpoint)
     assert ran.code == 0, ran.out
     assert "NOTE   within the gates, though one step alone is not: h.2.attn before c_proj" in ran.out
 
 
-def test_a_weight_that_the_logits_do_not_show(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_weight_that_the_logits_do_not_show(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     """It is in the graph, whatever the logits say: the graph is to blame, and the bias is named."""
     made = tampered(bundle, tmp_path / "b", edit_weight("h.2.attn.c_attn.bias", at(7, 2e-5)))
-    ran = gptexport("parity", made, "--against", checkpoint)
+    ran = cli("parity", made, "--against", checkpoint)
     assert ran.code == 3
     assert "other weights (h.2.attn.c_attn.bias): what must not change did" in ran.out
     assert "WHO    this graph, as it is written: it holds other weights than the checkpoint, by less" in ran.out

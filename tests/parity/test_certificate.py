@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 from gptexport_runtime import ArtifactError, load
+from support.cli import Cli
 from support.faults import scale_weight, tampered
 
 QUICK = ("--shapes", "1x3,2x17")
 
 
 @pytest.fixture
-def proved(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> Path:
+def proved(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> Path:
     """A bundle that passed."""
     copy = Path(shutil.copytree(bundle, tmp_path / "proved"))
-    assert gptexport("parity", copy, "--against", checkpoint, *QUICK).code == 0
+    assert cli("parity", copy, "--against", checkpoint, *QUICK).code == 0
     return copy
 
 
@@ -37,16 +38,16 @@ def test_one_that_was_never_checked_does_not(bundle: Path) -> None:
         load(bundle, require_parity=True)
 
 
-def test_one_that_failed_does_not(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_one_that_failed_does_not(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     made = tampered(bundle, tmp_path / "b", scale_weight("ln_f.weight", 1.01))
-    assert gptexport("parity", made, "--against", checkpoint, "--quick").code == 3
-    assert gptexport("parity", made, "--against", checkpoint, *QUICK).code == 3
+    assert cli("parity", made, "--against", checkpoint, "--quick").code == 3
+    assert cli("parity", made, "--against", checkpoint, *QUICK).code == 3
     with pytest.raises(ArtifactError, match="its parity check failed: RMS error is"):
         load(made, require_parity=True)
     load(made).close()
 
 
-def test_a_verdict_of_another_graph_does_not_count(gptexport, proved: Path, tmp_path: Path) -> None:
+def test_a_verdict_of_another_graph_does_not_count(cli: Cli, proved: Path, tmp_path: Path) -> None:
     """The graph is replaced, and the manifest made to agree: only the verdict gives it away."""
     record = json.loads((proved / "gptexport.json").read_text())["parity"]
     made = tampered(proved, tmp_path / "b", scale_weight("ln_f.weight", 1.01))
@@ -54,34 +55,34 @@ def test_a_verdict_of_another_graph_does_not_count(gptexport, proved: Path, tmp_
     load(made).close()
     with pytest.raises(ArtifactError, match="does not belong to it: it was measured on other graphs"):
         load(made, require_parity=True)
-    ran = gptexport("inspect", made)
+    ran = cli("inspect", made)
     assert ran.code == 1
     assert "passed, noise ratio" in ran.out and "but not of these graphs and weights" in ran.out
     assert "problem: its parity verdict does not belong to it" in ran.out
 
 
-def test_a_verdict_of_other_weights_does_not_count(gptexport, proved: Path) -> None:
+def test_a_verdict_of_other_weights_does_not_count(cli: Cli, proved: Path) -> None:
     """The weights are replaced by others of the same size, and the manifest made to agree."""
     data = bytearray((proved / "weights.data").read_bytes())
     data[0] ^= 1
     (proved / "weights.data").write_bytes(data)
     with pytest.raises(ArtifactError, match=r"weights.data has sha256"):
         load(proved, require_parity=True)  # implies verify
-    ran = gptexport("inspect", proved)
+    ran = cli("inspect", proved)
     assert ran.code == 1 and "weights.data has sha256" in ran.out, "a verdict is shown of no weights but its own"
     manifest = json.loads((proved / "gptexport.json").read_text())
     edit(proved, weights={**manifest["weights"], "sha256": hashlib.sha256(data).hexdigest()})
     with pytest.raises(ArtifactError, match="it was measured on other weights"):
         load(proved, require_parity=True)
-    assert gptexport("inspect", proved, "--verify").code == 1
+    assert cli("inspect", proved, "--verify").code == 1
 
 
 @pytest.mark.parametrize("parity", ["passed", ["passed"], True])
-def test_a_damaged_verdict_is_one_clear_error(gptexport, proved: Path, parity: object) -> None:
+def test_a_damaged_verdict_is_one_clear_error(cli: Cli, proved: Path, parity: object) -> None:
     edit(proved, parity=parity)
     with pytest.raises(ArtifactError, match=r"manifest: parity is .*; expected an object"):
         load(proved, require_parity=True)
-    ran = gptexport("inspect", proved)
+    ran = cli("inspect", proved)
     assert ran.code == 1 and "bug" not in ran.err
 
 
@@ -91,8 +92,8 @@ def test_a_lone_graph_has_no_verdict(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [("--quick",), ("--gate", "noise_ratio=9")])
-def test_a_lesser_check_is_no_certificate(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path, options) -> None:
+def test_a_lesser_check_is_no_certificate(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path, options) -> None:
     copy = shutil.copytree(bundle, tmp_path / "copy")
-    assert gptexport("parity", copy, "--against", checkpoint, *options).code == 0
+    assert cli("parity", copy, "--against", checkpoint, *options).code == 0
     with pytest.raises(ArtifactError, match="never checked"):
         load(copy, require_parity=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.cli import Cli
 from support.faults import scale_weight, tampered
 
 from gptexport.checkpoints import load_checkpoint
@@ -28,14 +29,14 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("text", ["3", "3x", "x3", "0x3", "3x0", "-1x3", "3x5x7", "1x1,,2x2", "axb", "1.5x2", ""])
-def test_a_shape_that_is_none_is_a_usage_error(gptexport, copy: Path, checkpoint: Path, text: str) -> None:
-    ran = gptexport("parity", copy, "--against", checkpoint, "--shapes", text)
+def test_a_shape_that_is_none_is_a_usage_error(cli: Cli, copy: Path, checkpoint: Path, text: str) -> None:
+    ran = cli("parity", copy, "--against", checkpoint, "--shapes", text)
     assert ran.code == 2
     assert "is not a shape; expected BxT with both at least 1" in ran.err
 
 
-def test_a_shape_beyond_the_context_is_a_usage_error(gptexport, copy: Path, checkpoint: Path) -> None:
-    ran = gptexport("parity", copy, "--against", checkpoint, "--shapes", "1x17,2x18,1x99")
+def test_a_shape_beyond_the_context_is_a_usage_error(cli: Cli, copy: Path, checkpoint: Path) -> None:
+    ran = cli("parity", copy, "--against", checkpoint, "--shapes", "1x17,2x18,1x99")
     assert ran.code == 2
     assert "2x18, 1x99: T is beyond block_size 17" in ran.err
 
@@ -43,38 +44,38 @@ def test_a_shape_beyond_the_context_is_a_usage_error(gptexport, copy: Path, chec
 @pytest.mark.parametrize(
     "arguments", [(), ("--against",), ("--against", "c", "--device", "tpu"), ("--against", "c", "--gelu", "relu")]
 )
-def test_wrong_options_are_usage_errors(gptexport, copy: Path, arguments: tuple[str, ...]) -> None:
-    assert gptexport("parity", copy, *arguments).code == 2
+def test_wrong_options_are_usage_errors(cli: Cli, copy: Path, arguments: tuple[str, ...]) -> None:
+    assert cli("parity", copy, *arguments).code == 2
 
 
 @pytest.mark.parametrize(
     ("option", "name"), [("--save", "gone/p.json"), ("--save", "p.txt"), ("--report", "gone/r.html")]
 )
 def test_an_output_that_cannot_be_is_a_usage_error_at_once(
-    gptexport, copy: Path, checkpoint: Path, tmp_path: Path, option: str, name: str
+    cli: Cli, copy: Path, checkpoint: Path, tmp_path: Path, option: str, name: str
 ) -> None:
-    ran = gptexport("parity", copy, "--against", checkpoint, option, tmp_path / name)
+    ran = cli("parity", copy, "--against", checkpoint, option, tmp_path / name)
     assert ran.code == 2 and option in ran.err and "comparing" not in ran.err
 
 
-def test_what_is_not_there(gptexport, copy: Path, checkpoint: Path, tmp_path: Path) -> None:
-    assert gptexport("parity", tmp_path / "gone", "--against", checkpoint).code == 2
-    assert gptexport("parity", copy, "--against", tmp_path / "gone.pt").code == 1
-    assert gptexport("parity", copy, "--against", checkpoint, "--tokens", tmp_path / "gone.bin").code == 2
+def test_what_is_not_there(cli: Cli, copy: Path, checkpoint: Path, tmp_path: Path) -> None:
+    assert cli("parity", tmp_path / "gone", "--against", checkpoint).code == 2
+    assert cli("parity", copy, "--against", tmp_path / "gone.pt").code == 1
+    assert cli("parity", copy, "--against", checkpoint, "--tokens", tmp_path / "gone.bin").code == 2
 
 
-def test_a_damaged_bundle_is_refused(gptexport, copy: Path, checkpoint: Path) -> None:
+def test_a_damaged_bundle_is_refused(cli: Cli, copy: Path, checkpoint: Path) -> None:
     """The weights' hash is checked too: a verdict on damaged weights would be about another model."""
     weights = bytearray((copy / "weights.data").read_bytes())
     weights[100] ^= 1
     (copy / "weights.data").write_bytes(weights)
-    ran = gptexport("parity", copy, "--against", checkpoint)
+    ran = cli("parity", copy, "--against", checkpoint)
     assert ran.code == 1
     assert "weights.data has sha256" in ran.err
 
 
-def test_json_schema(gptexport, copy: Path, checkpoint: Path) -> None:
-    ran = gptexport("parity", copy, "--against", checkpoint, "--json", *SHAPES)
+def test_json_schema(cli: Cli, copy: Path, checkpoint: Path) -> None:
+    ran = cli("parity", copy, "--against", checkpoint, "--json", *SHAPES)
     result = json.loads(ran.out)
     assert result["schema_version"] == 1
     assert (result["command"], result["ok"], result["passed"]) == ("parity", True, True)
@@ -89,10 +90,10 @@ def test_json_schema(gptexport, copy: Path, checkpoint: Path) -> None:
         assert row["missed"] == [] and row["flips_outside_ties"] == 0
 
 
-def test_json_has_no_nan(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_json_has_no_nan(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     """NaN is not JSON; strict parsers must be able to read a failing verdict."""
     made = tampered(bundle, tmp_path / "b", scale_weight("ln_f.weight", np.nan))
-    ran = gptexport("parity", made, "--against", checkpoint, "--json", *SHAPES)
+    ran = cli("parity", made, "--against", checkpoint, "--json", *SHAPES)
     assert ran.code == 3
 
     def refuse(constant: str) -> None:
@@ -102,32 +103,32 @@ def test_json_has_no_nan(gptexport, bundle: Path, checkpoint: Path, tmp_path: Pa
         json.loads(text, parse_constant=refuse)
 
 
-def test_progress_goes_to_stderr(gptexport, copy: Path, checkpoint: Path) -> None:
-    ran = gptexport("parity", copy, "--against", checkpoint, *SHAPES)
+def test_progress_goes_to_stderr(cli: Cli, copy: Path, checkpoint: Path) -> None:
+    ran = cli("parity", copy, "--against", checkpoint, *SHAPES)
     assert "comparing at B,T = 2,17" in ran.err and "comparing" not in ran.out
-    assert gptexport("parity", copy, "--against", checkpoint, "-q", *SHAPES).err == ""
+    assert cli("parity", copy, "--against", checkpoint, "-q", *SHAPES).err == ""
 
 
-def test_the_verdict_is_kept_in_the_manifest(gptexport, copy: Path, checkpoint: Path) -> None:
-    assert "not checked" in gptexport("inspect", copy).out
-    assert gptexport("parity", copy, "--against", checkpoint, *SHAPES).code == 0
+def test_the_verdict_is_kept_in_the_manifest(cli: Cli, copy: Path, checkpoint: Path) -> None:
+    assert "not checked" in cli("inspect", copy).out
+    assert cli("parity", copy, "--against", checkpoint, *SHAPES).code == 0
     manifest = json.loads((copy / "gptexport.json").read_text())
     record = manifest["parity"]
     assert record["passed"] is True
     assert record["graphs_sha256"] == {kind: entry["sha256"] for kind, entry in manifest["graphs"].items()}
     assert record["weights_sha256"] == manifest["weights"]["sha256"]
     assert record["checkpoint_sha256"] == manifest["source"]["sha256"]
-    assert "passed, noise ratio" in gptexport("inspect", copy).out
+    assert "passed, noise ratio" in cli("inspect", copy).out
     again = (copy / "gptexport.json").read_bytes()
-    assert gptexport("parity", copy, "--against", checkpoint, *SHAPES).code == 0
+    assert cli("parity", copy, "--against", checkpoint, *SHAPES).code == 0
     assert (copy / "gptexport.json").read_bytes() == again, "a rerun writes the same bytes"
 
 
-def test_a_failure_replaces_an_earlier_pass(gptexport, copy: Path, checkpoint: Path) -> None:
-    assert gptexport("parity", copy, "--against", checkpoint, *SHAPES).code == 0
-    assert gptexport("parity", copy, "--against", checkpoint, "--gelu", "tanh", *SHAPES).code == 3
+def test_a_failure_replaces_an_earlier_pass(cli: Cli, copy: Path, checkpoint: Path) -> None:
+    assert cli("parity", copy, "--against", checkpoint, *SHAPES).code == 0
+    assert cli("parity", copy, "--against", checkpoint, "--gelu", "tanh", *SHAPES).code == 3
     assert json.loads((copy / "gptexport.json").read_text())["parity"]["passed"] is False
-    assert "FAILED" in gptexport("inspect", copy).out
+    assert "FAILED" in cli("inspect", copy).out
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -137,9 +138,9 @@ def test_a_lone_graph_is_judged_in_the_precision_of_its_weights(checkpoint: Path
     assert precision_of(made.path) == Precision(dtype, None)
 
 
-def test_lone_graphs(gptexport, checkpoint: Path, tmp_path: Path) -> None:
+def test_lone_graphs(cli: Cli, checkpoint: Path, tmp_path: Path) -> None:
     half = export_onnx(load_checkpoint(str(checkpoint)), tmp_path / "gpt.onnx", dtype="float16").path
-    ran = gptexport("parity", half, "--against", checkpoint, *SHAPES)
+    ran = cli("parity", half, "--against", checkpoint, *SHAPES)
     assert ran.code == 0 and "the same model in float16" in ran.out
     quantized = export_onnx(load_checkpoint(str(checkpoint)), tmp_path / "q", target="cpu", quantize="int8").path
     assert precision_of(quantized / "logits.onnx") == Precision("float32", "int8")
@@ -154,16 +155,16 @@ def test_lone_graphs(gptexport, checkpoint: Path, tmp_path: Path) -> None:
     ],
 )
 def test_nothing_is_replaced_but_what_parity_wrote(
-    gptexport, copy: Path, checkpoint: Path, option: str, name: str, message: str
+    cli: Cli, copy: Path, checkpoint: Path, option: str, name: str, message: str
 ) -> None:
     before = (copy.parent / name).read_bytes()
-    ran = gptexport("parity", copy, "--against", checkpoint, option, copy.parent / name)
+    ran = cli("parity", copy, "--against", checkpoint, option, copy.parent / name)
     assert ran.code == 2 and message in " ".join(ran.err.split())
     assert (copy.parent / name).read_bytes() == before
 
 
-def test_the_manifest_itself_names_the_bundle(gptexport, copy: Path, checkpoint: Path) -> None:
-    assert gptexport("parity", copy / "gptexport.json", "--against", checkpoint, *SHAPES).code == 0
+def test_the_manifest_itself_names_the_bundle(cli: Cli, copy: Path, checkpoint: Path) -> None:
+    assert cli("parity", copy / "gptexport.json", "--against", checkpoint, *SHAPES).code == 0
     assert json.loads((copy / "gptexport.json").read_text())["parity"]["passed"] is True
 
 
@@ -203,9 +204,9 @@ class TestTokens:
         return path
 
     @pytest.mark.parametrize("kind", ["nanogpt", "build-nanogpt", "llm.c"])
-    def test_each_format(self, gptexport, copy: Path, checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    def test_each_format(self, cli: Cli, copy: Path, checkpoint: Path, tmp_path: Path, kind: str) -> None:
         path = self.write(tmp_path / ("val.npy" if kind == "build-nanogpt" else "val.bin"), kind)
-        ran = gptexport("parity", copy, "--against", checkpoint, "--tokens", path, *SHAPES)
+        ran = cli("parity", copy, "--against", checkpoint, "--tokens", path, *SHAPES)
         assert ran.code == 0, ran.err
 
     @pytest.mark.parametrize("kind", ["nanogpt", "build-nanogpt", "llm.c"])
@@ -215,15 +216,15 @@ class TestTokens:
         path = self.write(tmp_path / ("val.npy" if kind == "build-nanogpt" else "val.bin"), kind)
         assert np.array_equal(read_tokens(path, 97), self.IDS)
 
-    def test_ids_that_the_model_does_not_have(self, gptexport, copy: Path, checkpoint: Path, tmp_path: Path) -> None:
+    def test_ids_that_the_model_does_not_have(self, cli: Cli, copy: Path, checkpoint: Path, tmp_path: Path) -> None:
         (self.IDS + 60).tofile(tmp_path / "val.bin")
-        ran = gptexport("parity", copy, "--against", checkpoint, "--tokens", tmp_path / "val.bin")
+        ran = cli("parity", copy, "--against", checkpoint, "--tokens", tmp_path / "val.bin")
         assert ran.code == 1
         assert "the model has 0 to 96. Is it another tokenizer's?" in ran.err
 
-    def test_a_text_shorter_than_a_shape(self, gptexport, copy: Path, checkpoint: Path, tmp_path: Path) -> None:
+    def test_a_text_shorter_than_a_shape(self, cli: Cli, copy: Path, checkpoint: Path, tmp_path: Path) -> None:
         self.IDS[:9].tofile(tmp_path / "val.bin")
-        ran = gptexport("parity", copy, "--against", checkpoint, "--tokens", tmp_path / "val.bin", *SHAPES)
+        ran = cli("parity", copy, "--against", checkpoint, "--tokens", tmp_path / "val.bin", *SHAPES)
         assert ran.code == 1
         assert "holds 9 tokens; shape 2x17 needs at least 17" in ran.err
         assert "comparing" not in ran.err, "before the work"
@@ -241,11 +242,11 @@ class TestTokens:
 
     @pytest.mark.parametrize("data", [b"", b"x", b"odd"])
     def test_a_file_that_is_no_tokens(
-        self, gptexport, copy: Path, checkpoint: Path, tmp_path: Path, data: bytes
+        self, cli: Cli, copy: Path, checkpoint: Path, tmp_path: Path, data: bytes
     ) -> None:
         for name in ("val.bin", "val.npy", "val.dat"):
             (tmp_path / name).write_bytes(data)
-            ran = gptexport("parity", copy, "--against", checkpoint, "--tokens", tmp_path / name)
+            ran = cli("parity", copy, "--against", checkpoint, "--tokens", tmp_path / name)
             assert ran.code == 1 and name in ran.err, ran.err
 
     @pytest.mark.parametrize("array", [np.zeros((2, 3), np.int32), np.zeros(5), np.zeros(0, np.int64)])

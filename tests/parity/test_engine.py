@@ -16,6 +16,7 @@ import pytest
 from gptexport_runtime import ArtifactError, InputError, load
 from gptexport_runtime.backends.tensorrt import engine as trt
 from gptexport_runtime.engine_file import Profile, TensorInfo, read_engine_info, sidecar_path
+from support.cli import Cli
 from support.fake_engine import Fake, write_engine, write_sidecar
 from support.fake_tensorrt import FakeCuda, FakeEngine
 from support.faults import set_attribute, tampered
@@ -74,12 +75,12 @@ def beside(bundle: Path, engine: Path) -> Path:
     return Path(shutil.copytree(bundle, engine.parent / "gpt"))
 
 
-def test_a_right_engine_passes_and_its_sidecar_says_so(gptexport, make: Make, bundle: Path, checkpoint: Path) -> None:
+def test_a_right_engine_passes_and_its_sidecar_says_so(cli: Cli, make: Make, bundle: Path, checkpoint: Path) -> None:
     """In its profiles alone, each of them; and the sidecar is what `require_parity` asks for."""
     engine = make(bundle)
     with pytest.raises(ArtifactError, match="its parity was never checked"):
         load(engine, require_parity=True)
-    result = json.loads(gptexport("parity", engine, "--against", checkpoint, "--json").out)
+    result = json.loads(cli("parity", engine, "--against", checkpoint, "--json").out)
     assert result["passed"] and result["blame"] is None
     shapes = [tuple(row["shape"]) for row in result["shapes"]]
     assert (2, 8) in shapes and (1, 17) in shapes and all(B <= 4 and T <= 17 for B, T in shapes)
@@ -95,10 +96,10 @@ def test_a_right_engine_passes_and_its_sidecar_says_so(gptexport, make: Make, bu
         load(engine, require_parity=True)
 
 
-def test_tensorrt_is_to_blame(gptexport, make: Make, bundle: Path, checkpoint: Path) -> None:
+def test_tensorrt_is_to_blame(cli: Cli, make: Make, bundle: Path, checkpoint: Path) -> None:
     engine = make(bundle, lambda logits: logits * np.float32(1.01))
     beside(bundle, engine)
-    ran = gptexport("parity", engine, "--against", checkpoint)
+    ran = cli("parity", engine, "--against", checkpoint)
     assert ran.code == 3
     assert "WHO    TensorRT: the graph it was given is right, and the engine it built is wrong" in ran.out
     stages = [line.split()[0] for line in ran.out.split("WHO")[1].splitlines()[1:] if line.strip()]
@@ -107,19 +108,19 @@ def test_tensorrt_is_to_blame(gptexport, make: Make, bundle: Path, checkpoint: P
         load(engine, require_parity=True)
 
 
-def test_tf32_is_precision(gptexport, make: Make, bundle: Path, checkpoint: Path) -> None:
+def test_tf32_is_precision(cli: Cli, make: Make, bundle: Path, checkpoint: Path) -> None:
     engine = make(bundle, lambda logits: logits * np.float32(1.0005), options={"tf32": True})
-    ran = gptexport("parity", engine, "--against", checkpoint, "--graph", bundle)
+    ran = cli("parity", engine, "--against", checkpoint, "--graph", bundle)
     assert ran.code == 3 and "WHO    the precision of the engine: it was built with --tf32" in ran.out
 
 
 def test_the_export_is_to_blame_and_the_step_is_named(
-    gptexport, make: Make, bundle: Path, checkpoint: Path, tmp_path: Path
+    cli: Cli, make: Make, bundle: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     wrong = tampered(bundle, tmp_path / "wrong", set_attribute("Gelu", 1, approximate="tanh"))
     engine = make(wrong)
     beside(wrong, engine)
-    ran = gptexport("parity", engine, "--against", checkpoint)
+    ran = cli("parity", engine, "--against", checkpoint)
     assert ran.code == 3
     assert "WHERE  h.1.mlp.gelu (Gelu): error ×" in ran.out and "looks like GELU tanh for erf" in ran.out
     assert "WHO    what was done to the graph after the portable export" in ran.out
@@ -127,7 +128,7 @@ def test_the_export_is_to_blame_and_the_step_is_named(
 
 
 def test_our_own_rewriting_is_to_blame(
-    gptexport, make: Make, bundle: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, make: Make, bundle: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptexport.parity import blame
 
@@ -140,41 +141,41 @@ def test_our_own_rewriting_is_to_blame(
 
     monkeypatch.setattr(blame, "prepare_graph", wrong)
     engine = make(bundle, lambda logits: logits * np.float32(1.01))
-    ran = gptexport("parity", engine, "--against", checkpoint, "--graph", bundle)
+    ran = cli("parity", engine, "--against", checkpoint, "--graph", bundle)
     assert ran.code == 3 and "WHO    `gptexport trt`: it rewrote a right graph" in ran.out
 
 
-def test_without_its_graph_nobody_is_accused(gptexport, make: Make, bundle: Path, checkpoint: Path) -> None:
+def test_without_its_graph_nobody_is_accused(cli: Cli, make: Make, bundle: Path, checkpoint: Path) -> None:
     engine = make(bundle, lambda logits: logits * np.float32(1.01))
-    ran = gptexport("parity", engine, "--against", checkpoint)
+    ran = cli("parity", engine, "--against", checkpoint)
     assert ran.code == 3
     assert "WHO    TensorRT, or a step before it that could not be run here" in ran.out
     assert "not found beside the engine; say where it is with --graph" in ran.out
 
 
-def test_another_checkpoint_is_told_by_its_hash(gptexport, make: Make, bundle: Path, tmp_path: Path) -> None:
+def test_another_checkpoint_is_told_by_its_hash(cli: Cli, make: Make, bundle: Path, tmp_path: Path) -> None:
     from support.builders import tiny_nanogpt
 
     engine = make(bundle)
-    ran = gptexport("parity", engine, "--against", tiny_nanogpt(tmp_path / "other.pt", seed=1), "--graph", bundle)
+    ran = cli("parity", engine, "--against", tiny_nanogpt(tmp_path / "other.pt", seed=1), "--graph", bundle)
     assert ran.code == 3 and "WHO    the engine's graph was exported from another file than this checkpoint" in ran.out
 
 
 def test_bfloat16_goes_through_float32_here(
-    gptexport, make: Make, bundle: Path, checkpoint: Path, tmp_path: Path
+    cli: Cli, make: Make, bundle: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     """ONNX Runtime's CPU has no bfloat16: the graph is judged by its function. The yardstick stays eager bfloat16."""
     made = export_onnx(load_checkpoint(str(checkpoint)), tmp_path / "bf16", dtype="bfloat16").path
     engine = make(made, compute_in=bundle)  # the fake engine computes in float32, which is right enough
     beside(made, engine)
-    assert gptexport("parity", engine, "--against", checkpoint).code == 0
+    assert cli("parity", engine, "--against", checkpoint).code == 0
     engine = make(made, lambda logits: logits * np.float32(1.3), compute_in=bundle)
-    ran = gptexport("parity", engine, "--against", checkpoint)
+    ran = cli("parity", engine, "--against", checkpoint)
     assert ran.code == 3 and "WHO    TensorRT: the graph it was given is right" in ran.out
     assert "right   the engine's graph, as it is written, in float32" in ran.out
 
 
-def test_the_precision_is_to_blame(gptexport, make: Make, bundle: Path, checkpoint: Path, monkeypatch: Any) -> None:
+def test_the_precision_is_to_blame(cli: Cli, make: Make, bundle: Path, checkpoint: Path, monkeypatch: Any) -> None:
     """Eager itself is too far off to be a yardstick."""
     from gptexport.parity import blame, parity
 
@@ -190,35 +191,35 @@ def test_the_precision_is_to_blame(gptexport, make: Make, bundle: Path, checkpoi
     monkeypatch.setattr(blame, "eager_in", rough)
     monkeypatch.setattr(parity, "eager_in", rough)
     engine = make(bundle, lambda logits: logits * np.float32(1.3))
-    ran = gptexport("parity", engine, "--against", checkpoint, "--graph", bundle)
+    ran = cli("parity", engine, "--against", checkpoint, "--graph", bundle)
     assert ran.code == 3 and "WHO    the precision: eager PyTorch in float32 is itself too far from float64" in ran.out
 
 
 @pytest.mark.parametrize("low", [(1, 1), (2, 4), (4, 17)])
 def test_what_no_profile_takes_is_not_run(
-    gptexport, make: Make, bundle: Path, checkpoint: Path, low: tuple[int, int]
+    cli: Cli, make: Make, bundle: Path, checkpoint: Path, low: tuple[int, int]
 ) -> None:
     """Whatever the profile is, parity stays within it: all is checked that can be."""
     engine = make(bundle, profiles=(Profile(min=low, opt=(4, 17), max=(4, 17)),))
-    ran = gptexport("parity", engine, "--against", checkpoint, "--json")
+    ran = cli("parity", engine, "--against", checkpoint, "--json")
     result = json.loads(ran.out)
     assert ran.code == 0 and all(
         low[0] <= B <= 4 and low[1] <= T for B, T in (row["shape"] for row in result["shapes"])
     )
-    ran = gptexport("parity", engine, "--against", checkpoint, "--shapes", "1x1,5x17")
+    ran = cli("parity", engine, "--against", checkpoint, "--shapes", "1x1,5x17")
     assert ran.code == 2 and "5x17: this engine takes" in ran.err
 
 
-def test_without_a_gpu_the_exit_code_is_4(gptexport, make: Make, bundle: Path, checkpoint: Path, monkeypatch) -> None:
+def test_without_a_gpu_the_exit_code_is_4(cli: Cli, make: Make, bundle: Path, checkpoint: Path, monkeypatch) -> None:
     """`--device` need not be given: an engine has one choice."""
     engine = make(bundle)
     monkeypatch.setattr(trt, "why_no_gpu", lambda: "there is no NVIDIA driver.")
-    ran = gptexport("parity", engine, "--against", checkpoint)
+    ran = cli("parity", engine, "--against", checkpoint)
     assert ran.code == 4 and "needs a GPU, and there is no NVIDIA driver" in ran.err
-    assert gptexport("parity", engine, "--against", checkpoint, "--device", "cpu").code == 1
+    assert cli("parity", engine, "--against", checkpoint, "--device", "cpu").code == 1
 
 
-def test_its_graph_is_known_by_its_hash(gptexport, make: Make, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_its_graph_is_known_by_its_hash(cli: Cli, make: Make, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     engine = make(bundle)
     info = read_engine_info(engine)
     assert find_origin(engine, info) is None
@@ -236,15 +237,15 @@ def test_its_graph_is_known_by_its_hash(gptexport, make: Make, bundle: Path, che
     other = tampered(bundle, tmp_path / "other", set_attribute("Gelu", 1, approximate="tanh"))
     with pytest.raises(InputError, match="was not built from"):
         find_origin(engine, info, other)
-    ran = gptexport("parity", engine, "--against", checkpoint, "--graph", other)
+    ran = cli("parity", engine, "--against", checkpoint, "--graph", other)
     assert ran.code == 1 and "was not built from" in ran.err
-    assert gptexport("parity", bundle, "--against", checkpoint, "--graph", bundle).code == 2
+    assert cli("parity", bundle, "--against", checkpoint, "--graph", bundle).code == 2
 
 
-def test_a_report_of_an_engine(gptexport, make: Make, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_report_of_an_engine(cli: Cli, make: Make, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     engine = make(bundle, lambda logits: logits * np.float32(1.01))
     out = tmp_path / "engine.html"
-    assert gptexport("parity", engine, "--against", checkpoint, "--graph", bundle, "--report", out).code == 3
+    assert cli("parity", engine, "--against", checkpoint, "--graph", bundle, "--report", out).code == 3
     text = out.read_text()
     assert "Whom to blame" in text and "the engine, as TensorRT runs it" in text
     assert "tensorrt-rtx 1.7.1.116" in text and read_engine_info(engine).engine.sha256 in text

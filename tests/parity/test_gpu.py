@@ -5,9 +5,8 @@ Not run where there is none: `pytest -m gpu tests/parity`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import gptexport_runtime
 import numpy as np
@@ -16,6 +15,7 @@ from gptexport_runtime import CudaOptions
 from gptexport_runtime.backends.gpu.device import why_no_gpu
 from gptexport_runtime.backends.gpu.memory import CudaPlace
 from support.builders import tiny_nanogpt
+from support.cli import Cli
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.config import DType
@@ -42,8 +42,8 @@ def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_parity(dtype: str, gptexport: Callable[..., Any], bundles: dict[str, Path], checkpoint: Path) -> None:
-    ran = gptexport("parity", bundles[dtype], "--against", checkpoint, "--device", "cuda")
+def test_parity(dtype: str, cli: Cli, bundles: dict[str, Path], checkpoint: Path) -> None:
+    ran = cli("parity", bundles[dtype], "--against", checkpoint, "--device", "cuda")
     assert ran.code == 0, ran.out
     gptexport_runtime.load(bundles[dtype], "cuda", require_parity=True).close()
 

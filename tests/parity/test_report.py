@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.cli import Cli
 from support.faults import set_attribute, tampered
 
 VOID = {"meta", "circle", "line", "polyline", "polygon", "br"}
@@ -71,11 +72,11 @@ def text_file(tmp_path: Path) -> Path:
     return tmp_path / "val.bin"
 
 
-def test_of_a_pass(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path, text_file: Path) -> None:
+def test_of_a_pass(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path, text_file: Path) -> None:
     report = tmp_path / "r.html"
     made = tampered(bundle, tmp_path / "<b>&")
     arguments = ("--tokens", text_file, "--tokenizer", "bytes", "--report", report)
-    assert gptexport("parity", made, "--against", checkpoint, *arguments).code == 0
+    assert cli("parity", made, "--against", checkpoint, *arguments).code == 0
     page, words = read(report)
     assert "PASS" in words and "It is the same model" in words
     assert "&lt;b&gt;&amp;" in page and "<b>" not in page
@@ -87,10 +88,10 @@ def test_of_a_pass(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path, te
     assert [p for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
-def test_of_a_failure(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_of_a_failure(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     report = tmp_path / "r.html"
     made = tampered(bundle, tmp_path / "b", set_attribute("Gelu", None, approximate="tanh"))
-    assert gptexport("parity", made, "--against", checkpoint, "--report", report).code == 3
+    assert cli("parity", made, "--against", checkpoint, "--report", report).code == 3
     page, words = read(report)
     assert words.index("FAIL") < words.index("RMS error is") < words.index("Where it is wrong")
     assert "looks like GELU tanh for erf" in words and "Whom to blame" in words
@@ -100,40 +101,40 @@ def test_of_a_failure(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path)
     assert ("h.0.mlp.gelu", "wrong") in steps and ("h.0.ln_1", "right") in steps, "what a chart shows, in words too"
 
 
-def test_of_nan(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_of_nan(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     from support.faults import scale_weight
 
     report = tmp_path / "r.html"
     made = tampered(bundle, tmp_path / "b", scale_weight("h.1.ln_1.weight", np.nan))
-    assert gptexport("parity", made, "--against", checkpoint, "--report", report, "--quick").code == 3
+    assert cli("parity", made, "--against", checkpoint, "--report", report, "--quick").code == 3
     page, words = read(report)
     assert "NaN or Inf in the logits" in words
     charts = page.split("The error of the logits")[1].split("</section>")[0]
     assert "line eager" in charts and "line actual" not in charts, "of no numbers no line, and no legend"
 
 
-def test_of_a_model_without_blocks(gptexport, tmp_path: Path) -> None:
+def test_of_a_model_without_blocks(cli: Cli, tmp_path: Path) -> None:
     source = tmp_path / "own.py"
     source.write_text(OWN)
-    assert gptexport("onnx", f"{source}:make", "-o", tmp_path / "own").code == 0
-    ran = gptexport("parity", tmp_path / "own", "--against", f"{source}:make", "--report", tmp_path / "r.html")
+    assert cli("onnx", f"{source}:make", "-o", tmp_path / "own").code == 0
+    ran = cli("parity", tmp_path / "own", "--against", f"{source}:make", "--report", tmp_path / "r.html")
     assert ran.code == 0, ran.err
     assert "Every step of the model" in read(tmp_path / "r.html")[1]
 
 
-def test_of_two_that_cannot_be_compared(gptexport, bundle: Path, tmp_path: Path) -> None:
+def test_of_two_that_cannot_be_compared(cli: Cli, bundle: Path, tmp_path: Path) -> None:
     from support.builders import tiny_nanogpt
 
     report = tmp_path / "r.html"
     other = tiny_nanogpt(tmp_path / "other.pt", vocab_size=101)
-    assert gptexport("parity", tampered(bundle, tmp_path / "b"), "--against", other, "--report", report).code == 3
+    assert cli("parity", tampered(bundle, tmp_path / "b"), "--against", other, "--report", report).code == 3
     assert "vocab_size is 97, the checkpoint's 101" in read(report)[1]
 
 
-def test_of_saved_measurements(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_of_saved_measurements(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     saved, report = tmp_path / "p.json", tmp_path / "r.html"
     arguments = ("--against", checkpoint, "--shapes", "2x5", "--save", saved)
-    assert gptexport("parity", tampered(bundle, tmp_path / "b"), *arguments).code == 0
-    assert gptexport("parity", saved, "--report", report).code == 0
+    assert cli("parity", tampered(bundle, tmp_path / "b"), *arguments).code == 0
+    assert cli("parity", saved, "--report", report).code == 0
     page, words = read(report)
     assert "PASS" in words and page.count("<svg") == 3, "all but the steps, which need the model"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gptexport_runtime import GPTExportError, InputError
+from support.cli import Cli
 from support.fault_catalogue import scaled_logits
 from support.faults import other_mask, scale_weight, tampered
 
@@ -18,16 +19,16 @@ SHAPES = ("--shapes", "1x3,2x17")
 
 
 @pytest.fixture
-def saved(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> Path:
+def saved(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> Path:
     """Of a graph that is wrong, by about 25 times the noise."""
     made = tampered(bundle, tmp_path / "b", scaled_logits(1.00001))
     path = tmp_path / "parity.json"
-    assert gptexport("parity", made, "--against", checkpoint, "--save", path, *SHAPES).code == 3
+    assert cli("parity", made, "--against", checkpoint, "--save", path, *SHAPES).code == 3
     return path
 
 
-def test_the_same_gates_give_the_same_verdict(gptexport, saved: Path) -> None:
-    ran = gptexport("parity", saved, "--json")
+def test_the_same_gates_give_the_same_verdict(cli: Cli, saved: Path) -> None:
+    ran = cli("parity", saved, "--json")
     assert ran.code == 3
     result = json.loads(ran.out)
     assert not result["passed"] and result["noise_ratio"] > 2
@@ -36,10 +37,10 @@ def test_the_same_gates_give_the_same_verdict(gptexport, saved: Path) -> None:
     assert measured.judge().to_dict() == load_measured(saved).judge().to_dict()
 
 
-def test_flips_and_what_must_not_change_are_kept(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_flips_and_what_must_not_change_are_kept(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     made = tampered(bundle, tmp_path / "b", other_mask(None, None), scale_weight("h.1.mlp.c_fc.weight", 3))
-    first = gptexport("parity", made, "--against", checkpoint, "--save", tmp_path / "p.json", "--json", *SHAPES)
-    again = gptexport("parity", tmp_path / "p.json", "--json")
+    first = cli("parity", made, "--against", checkpoint, "--save", tmp_path / "p.json", "--json", *SHAPES)
+    again = cli("parity", tmp_path / "p.json", "--json")
     before, after = json.loads(first.out), json.loads(again.out)
     assert any("argmax flips" in reason for reason in before["reasons"])
     assert any("causality" in reason for reason in before["reasons"])
@@ -47,22 +48,22 @@ def test_flips_and_what_must_not_change_are_kept(gptexport, bundle: Path, checkp
         assert before[name] == after[name]
 
 
-def test_other_gates_give_another(gptexport, saved: Path) -> None:
-    assert gptexport("parity", saved, "--gate", "noise_ratio=99", "--gate", "max_ratio=none").code == 0
-    assert gptexport("parity", saved, "--gate", "noise_ratio=99", "--gate", "kl_mean=0").code == 3
+def test_other_gates_give_another(cli: Cli, saved: Path) -> None:
+    assert cli("parity", saved, "--gate", "noise_ratio=99", "--gate", "max_ratio=none").code == 0
+    assert cli("parity", saved, "--gate", "noise_ratio=99", "--gate", "kl_mean=0").code == 3
 
 
-def test_without_the_ratios_float32_is_still_float32(gptexport, saved: Path) -> None:
+def test_without_the_ratios_float32_is_still_float32(cli: Cli, saved: Path) -> None:
     """Not a quantized model, whose statistics decide."""
-    ran = gptexport("parity", saved, "--gate", "noise_ratio=none", "--gate", "max_ratio=none", "--gate", "kl_mean=none")
+    ran = cli("parity", saved, "--gate", "noise_ratio=none", "--gate", "max_ratio=none", "--gate", "kl_mean=none")
     assert "quantized" not in ran.out
 
 
 @pytest.mark.parametrize(
     "gate", ["noise_ratio", "noise=3", "noise_ratio=much", "=3", "kl_mean=nan", "kl_mean=-1", "statistical=1"]
 )
-def test_a_gate_that_is_none_is_a_usage_error(gptexport, saved: Path, gate: str) -> None:
-    ran = gptexport("parity", saved, "--gate", gate)
+def test_a_gate_that_is_none_is_a_usage_error(cli: Cli, saved: Path, gate: str) -> None:
+    ran = cli("parity", saved, "--gate", gate)
     assert ran.code == 2 and "gate" in ran.err.lower()
 
 
@@ -84,23 +85,23 @@ def test_a_damaged_file_is_one_clear_error(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("gates", "int7"), ("dtype", "float99")])
-def test_a_precision_nobody_knows(gptexport, saved: Path, name: str, value: str) -> None:
+def test_a_precision_nobody_knows(cli: Cli, saved: Path, name: str, value: str) -> None:
     saved.write_text(json.dumps({**json.loads(saved.read_text()), name: value}))
-    ran = gptexport("parity", saved)
+    ran = cli("parity", saved)
     assert ran.code == 1 and f"{name} '{value}' is not known" in ran.err and "bug" not in ran.err
 
 
-def test_what_is_no_text_is_one_clear_error(gptexport, tmp_path: Path) -> None:
+def test_what_is_no_text_is_one_clear_error(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_bytes(b"\xfd\xff" * 99)
-    ran = gptexport("parity", tmp_path / "p.json")
+    ran = cli("parity", tmp_path / "p.json")
     assert ran.code == 2 and "--against" in ran.err, "it is not taken for measurements"
 
 
-def test_columns_of_unequal_length(gptexport, saved: Path) -> None:
+def test_columns_of_unequal_length(cli: Cli, saved: Path) -> None:
     data = json.loads(saved.read_text())
     data["stats"][0]["each"]["kl"].pop()
     saved.write_text(json.dumps(data))
-    ran = gptexport("parity", saved)
+    ran = cli("parity", saved)
     assert ran.code == 1 and "does not hold saved measurements" in ran.err and "bug" not in ran.err
 
 
@@ -109,9 +110,9 @@ def test_a_manifest_is_not_taken_for_measurements(bundle: Path, saved: Path) -> 
     assert not is_measured(bundle / "gptexport.json") and not is_measured(bundle)
 
 
-def test_nan_survives(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_nan_survives(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     made = tampered(bundle, tmp_path / "b", scale_weight("ln_f.weight", np.nan))
     path = tmp_path / "parity.json"
-    assert gptexport("parity", made, "--against", checkpoint, "--save", path, *SHAPES).code == 3
-    assert gptexport("parity", path).code == 3
+    assert cli("parity", made, "--against", checkpoint, "--save", path, *SHAPES).code == 3
+    assert cli("parity", path).code == 3
     assert load_measured(path).judge().reasons == ("NaN or Inf in the logits (at 1x3, and 1 more shapes)",)

@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 from gptexport_runtime import GPTExportError
 from support.builders import nanogpt_meta
+from support.cli import Cli
 
 from gptexport.parity import read_tokens
 from gptexport.tokenizers import load_tokenizer
@@ -76,28 +77,25 @@ def test_damaged_files(tmp_path: Path) -> None:
             load_tokenizer(str(tmp_path / name))
 
 
-def test_plain_text_through_the_command_line(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_plain_text_through_the_command_line(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     from support.faults import tampered
 
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 9)
     made = tampered(bundle, tmp_path / "b")
     arguments = ("parity", made, "--against", checkpoint, "--shapes", "2x17", "--tokens", text)
-    assert "For plain text also pass --tokenizer" in gptexport(*arguments).err
-    ran = gptexport(*arguments, "--tokenizer", meta(tmp_path / "meta.pkl"))
+    assert "For plain text also pass --tokenizer" in cli(*arguments).err
+    ran = cli(*arguments, "--tokenizer", meta(tmp_path / "meta.pkl"))
     assert ran.code == 0, ran.err
     assert "perplexity" in ran.out
-    assert gptexport(*arguments, "--tokenizer", "bytes").code == 1, "97 ids do not hold every byte"
+    assert cli(*arguments, "--tokenizer", "bytes").code == 1, "97 ids do not hold every byte"
 
 
-def test_plain_text_by_the_bundles_own_tokenizer(gptexport, checkpoint: Path, tmp_path: Path) -> None:
-    assert (
-        gptexport("onnx", checkpoint, "-o", tmp_path / "b", "--tokenizer", nanogpt_meta(tmp_path / "meta.pkl")).code
-        == 0
-    )
+def test_plain_text_by_the_bundles_own_tokenizer(cli: Cli, checkpoint: Path, tmp_path: Path) -> None:
+    assert cli("onnx", checkpoint, "-o", tmp_path / "b", "--tokenizer", nanogpt_meta(tmp_path / "meta.pkl")).code == 0
     (tmp_path / "text.txt").write_text("The cat, the hat: é 語!" * 9)
     arguments = ("parity", tmp_path / "b", "--against", checkpoint, "--shapes", "2x17", "--quick")
-    ran = gptexport(*arguments, "--tokens", tmp_path / "text.txt", "--report", tmp_path / "a.html")
+    ran = cli(*arguments, "--tokens", tmp_path / "text.txt", "--report", tmp_path / "a.html")
     assert ran.code == 0, ran.err
     assert "perplexity" in ran.out and "语" not in ran.out
     assert "hat:␣é" in (tmp_path / "a.html").read_text(encoding="utf-8"), "the report shows text, not ids"

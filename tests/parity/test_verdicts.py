@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from support.builders import SIZES, random_weights, tiny_nanogpt
+from support.cli import Cli
 from support.faults import edit_weight, other_mask, scale_weight, set_attribute, swap_blocks, tampered, through
 
 from gptexport.checkpoints import load_checkpoint
@@ -23,8 +24,8 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "copy"))
 
 
-def test_a_right_export_passes(gptexport, copy: Path, checkpoint: Path) -> None:
-    ran = gptexport("parity", copy, "--against", checkpoint, "--json")
+def test_a_right_export_passes(cli: Cli, copy: Path, checkpoint: Path) -> None:
+    ran = cli("parity", copy, "--against", checkpoint, "--json")
     assert ran.code == 0, ran.err
     result = json.loads(ran.out)
     assert result["passed"] and result["reasons"] == []
@@ -37,10 +38,10 @@ def test_a_right_export_passes(gptexport, copy: Path, checkpoint: Path) -> None:
     assert all(row["passed"] for row in result["invariances"])
 
 
-def test_a_perturbation_inside_the_noise_passes(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_perturbation_inside_the_noise_passes(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     """One ulp in one weight is rounding, not a fault: the gates are not so tight that they catch everything."""
     made = tampered(bundle, tmp_path / "b", edit_weight("h.1.mlp.c_fc.weight", _one_ulp))
-    assert gptexport("parity", made, "--against", checkpoint).code == 0
+    assert cli("parity", made, "--against", checkpoint).code == 0
 
 
 def _one_ulp(weight: np.ndarray) -> np.ndarray:
@@ -68,37 +69,37 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_a_wrong_graph_fails(gptexport, bundle: Path, checkpoint: Path, tmp_path: Path, fault) -> None:
+def test_a_wrong_graph_fails(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path, fault) -> None:
     made = tampered(bundle, tmp_path / "b", fault)
-    ran = gptexport("parity", made, "--against", checkpoint, "--json")
+    ran = cli("parity", made, "--against", checkpoint, "--json")
     assert ran.code == 3, ran.out
     result = json.loads(ran.out)
     assert result["passed"] is False
     assert result["reasons"]
 
 
-def test_the_wrong_gelu_fails(gptexport, checkpoint: Path, tmp_path: Path) -> None:
+def test_the_wrong_gelu_fails(cli: Cli, checkpoint: Path, tmp_path: Path) -> None:
     """As it happens in life: the export was told tanh. Top-1 and atol=1e-2 see nothing of it."""
     export_onnx(load_checkpoint(str(checkpoint), gelu="tanh"), tmp_path / "b")
-    ran = gptexport("parity", tmp_path / "b", "--against", checkpoint)
+    ran = cli("parity", tmp_path / "b", "--against", checkpoint)
     assert ran.code == 3
     assert "FAIL  not the same model" in ran.out
     assert "exported with GELU tanh; this checkpoint's is taken to be erf" in ran.out
-    agreed = gptexport("parity", tmp_path / "b", "--against", checkpoint, "--gelu", "tanh")
+    agreed = cli("parity", tmp_path / "b", "--against", checkpoint, "--gelu", "tanh")
     assert agreed.code == 0, agreed.out
 
 
-def test_another_checkpoint_of_the_same_shape_fails(gptexport, copy: Path, tmp_path: Path) -> None:
+def test_another_checkpoint_of_the_same_shape_fails(cli: Cli, copy: Path, tmp_path: Path) -> None:
     other = tiny_nanogpt(tmp_path / "other.pt", seed=1)
-    ran = gptexport("parity", copy, "--against", other)
+    ran = cli("parity", copy, "--against", other)
     assert ran.code == 3
     assert "argmax flips that are not near-ties" in ran.out
 
 
 @pytest.mark.parametrize(("name", "value"), [("vocab_size", 101), ("block_size", 24)])
-def test_a_checkpoint_of_other_limits_fails(gptexport, copy: Path, tmp_path: Path, name: str, value: int) -> None:
+def test_a_checkpoint_of_other_limits_fails(cli: Cli, copy: Path, tmp_path: Path, name: str, value: int) -> None:
     other = tiny_nanogpt(tmp_path / "other.pt", **{name: value})
-    ran = gptexport("parity", copy, "--against", other, "--json")
+    ran = cli("parity", copy, "--against", other, "--json")
     assert ran.code == 3
     result = json.loads(ran.out)
     assert result["reasons"] == [
@@ -107,31 +108,31 @@ def test_a_checkpoint_of_other_limits_fails(gptexport, copy: Path, tmp_path: Pat
     assert result["shapes"] == [] and result["noise_ratio"] is None
 
 
-def test_a_checkpoint_with_nan_is_said_to_be_at_fault(gptexport, copy: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_nan_is_said_to_be_at_fault(cli: Cli, copy: Path, tmp_path: Path) -> None:
     weights = random_weights(**SIZES)
     weights["transformer.h.0.ln_1.weight"][3] = float("nan")
     broken = tiny_nanogpt(tmp_path / "broken.pt", weights=weights)
-    ran = gptexport("parity", copy, "--against", broken)
+    ran = cli("parity", copy, "--against", broken)
     assert ran.code == 3
     assert "the eager model itself gives NaN or Inf" in ran.out
 
 
-def test_a_shrunk_export_is_compared_with_the_shrunk_checkpoint(gptexport, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_shrunk_export_is_compared_with_the_shrunk_checkpoint(cli: Cli, checkpoint: Path, tmp_path: Path) -> None:
     shrunk = tmp_path / "b"
     export_onnx(load_checkpoint(str(checkpoint), vocab_size=90, block_size=13), shrunk)
-    ran = gptexport("parity", shrunk, "--against", checkpoint, "--json")
+    ran = cli("parity", shrunk, "--against", checkpoint, "--json")
     assert ran.code == 0, ran.out
     assert max(T for _, T in (row["shape"] for row in json.loads(ran.out)["shapes"])) == 13
     # a lone graph has no manifest to remember the options: they are asked for, and their lack is a mismatch
     alone = tampered(shrunk, tmp_path / "inline") / "logits.onnx"
-    assert gptexport("parity", alone, "--against", checkpoint).code == 3
+    assert cli("parity", alone, "--against", checkpoint).code == 3
     options = ("--vocab-size", 90, "--block-size", 13)
-    assert gptexport("parity", alone, "--against", checkpoint, *options).code == 0
+    assert cli("parity", alone, "--against", checkpoint, *options).code == 0
 
 
 @pytest.mark.parametrize(("kind", "factor"), [("last", 1.001), ("score", 1.001), ("decode", 1.001)])
 def test_another_graph_of_the_bundle_that_is_wrong_fails(
-    gptexport, copy: Path, checkpoint: Path, kind: str, factor: float
+    cli: Cli, copy: Path, checkpoint: Path, kind: str, factor: float
 ) -> None:
     """The verdict vouches for every graph of the bundle, so every graph is compared."""
     file = copy / f"{kind}.onnx"
@@ -148,6 +149,6 @@ def test_another_graph_of_the_bundle_that_is_wrong_fails(
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
     }
     (copy / "gptexport.json").write_text(json.dumps(manifest))
-    ran = gptexport("parity", copy, "--against", checkpoint, "--json", "--shapes", "3x8")
+    ran = cli("parity", copy, "--against", checkpoint, "--json", "--shapes", "3x8")
     assert ran.code == 3
     assert [reason.split(":")[0] for reason in json.loads(ran.out)["reasons"]] == [f"{kind} against logits"]
