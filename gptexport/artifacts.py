@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
+
 from gptexport_runtime.bundle import check_file, read_manifest
 from gptexport_runtime.contract.certificate import why_stale
 from gptexport_runtime.contract.manifest import FileEntry, Manifest

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-from gptexport_runtime import ExecutionError
-from gptexport_runtime.backends.ort.providers import import_onnxruntime
 
 from gptexport.config import GPTConfig
+from gptexport_runtime import ExecutionError
+from gptexport_runtime.backends.ort.providers import import_onnxruntime
 
 Ids = npt.NDArray[np.int64]
 Shape = tuple[int, int]

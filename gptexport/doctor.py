@@ -9,11 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from gptexport.engine.flavour import MODULES, Flavour, import_library
 from gptexport_runtime.backends.gpu.device import find_gpu, why_no_gpu
 from gptexport_runtime.backends.ort.providers import probe_providers
 from gptexport_runtime.errors import BackendUnavailableError
-
-from gptexport.engine.flavour import MODULES, Flavour, import_library
 
 PACKAGES = (
     "gptexport",

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gptexport.errors import ExportError, OutputExistsError
 from gptexport_runtime.contract.names import MANIFEST_FILE
 from gptexport_runtime.engine_file import ENGINE_SUFFIX, sidecar_path
-
-from gptexport.errors import ExportError, OutputExistsError
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from gptexport_runtime import Session, load
 
 from gptexport.bench import Candidate, measure, memory_of, sgemm_rate
+from gptexport_runtime import Session, load
 
 DEFAULT_WIDTH = 768
 

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 from bench_export import CONFIGS
-from gptexport_runtime import Session, load
-from gptexport_runtime.backends.ort import graph as ort
 from workers import Measure, interleave, serve, start
 
 from gptexport.bench import sgemm_rate
+from gptexport_runtime import Session, load
+from gptexport_runtime.backends.ort import graph as ort
 
 SIZE = "124M"
 WHOLE = "as it is"

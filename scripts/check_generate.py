@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn as nn
-from gptexport_runtime import Session, load
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.parity import read_tokens
+from gptexport_runtime import Session, load
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from support.greedy import Agreement, Ids, agreement, fixed_prompts

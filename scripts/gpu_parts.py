@@ -96,10 +96,10 @@ def _failed(case: xml.etree.ElementTree.Element) -> bool:
 def parity(part: Part) -> None:
     """Noise ratios of every dtype, against eager on the GPU in that dtype; float32 also with TF32 in both, labelled."""
     import torch
-    from gptexport_runtime import CudaOptions, load
 
     from gptexport.checkpoints import load_checkpoint
     from gptexport.parity import measure_parity
+    from gptexport_runtime import CudaOptions, load
 
     shapes = [(1, 1), (3, 17), (1, 128)] if part.quick else [(1, 1), (3, 17), (1, 128), (2, 511), (2, 1024)]
     checkpoint = load_checkpoint(str(part.folder / DTYPES[0] / "hf"))
@@ -171,6 +171,7 @@ def matmul_rate(size: int = 8192, tries: int = 20) -> float:
 def score(part: Part) -> None:
     """Tokens a second of `score` 64×1024, beside logits of the same that come to the host, 8 rows at a time."""
     import numpy as np
+
     from gptexport_runtime import load
     from gptexport_runtime.backends.gpu.memory import CudaPlace
 
@@ -226,8 +227,9 @@ def kernels(part: Part) -> None:
     """Which kernels ran, attention's above all, and what was copied between host and device: from CUPTI, by torch."""
     import numpy as np
     import torch
-    from gptexport_runtime import CudaOptions, load
     from torch.profiler import ProfilerActivity, profile
+
+    from gptexport_runtime import CudaOptions, load
 
     os.environ["ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"] = "1"
     torch.zeros(1, device="cuda")  # before the session: the profiler must have seen the context

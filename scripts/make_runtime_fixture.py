@@ -13,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
+
+from gptexport.config import GPTConfig
+from gptexport.models.gpt2 import GPT
 from gptexport_runtime.contract import heads
 from gptexport_runtime.contract.manifest import FileEntry, Manifest
 from gptexport_runtime.contract.names import (
@@ -25,9 +28,6 @@ from gptexport_runtime.contract.names import (
     META_VOCAB_SIZE,
     WEIGHTS_FILE,
 )
-
-from gptexport.config import GPTConfig
-from gptexport.models.gpt2 import GPT
 
 DATA = Path(__file__).parent.parent / "tests" / "runtime" / "data"
 CONFIG = GPTConfig(block_size=16, vocab_size=61, n_layer=2, n_head=4, n_embd=32)  # no two sizes alike

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gptexport_runtime import load
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.export import export_onnx
 from gptexport.parity import default_grid, diagnose, measure_parity
 from gptexport.parity.locate import find_divergence
+from gptexport_runtime import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from support.builders import random_weights, tiny_nanogpt

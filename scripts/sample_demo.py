@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+
 from gptexport_runtime import Session, load
 from gptexport_runtime.text import Tokenizer, bundle_tokenizer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+
 from support.cli import Cli, Ran
 
 if (

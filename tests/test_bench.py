@@ -10,14 +10,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from gptexport_runtime import ExecutionError
-from support.builders import tiny_nanogpt
-from support.cli import Cli
-from support.fake_engine import write_engine
 
 import gptexport.bench as bench
 from gptexport.bench_chart import speed_chart
 from gptexport.config import GPTConfig
+from gptexport_runtime import ExecutionError
+from support.builders import tiny_nanogpt
+from support.cli import Cli
+from support.fake_engine import write_engine
 
 
 def test_ratios_are_paired_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

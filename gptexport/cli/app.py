@@ -8,7 +8,6 @@ import sys
 from types import FrameType
 
 import click
-from gptexport_runtime.errors import BackendUnavailableError, GPTExportError
 
 from gptexport import __version__
 from gptexport.cli.bench import bench
@@ -20,6 +19,7 @@ from gptexport.cli.output import print_error
 from gptexport.cli.parity import parity
 from gptexport.cli.trt import trt
 from gptexport.errors import UnknownCheckpointError, UnsafeCheckpointError
+from gptexport_runtime.errors import BackendUnavailableError, GPTExportError
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2

@@ -13,10 +13,9 @@ from gptexport.cli.options import Shapes
 from gptexport.cli.output import Output, output_options, table
 
 if TYPE_CHECKING:
-    from gptexport_runtime.contract.manifest import Manifest
-
     from gptexport.bench import Shape, Timing
     from gptexport.config import GPTConfig
+    from gptexport_runtime.contract.manifest import Manifest
 
 OWN = "gptexport"
 DEFAULT_SHAPES = ((1, 1), (1, 128), (4, 256), (1, 1024))
@@ -54,6 +53,7 @@ def bench(
     if plot is not None and not plot.parent.is_dir():
         raise click.BadParameter(f"{plot.parent} is not a folder.", param_hint="--plot")
     import numpy as np
+
     from gptexport_runtime import load
     from gptexport_runtime.engine_file import ENGINE_SUFFIX
 

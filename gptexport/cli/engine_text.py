@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from gptexport_runtime.engine_file import EngineInfo
-
 from gptexport.cli.output import facts, size
+from gptexport_runtime.engine_file import EngineInfo
 
 
 def engine_text(info: EngineInfo) -> str:

@@ -159,9 +159,8 @@ def _tokenizer(
     output: Output, bundle: Path, name: str | None, session: Session, prompt: str | None, stop_texts: list[str]
 ) -> Tokenizer | None:
     """The one asked for, or the bundle's. One that only shows what comes may be missing, or not be installed."""
-    from gptexport_runtime import InputError
-
     from gptexport.tokenizers import tokenizer_for
+    from gptexport_runtime import InputError
 
     needed = [option for option, text in (("--prompt", prompt is not None), ("--stop", stop_texts)) if text]
     words = tokenizer_for(bundle, name, needed=bool(needed))

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from gptexport.cli.engine_text import engine_text
+from gptexport.cli.output import Output, facts, output_options, size
 from gptexport_runtime.contract.certificate import why_stale
 from gptexport_runtime.contract.manifest import Manifest
 from gptexport_runtime.contract.names import MANIFEST_FILE
 from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo, TensorInfo, read_engine_info
-
-from gptexport.cli.engine_text import engine_text
-from gptexport.cli.output import Output, facts, output_options, size
 
 if TYPE_CHECKING:
     from gptexport.artifacts import BundleInfo, GraphInfo

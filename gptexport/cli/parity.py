@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
-from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo
 
 from gptexport.cli.options import Shapes
 from gptexport.cli.output import Output, output_options
 from gptexport.cli.parity_text import hint_text, verdict_text
+from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo
 
 if TYPE_CHECKING:
     from gptexport.checkpoints import Checkpoint
@@ -26,10 +26,9 @@ class Gate(click.ParamType[tuple[str, str]]):
     name = "NAME=NUMBER"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        from gptexport_runtime import InputError
-
         from gptexport.parity.gates import changed_gates
         from gptexport.precision import Gates
+        from gptexport_runtime import InputError
 
         name, sign, number = str(value).partition("=")
         if not sign:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 from gptexport.cli.output import facts, table
 
 if TYPE_CHECKING:
-    from gptexport_runtime.contract.manifest import Manifest
-    from gptexport_runtime.engine_file import EngineInfo
-
     from gptexport.config import GPTConfig
     from gptexport.parity import Diagnosis, Verdict
     from gptexport.parity.statistics import Mean, Summary
+    from gptexport_runtime.contract.manifest import Manifest
+    from gptexport_runtime.engine_file import EngineInfo
 
 
 def verdict_text(verdict: Verdict, diagnosis: Diagnosis | None, *, real_text: bool) -> str:

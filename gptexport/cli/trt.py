@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from gptexport_runtime.engine_file import ENGINE_SUFFIX
 
 from gptexport.cli.engine_text import engine_text, gpus
 from gptexport.cli.output import Output, output_options
 from gptexport.errors import OptionError
+from gptexport_runtime.engine_file import ENGINE_SUFFIX
 
 if TYPE_CHECKING:
-    from gptexport_runtime.engine_file import Profile
-
     from gptexport.engine import Backend, Source
+    from gptexport_runtime.engine_file import Profile
 
 Shapes = tuple[tuple[int, int], ...]
 

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from gptexport_runtime.backends.tensorrt.log import errors_of, open_log
-from gptexport_runtime.contract.names import INPUT_IDS
-from gptexport_runtime.engine_file import TENSORRT_RTX, Profile
-
 from gptexport.engine.flavour import BuildOptions, Flavour
 from gptexport.engine.listen import Progress, call_interruptibly, make_monitor
 from gptexport.engine.source import Source
 from gptexport.errors import EngineError, OptionError
 from gptexport.staging import replace_file
+from gptexport_runtime.backends.tensorrt.log import errors_of, open_log
+from gptexport_runtime.contract.names import INPUT_IDS
+from gptexport_runtime.engine_file import TENSORRT_RTX, Profile
 
 NO_KERNEL = "not supported by a dedicated kernel"
 _one_build = threading.Lock()  # the logger is the process's, so two builds would mix their messages

@@ -9,10 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gptexport_runtime.contract.manifest import FileEntry
-from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
-from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo, Profile, TensorInfo, read_engine_info, sidecar_path
-
 from gptexport.engine.build import Plan, Request, build_plan
 from gptexport.engine.flavour import BuildOptions, Flavour
 from gptexport.engine.listen import Progress
@@ -20,6 +16,9 @@ from gptexport.engine.prepare import Prepared, prepare_graph
 from gptexport.engine.source import Source
 from gptexport.errors import EngineError
 from gptexport.staging import commit_files, replace_file, staged, write_file
+from gptexport_runtime.contract.manifest import FileEntry
+from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
+from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo, Profile, TensorInfo, read_engine_info, sidecar_path
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from gptexport.errors import OptionError
 from gptexport_runtime.backends.gpu.device import Gpu, find_gpu, why_no_gpu
 from gptexport_runtime.engine_file import TENSORRT, TENSORRT_RTX
 from gptexport_runtime.errors import BackendUnavailableError
-
-from gptexport.errors import OptionError
 
 Backend = Literal["tensorrt", "tensorrt-rtx"]
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}

@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from gptexport_runtime.engine_file import Profile
 
 from gptexport.errors import EngineError, OptionError
+from gptexport_runtime.engine_file import Profile
 
 Shape = tuple[int, int]
 DEFAULT_MIN, DEFAULT_OPT, DEFAULT_MAX = (1, 1), (8, 256), (8, 1024)

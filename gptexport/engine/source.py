@@ -10,13 +10,13 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
+
+from gptexport.errors import EngineError
 from gptexport_runtime.bundle import open_artifact
 from gptexport_runtime.contract.manifest import Manifest
 from gptexport_runtime.contract.names import INPUT_IDS, LOGITS, META_BLOCK_SIZE, META_VOCAB_SIZE
 from gptexport_runtime.engine_file import ENGINE_SUFFIX
 from gptexport_runtime.errors import ArtifactError
-
-from gptexport.errors import EngineError
 
 CONTRACT = f"{INPUT_IDS} int64 (B,T) -> {LOGITS} float32 (B,T,V)"
 DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}

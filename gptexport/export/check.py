@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import onnx
-from gptexport_runtime.contract import heads
-from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
 
 from gptexport.config import Target
 from gptexport.errors import ExportError
 from gptexport.export.cuda_kernels import registered, without_kernel
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
 
 Audit = dict[str, dict[str, int]]  # by operator: "expected" and "achieved"
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
-from gptexport_runtime.contract.names import PAST_LENGTHS
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
 from gptexport.export.check import Audit
 from gptexport.export.cpu import ATTENTION, heads_of
 from gptexport.export.fusions import MICROSOFT, heads_merged, input_of
+from gptexport_runtime.contract.names import PAST_LENGTHS
 
 Lengths = Callable[[ir.Graph], tuple[ir.Value, ir.Value]]
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from gptexport_runtime.contract.names import PAST_LENGTHS, past_names
 from onnx_ir.tape import Tape
 
 from gptexport.config import DType
 from gptexport.export.check import Audit
 from gptexport.export.cpu_decode import fuse_decode
+from gptexport_runtime.contract.names import PAST_LENGTHS, past_names
 
 
 def fuse_decode_for_cuda(model: ir.Model, dtype: DType) -> Audit:

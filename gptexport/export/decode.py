@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from gptexport_runtime.contract.names import AXIS_B, AXIS_S, PAST_LENGTHS, past_names, present_names
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
@@ -22,6 +21,7 @@ from gptexport.errors import ExportError
 from gptexport.export.heads import last_graph
 from gptexport.export.positions import check_counted, count_from
 from gptexport.export.trace import Trace
+from gptexport_runtime.contract.names import AXIS_B, AXIS_S, PAST_LENGTHS, past_names, present_names
 
 # What may stand between two attentions: it treats every position alike. Anything else may look at T, and would see the
 # new tokens alone.

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from gptexport_runtime.contract import heads
-
 from gptexport.errors import ExportError
 from gptexport.export.decode import decode_graph
 from gptexport.export.heads import SCORE_CHUNK, last_graph, score_graph
 from gptexport.export.trace import Trace
+from gptexport_runtime.contract import heads
 
 # in the order they are written: the first decides where weights lie in the file
 DERIVED: dict[str, Callable[[Trace], Trace]] = {

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gptexport_runtime.contract import heads
-from gptexport_runtime.contract.manifest import Manifest
-from gptexport_runtime.contract.names import MANIFEST_FILE, WEIGHTS_FILE
 
 from gptexport.checkpoints import Checkpoint
 from gptexport.config import DType, Quantize, Target
@@ -33,6 +30,9 @@ from gptexport.export.write import write_graphs, write_tokenizer
 from gptexport.models.gpt2 import GPT
 from gptexport.staging import commit_files, commit_folder, data_file, staged, write_file
 from gptexport.tokenizers import Travelling
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.manifest import Manifest
+from gptexport_runtime.contract.names import MANIFEST_FILE, WEIGHTS_FILE
 
 INLINE_BYTES = 100 << 20  # a lone .onnx keeps weights up to this inside; protobuf itself ends at 2 GiB
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gptexport_runtime.contract import heads
-
 from gptexport.config import DType, Target
 from gptexport.errors import ExportError
 from gptexport.export.check import Audit
@@ -14,6 +12,7 @@ from gptexport.export.cpu_decode import fuse_decode
 from gptexport.export.cuda import fuse_for_cuda
 from gptexport.export.cuda_decode import fuse_decode_for_cuda
 from gptexport.export.trace import Trace
+from gptexport_runtime.contract import heads
 
 
 def fuse_graphs(graphs: Mapping[str, Trace], target: Target, dtype: DType, *, block_size: int) -> dict[str, Audit]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
-from gptexport_runtime.contract.names import AXIS_B, LENGTHS, LOGITS, LOGPROBS
 from onnx_ir.passes.common import NameFixPass
 from onnx_ir.tape import Tape
 
 from gptexport.errors import ExportError
 from gptexport.export.trace import Trace
+from gptexport_runtime.contract.names import AXIS_B, LENGTHS, LOGITS, LOGPROBS
 
 MATMULS = ("MatMul", "DynamicQuantizeMatMul")
 SCORE_CHUNK = 256  # positions whose logits exist at a time: 51 MB of float32 at GPT-2's vocabulary

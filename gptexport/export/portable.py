@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 import torch.nn as nn
-from gptexport_runtime.contract.names import META_BLOCK_SIZE, META_VOCAB_SIZE
 
 import gptexport
 from gptexport.export.trace import Trace
+from gptexport_runtime.contract.names import META_BLOCK_SIZE, META_VOCAB_SIZE
 
 
 def make_portable(trace: Trace, model: nn.Module, *, block_size: int, vocab_size: int) -> None:

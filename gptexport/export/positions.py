@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from gptexport_runtime.contract.names import AXIS_B, AXIS_T
 from onnx_ir.tape import Tape
 
 from gptexport.errors import ExportError
+from gptexport_runtime.contract.names import AXIS_B, AXIS_T
 
 
 def count_from(graph: ir.Graph, positions: ir.Value) -> None:

@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn as nn
+
+from gptexport.errors import ExportError
+from gptexport.export.twin import write_twin
 from gptexport_runtime.backends.ort.decode import OrtDecoder, open_decoder
 from gptexport_runtime.backends.ort.graph import OrtGraph, open_graph
 from gptexport_runtime.contract import heads
 from gptexport_runtime.errors import ArtifactError, ExecutionError
 from gptexport_runtime.generate.cache import Cache
 from gptexport_runtime.score import logprobs_of
-
-from gptexport.errors import ExportError
-from gptexport.export.twin import write_twin
 
 # Far above what rounding does and far below what a wrong graph does. The verdict on exactness is parity's, not this.
 MAX_RELATIVE_RMS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 2e-1}

@@ -14,9 +14,9 @@ import onnx_ir as ir
 import onnxscript.optimizer
 import torch
 import torch.nn as nn
-from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
 
 from gptexport.errors import ExportError
+from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
 
 MIN_OPSET, DEFAULT_OPSET, MAX_OPSET = 18, 23, 24
 NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnx_ir.passes.common.initializer_deduplication")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from gptexport_runtime.contract.manifest import FileEntry, TokenizerEntry
 
 from gptexport.export.trace import Trace
 from gptexport.staging import write_file
 from gptexport.tokenizers import Travelling
+from gptexport_runtime.contract.manifest import FileEntry, TokenizerEntry
 
 PAGE = 4096  # external data that begins on a page can be memory-mapped (onnx.proto, TensorProto.external_data)
 

@@ -11,9 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch.nn as nn
-from gptexport_runtime import GPTExportError, Session
-from gptexport_runtime.contract import heads
-from gptexport_runtime.contract.names import LOGITS
 
 from gptexport.checkpoints import Checkpoint
 from gptexport.engine.prepare import prepare_graph
@@ -23,6 +20,9 @@ from gptexport.parity.gates import EPS, GATES
 from gptexport.parity.metrics import Logits
 from gptexport.parity.reference import eager_in, run, run_reference
 from gptexport.parity.tokens import Ids
+from gptexport_runtime import GPTExportError, Session
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.names import LOGITS
 
 
 @dataclass(frozen=True, kw_only=True)

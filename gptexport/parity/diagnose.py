@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gptexport_runtime import Session
-
 from gptexport.checkpoints import Checkpoint
 from gptexport.parity.blame import GRAPH, ORIGIN, Blame, find_blame
 from gptexport.parity.divergence import PlaceError
@@ -16,6 +14,7 @@ from gptexport.parity.locate import Divergence, choose_shape, find_divergence
 from gptexport.parity.stored import worst_rows
 from gptexport.parity.tokens import Ids, Shape, TokenSource
 from gptexport.parity.verdict import Verdict, jsonable
+from gptexport_runtime import Session
 
 TRIES = 3  # batches of ids, until one shows the fault
 OTHER_WEIGHTS = "it holds other weights than the checkpoint, by less than these logits show"

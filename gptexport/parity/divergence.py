@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import torch
 import torch.nn as nn
-from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
 
 from gptexport.parity.expose import Values, run_exposed
 from gptexport.parity.gates import EPS
@@ -23,6 +22,7 @@ from gptexport.parity.reference import in_float64
 from gptexport.parity.replay import Itinerary, Place, Stop, Visit, plan, watched
 from gptexport.parity.sites import GraphIndex, Site, find_sites
 from gptexport.parity.tokens import Ids
+from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
 
 # A step of another library may round otherwise than PyTorch's own: twice its noise is nothing for one operation alone.
 PLACE_RATIO = 4.0

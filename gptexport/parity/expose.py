@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from gptexport_runtime.backends.ort.cuda_options import CudaOptions
-from gptexport_runtime.backends.ort.providers import CPU, CUDA, SILENT, import_onnxruntime
-from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
 from onnx import TensorProto, helper, numpy_helper
 
 from gptexport.parity.tokens import Ids
+from gptexport_runtime.backends.ort.cuda_options import CudaOptions
+from gptexport_runtime.backends.ort.providers import CPU, CUDA, SILENT, import_onnxruntime
+from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
 
 Values = dict[str, npt.NDArray[Any]]
 

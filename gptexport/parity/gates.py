@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import fields, replace
 
-from gptexport_runtime import InputError
-
 from gptexport.precision import PRECISIONS, Gates
+from gptexport_runtime import InputError
 
 EPS = {name: precision.eps for name, precision in PRECISIONS.items() if not precision.quantized}
 GATES = {name: precision.gates for name, precision in PRECISIONS.items()}

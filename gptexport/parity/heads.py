@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from gptexport_runtime import Session
-from gptexport_runtime.contract import heads
 
 from gptexport.parity.measured import Measured
 from gptexport.parity.tokens import Ids, TokenSource
 from gptexport.parity.verdict import Invariance
+from gptexport_runtime import Session
+from gptexport_runtime.contract import heads
 
 Floats = npt.NDArray[np.floating]
 

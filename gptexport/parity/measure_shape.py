@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch.nn as nn
-from gptexport_runtime import Session
 
 from gptexport.parity.gates import EPS
 from gptexport.parity.metrics import Draw, ErrorStats, Logits, ShapeStats, compare
 from gptexport.parity.reference import jittered, run, run_reference
 from gptexport.parity.tokens import Ids, Shape, TokenSource, draws_of
 from gptexport.parity.verdict import ShapeVerdict
+from gptexport_runtime import Session
 
 JITTERS = 4  # further eager runs
 LUCK = 10.0  # times a gate: beyond that no luck explains it

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gptexport_runtime import GPTExportError
 
 from gptexport.parity.gates import EPS, GATES
 from gptexport.parity.metrics import ErrorStats, Positions, ShapeStats
 from gptexport.parity.verdict import Invariance, Verdict, judge
 from gptexport.precision import Gates
 from gptexport.staging import replace_file
+from gptexport_runtime import GPTExportError
 
 FORMAT = "gptexport-parity"
 FORMAT_VERSION = 1

@@ -8,7 +8,6 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-from gptexport_runtime import Session
 
 from gptexport.checkpoints import Checkpoint
 from gptexport.parity.gates import GATES
@@ -19,6 +18,7 @@ from gptexport.parity.reference import eager_in, on_device
 from gptexport.parity.stored import compare_stored
 from gptexport.parity.tokens import Ids, Shape, TokenSource
 from gptexport.parity.verdict import Invariance, Verdict, pool_noise
+from gptexport_runtime import Session
 
 
 def check_parity(

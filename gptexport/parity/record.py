@@ -8,12 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gptexport_runtime import Session
-from gptexport_runtime.contract.names import MANIFEST_FILE
-
 from gptexport.engine import record_parity
 from gptexport.parity.verdict import Verdict
 from gptexport.staging import replace_file
+from gptexport_runtime import Session
+from gptexport_runtime.contract.names import MANIFEST_FILE
 
 
 def record_verdict(artifact: Path, session: Session, verdict: Verdict, checkpoint_sha256: str) -> None:

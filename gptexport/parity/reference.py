@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn as nn
-from gptexport_runtime import GPTExportError
 
 from gptexport.dtypes import TORCH_DTYPES
 from gptexport.parity.metrics import Logits
 from gptexport.parity.tokens import Ids
+from gptexport_runtime import GPTExportError
 
 
 def on_device(model: nn.Module, device: str) -> nn.Module:

@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-from gptexport_runtime.text import Tokenizer
 
 from gptexport.parity.diagnose import Diagnosis
 from gptexport.parity.measured import Measured
@@ -18,6 +17,7 @@ from gptexport.parity.report_table import table
 from gptexport.parity.statistics import Mean
 from gptexport.parity.verdict import Verdict
 from gptexport.staging import write_file
+from gptexport_runtime.text import Tokenizer
 
 WORST = 12
 CONTEXT = 8

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gptexport_runtime import GPTExportError
-from gptexport_runtime.text import Tokenizer
 
 from gptexport.parity.tokens import Ids
+from gptexport_runtime import GPTExportError
+from gptexport_runtime.text import Tokenizer
 
 LLMC_MAGIC = 20240520
 LLAMA_MAGIC = 20240801

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
 from gptexport_runtime import GPTExportError
 from gptexport_runtime.engine_file import Profile
 

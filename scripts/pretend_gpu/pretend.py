@@ -121,8 +121,9 @@ def examine(graph: Path, folder: Path) -> None:
 def run_attention(bundle: Path) -> None:
     """Run logits, and decode as generation does, so that attention nodes say which kernel they would have launched."""
     import_onnxruntime()
-    import gptexport_runtime.backends.ort.providers as providers
     import numpy as np
+
+    import gptexport_runtime.backends.ort.providers as providers
 
     providers.why_no_gpu = lambda: None
     providers._why_no_library = lambda _ort: None

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.builders import tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
+from support.builders import tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 
 CASES = [
     (tiny_nanogpt, {}, "nanogpt"),

@@ -10,10 +10,10 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.builders import random_weights, tiny_huggingface, tiny_nanogpt
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError, UnknownCheckpointError
+from support.builders import random_weights, tiny_huggingface, tiny_nanogpt
 
 
 def raw(data: bytes) -> Callable[[Path], Path]:

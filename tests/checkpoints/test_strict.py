@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.builders import random_weights, tiny_huggingface, tiny_nanogpt
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError
+from support.builders import random_weights, tiny_huggingface, tiny_nanogpt
 
 
 def damaged() -> dict[str, object]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.builders import random_weights, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError, UnknownCheckpointError, UnsafeCheckpointError
+from support.builders import random_weights, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 
 
 class Touch:

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import gptexport.cli.app as app
 from gptexport_runtime import BackendUnavailableError
 from support.builders import tiny_build_nanogpt, tiny_nanogpt
 from support.cli import Cli
-
-import gptexport.cli.app as app
 
 COMMANDS = sorted(app.gptexport.commands)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from support.builders import tiny_nanogpt
 from support.cli import Cli
 

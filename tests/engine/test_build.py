@@ -13,14 +13,14 @@ from typing import Any
 
 import onnx
 import pytest
-from gptexport_runtime import ArtifactError
-from gptexport_runtime.engine_file import read_engine_info, read_header
 from onnx import TensorProto, helper
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.engine import BuildOptions, BuiltEngine, open_source
 from gptexport.errors import EngineError, OutputExistsError
 from gptexport.export import export_onnx
+from gptexport_runtime import ArtifactError
+from gptexport_runtime.engine_file import read_engine_info, read_header
 
 SM89, SM120 = 0x08, 0x10  # of the targets in a header of TensorRT for RTX 1.7; undocumented, found by trying
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gptexport_runtime.backends.gpu.device import why_no_gpu
-from support.cli import Cli
 
 from gptexport.engine import record_parity
+from gptexport_runtime.backends.gpu.device import why_no_gpu
+from support.cli import Cli
 
 Export = Callable[..., Path]
 no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU here")

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gptexport_runtime import BackendUnavailableError
-from gptexport_runtime.backends.gpu.device import Gpu
-from gptexport_runtime.engine_file import TENSORRT, TENSORRT_RTX
 
 from gptexport.engine import BuildOptions, Flavour, choose_targets, flavour, open_flavour
 from gptexport.engine.flavour import check_options
 from gptexport.errors import OptionError
+from gptexport_runtime import BackendUnavailableError
+from gptexport_runtime.backends.gpu.device import Gpu
+from gptexport_runtime.engine_file import TENSORRT, TENSORRT_RTX
 
 H200 = Gpu(name="NVIDIA H200", compute_capability="9.0", driver_cuda="13.0")
 CAPABILITIES = SimpleNamespace(__members__={"NONE": 0, "CURRENT": 1, "SM89": 89, "SM120": 120})

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gptexport_runtime
 import numpy as np
 import pytest
+
+import gptexport_runtime
+from gptexport.engine import build_engine, choose_targets, make_profiles, open_flavour, open_source
+from gptexport.engine.flavour import TENSORRT_RTX, Flavour
 from gptexport_runtime import Session
 from gptexport_runtime.backends.gpu.device import why_no_gpu
 from support.cli import Cli
-
-from gptexport.engine import build_engine, choose_targets, make_profiles, open_flavour, open_source
-from gptexport.engine.flavour import TENSORRT_RTX, Flavour
 
 pytestmark = [
     pytest.mark.gpu,

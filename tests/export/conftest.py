@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.builders import tiny_nanogpt
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.export import export_onnx
+from support.builders import tiny_nanogpt
 
 
 @pytest.fixture(scope="session")

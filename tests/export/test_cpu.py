@@ -6,18 +6,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import gptexport_runtime
 import numpy as np
 import onnx
 import pytest
 import torch
 import torch.nn as nn
-from support.builders import SIZES, tiny_fusable, tiny_huggingface, tiny_nanogpt
 
+import gptexport_runtime
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import cpu, export_onnx
 from gptexport.export.widen import LINE, WIDENED
+from support.builders import SIZES, tiny_fusable, tiny_huggingface, tiny_nanogpt
 
 L = SIZES["n_layer"]
 

@@ -8,19 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import gptexport_runtime
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from gptexport_runtime import BackendUnavailableError
-from gptexport_runtime.bundle import open_artifact
-from gptexport_runtime.contract import heads
-from gptexport_runtime.contract.names import past_names
-from support.builders import SIZES, tiny_fusable
-from support.cli import Cli
 
+import gptexport_runtime
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.config import DType
 from gptexport.errors import ExportError
@@ -32,6 +26,12 @@ from gptexport.export.portable import make_portable
 from gptexport.export.run import Sample, run_twin, take_samples
 from gptexport.export.trace import Trace, trace_logits
 from gptexport.export.write import write_graphs
+from gptexport_runtime import BackendUnavailableError
+from gptexport_runtime.bundle import open_artifact
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.names import past_names
+from support.builders import SIZES, tiny_fusable
+from support.cli import Cli
 
 L = SIZES["n_layer"]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import gptexport_runtime
 import numpy as np
 import pytest
-from gptexport_runtime import BackendUnavailableError
-from support.cli import Cli
-from support.greedy import agreement, fixed_prompts
 
+import gptexport_runtime
 from gptexport.checkpoints import load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
+from gptexport_runtime import BackendUnavailableError
+from support.cli import Cli
+from support.greedy import agreement, fixed_prompts
 
 V, BLOCK = 31, 12
 MODULE = """

@@ -10,20 +10,20 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import gptexport_runtime
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from support.builders import SIZES
 
+import gptexport_runtime
 from gptexport.checkpoints import Checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
 from gptexport.export.check import check_audit, compare_counts
 from gptexport.export.trace import Trace
 from gptexport.export.write import WeightsFile
+from support.builders import SIZES
 
 
 def operators(path: Path) -> Counter[str]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gptexport_runtime
 import numpy as np
 import onnx
 import pytest
 import torch
 import torch.nn as nn
-from support.builders import SIZES
 
+import gptexport_runtime
 from gptexport.checkpoints import Checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx, heads
 from gptexport.export.derive import derive_graphs
 from gptexport.export.run import Sample, run_samples
 from gptexport.export.trace import trace_logits
+from support.builders import SIZES
 
 V = SIZES["vocab_size"]
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import gptexport_runtime
 import numpy as np
 import onnx
 import pytest
 import torch
-from support.builders import SIZES, random_weights, tiny_nanogpt
-from support.cli import Cli
 
+import gptexport_runtime
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
 from gptexport.export.int8 import calibration_ids, smooth
+from support.builders import SIZES, random_weights, tiny_nanogpt
+from support.cli import Cli
 
 L, C, V = SIZES["n_layer"], 48, SIZES["vocab_size"]
 

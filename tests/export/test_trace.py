@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-import gptexport_runtime
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 
+import gptexport_runtime
 from gptexport.checkpoints import load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx

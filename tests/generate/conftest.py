@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gptexport_runtime
 import pytest
 import torch.nn as nn
-from gptexport_runtime import Session
-from support.builders import tiny_huggingface, tiny_nanogpt
 
+import gptexport_runtime
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
+from gptexport_runtime import Session
+from support.builders import tiny_huggingface, tiny_nanogpt
 
 FORMS: dict[str, dict[str, Any]] = {
     "portable": {},

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gptexport_runtime
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import gptexport_runtime
 from gptexport_runtime import CudaOptions, Session
 from gptexport_runtime.backends.gpu.memory import HostPlace, Place
 from gptexport_runtime.backends.ort import bound_graph as ort_cuda
@@ -20,7 +22,6 @@ from gptexport_runtime.backends.ort.decode import OrtDecoder, open_bound_decoder
 from gptexport_runtime.backends.ort.graph import open_session
 from gptexport_runtime.bundle import open_artifact
 from gptexport_runtime.contract import heads
-from numpy.testing import assert_allclose, assert_array_equal
 from support.fake_driver import FakePlace
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gptexport_runtime
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+
+import gptexport_runtime
+from gptexport.checkpoints import load_checkpoint
+from gptexport.export import export_onnx
 from gptexport_runtime import BackendUnavailableError, ContextLengthError, InputError, Session, SessionError
 from support.builders import SIZES
 from support.greedy import agreement, fixed_prompts
-
-from gptexport.checkpoints import load_checkpoint
-from gptexport.export import export_onnx
 
 V, BLOCK = SIZES["vocab_size"], SIZES["block_size"]
 PROMPTS = fixed_prompts(200, block_size=BLOCK, vocab_size=V)

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+
 from gptexport_runtime import ExecutionError
 from gptexport_runtime.generate.sampling import Sampling, choose, pick, random_streams, tokens_left
 

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+
 from gptexport_runtime import ArtifactError, BackendUnavailableError, InputError
 from gptexport_runtime.contract.names import CHARACTERS, MANIFEST_FILE
 from gptexport_runtime.text import StoppingStream, Tokenizer, bundle_tokenizer, characters, load_tokenizer
-from hypothesis import given
-from hypothesis import strategies as st
 from support.builders import ALPHABET, SIZES, nanogpt_meta, tiny_huggingface, tiny_nanogpt
 from support.cli import Cli
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.builders import tiny_nanogpt
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.export import export_onnx
 from gptexport.parity import blame
+from support.builders import tiny_nanogpt
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gptexport.checkpoints import load_checkpoint
+from gptexport.parity.blame import EXPORT, GRAPH, SESSION, find_blame
 from gptexport_runtime import load
 from support.builders import tiny_nanogpt
 from support.cli import Cli
 from support.fault_catalogue import at
 from support.faults import edit_weight, scale_weight, set_attribute, tampered
-
-from gptexport.checkpoints import load_checkpoint
-from gptexport.parity.blame import EXPORT, GRAPH, SESSION, find_blame
 
 IDS = np.random.default_rng(0).integers(0, 97, (3, 17))
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from gptexport_runtime import ArtifactError, load
 from support.cli import Cli
 from support.faults import scale_weight, tampered

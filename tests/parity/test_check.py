@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gptexport_runtime import GPTExportError
-from gptexport_runtime.contract.manifest import ModelInfo
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.parity import check_parity
 from gptexport.parity.tokens import TokenSource
+from gptexport_runtime import GPTExportError
+from gptexport_runtime.contract.manifest import ModelInfo
 
 SHAPES = [(1, 1), (3, 8)]
 

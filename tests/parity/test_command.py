@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.cli import Cli
-from support.faults import scale_weight, tampered
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.config import DType
 from gptexport.export import export_onnx
 from gptexport.parity.lone import Precision, precision_of
+from support.cli import Cli
+from support.faults import scale_weight, tampered
 
 SHAPES = ("--shapes", "1x3,2x17")
 
@@ -230,9 +230,8 @@ class TestTokens:
         assert "comparing" not in ran.err, "before the work"
 
     def test_tokens_of_llama_3_are_named(self, tmp_path: Path) -> None:
-        from gptexport_runtime import GPTExportError
-
         from gptexport.parity import read_tokens
+        from gptexport_runtime import GPTExportError
 
         header = np.zeros(256, np.int32)
         header[:3] = 20240801, 7, len(self.IDS)
@@ -251,9 +250,8 @@ class TestTokens:
 
     @pytest.mark.parametrize("array", [np.zeros((2, 3), np.int32), np.zeros(5), np.zeros(0, np.int64)])
     def test_an_array_that_is_no_row_of_ids(self, tmp_path: Path, array: np.ndarray) -> None:
-        from gptexport_runtime import GPTExportError
-
         from gptexport.parity import read_tokens
+        from gptexport_runtime import GPTExportError
 
         np.save(tmp_path / "val.npy", array)
         with pytest.raises(GPTExportError, match="expected a row of integers"):

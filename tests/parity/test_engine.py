@@ -13,6 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from gptexport.checkpoints import load_checkpoint
+from gptexport.engine import open_source
+from gptexport.export import export_onnx
+from gptexport.parity.origin import find_origin
 from gptexport_runtime import ArtifactError, InputError, load
 from gptexport_runtime.backends.tensorrt import engine as trt
 from gptexport_runtime.engine_file import Profile, TensorInfo, read_engine_info, sidecar_path
@@ -20,11 +25,6 @@ from support.cli import Cli
 from support.fake_engine import Fake, write_engine, write_sidecar
 from support.fake_tensorrt import FakeCuda, FakeEngine
 from support.faults import set_attribute, tampered
-
-from gptexport.checkpoints import load_checkpoint
-from gptexport.engine import open_source
-from gptexport.export import export_onnx
-from gptexport.parity.origin import find_origin
 
 SMALL, LARGE = Profile(min=(1, 1), opt=(1, 4), max=(2, 8)), Profile(min=(1, 1), opt=(4, 16), max=(4, 17))
 Compute = Callable[[Any], Any]

@@ -8,18 +8,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-import gptexport_runtime
 import numpy as np
 import pytest
+
+import gptexport_runtime
+from gptexport.checkpoints import load_checkpoint
+from gptexport.config import DType
+from gptexport.export import export_onnx
 from gptexport_runtime import CudaOptions
 from gptexport_runtime.backends.gpu.device import why_no_gpu
 from gptexport_runtime.backends.gpu.memory import CudaPlace
 from support.builders import tiny_nanogpt
 from support.cli import Cli
-
-from gptexport.checkpoints import load_checkpoint
-from gptexport.config import DType
-from gptexport.export import export_onnx
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(why_no_gpu() is not None, reason=str(why_no_gpu()))]
 DTYPES: tuple[DType, ...] = get_args(DType)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from support.cli import Cli
 from support.faults import set_attribute, tampered
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from gptexport_runtime import GPTExportError
-from support.builders import nanogpt_meta
-from support.cli import Cli
 
 from gptexport.parity import read_tokens
 from gptexport.tokenizers import load_tokenizer
+from gptexport_runtime import GPTExportError
+from support.builders import nanogpt_meta
+from support.cli import Cli
 
 TEXT = "the cat, the hat"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from support.builders import SIZES, random_weights, tiny_nanogpt
-from support.cli import Cli
-from support.faults import edit_weight, other_mask, scale_weight, set_attribute, swap_blocks, tampered, through
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
+from support.builders import SIZES, random_weights, tiny_nanogpt
+from support.cli import Cli
+from support.faults import edit_weight, other_mask, scale_weight, set_attribute, swap_blocks, tampered, through
 
 
 @pytest.fixture

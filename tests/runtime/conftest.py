@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gptexport_runtime
 import numpy as np
 import pytest
+
+import gptexport_runtime
 from gptexport_runtime.backends.ort.providers import import_onnxruntime, why_not_cuda
 from gptexport_runtime.backends.tensorrt import engine as trt
 from support.fake_engine import LARGE, SMALL, Fake, write_engine

@@ -8,13 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gptexport_runtime
 import pytest
+from numpy.testing import assert_allclose
+
+import gptexport_runtime
 from gptexport_runtime import ArtifactError
 from gptexport_runtime.backends.ort.providers import TINY_MODEL
 from gptexport_runtime.backends.ort.signature import read_contract
 from gptexport_runtime.contract.manifest import Manifest
-from numpy.testing import assert_allclose
 
 TINY = Path(__file__).parent / "data" / "tiny"
 

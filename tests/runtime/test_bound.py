@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gptexport_runtime
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
+
+import gptexport_runtime
 from gptexport_runtime import CudaOptions, ExecutionError, InputError, Session
 from gptexport_runtime.backends.gpu.dlpack import CPU, borrow_ids
 from gptexport_runtime.backends.gpu.memory import HostPlace, Place
@@ -24,7 +26,6 @@ from gptexport_runtime.backends.ort.bound_graph import BoundGraph
 from gptexport_runtime.backends.ort.cuda_options import GRAPH_ID, SHRINK
 from gptexport_runtime.backends.ort.graph import open_session
 from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
-from numpy.testing import assert_array_equal
 from support.fake_driver import FakePlace
 
 LOGITS_FILE = Path(__file__).parent / "data" / "tiny" / "logits.onnx"

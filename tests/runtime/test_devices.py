@@ -8,9 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gptexport_runtime
 import numpy as np
 import pytest
+
+import gptexport_runtime
 from gptexport_runtime import ArtifactError, BackendUnavailableError
 from gptexport_runtime.backends.ort import graph as ort
 from gptexport_runtime.backends.ort import providers

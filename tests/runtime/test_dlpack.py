@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
+
 from gptexport_runtime import InputError
 from gptexport_runtime.backends.gpu import dlpack
 from gptexport_runtime.backends.gpu.dlpack import CPU, DeviceLogits, borrow_ids
-from numpy.testing import assert_array_equal
 
 
 class Buffer:

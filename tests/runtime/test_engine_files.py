@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gptexport_runtime
 import pytest
+
+import gptexport_runtime
 from gptexport_runtime import ArtifactError, BackendUnavailableError, InputError
 from gptexport_runtime.backends.gpu.device import why_no_gpu
 from gptexport_runtime.backends.tensorrt import engine as trt

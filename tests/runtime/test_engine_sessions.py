@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
+
 from gptexport_runtime import ContextLengthError, ExecutionError, InputError
 from gptexport_runtime.backends.tensorrt import engine as trt
-from numpy.testing import assert_array_equal
 from support.fake_engine import Fake, ids_of
 from support.fake_tensorrt import VOCAB, FakeCuda, logits_of
 

@@ -9,13 +9,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import gptexport_runtime
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import gptexport_runtime
 from gptexport_runtime import CudaOptions, ExecutionError, InputError, Session
 from gptexport_runtime.backends.gpu.dlpack import CUDA
 from gptexport_runtime.backends.gpu.memory import CudaPlace
-from numpy.testing import assert_allclose, assert_array_equal
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 V, BLOCK_SIZE = 61, 16

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from gptexport_runtime import ContextLengthError, InputError
 from gptexport_runtime.inputs import to_batch
 

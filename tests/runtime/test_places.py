@@ -9,12 +9,13 @@ import threading
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
+
 from gptexport_runtime import BackendUnavailableError, ExecutionError
 from gptexport_runtime.backends.gpu import driver
 from gptexport_runtime.backends.gpu import memory as places
 from gptexport_runtime.backends.gpu.driver import Driver, load_driver
 from gptexport_runtime.backends.gpu.memory import TURNS, HostPlace
-from numpy.testing import assert_array_equal
 from support.fake_driver import FakeLibrary, FakePlace
 
 PAGE = 1024

@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import gptexport_runtime
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import gptexport_runtime
 from gptexport_runtime import ContextLengthError, ExecutionError, InputError, Session, SessionError
 from gptexport_runtime.backends.ort import graph as ort
-from numpy.testing import assert_allclose, assert_array_equal
 
 V, BLOCK = 61, 16
 ATOL = 2e-5  # logits have a spread of 1.4; float32 errs by 3e-6

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gptexport_runtime
 import numpy as np
 import pytest
+
+import gptexport_runtime
 from gptexport_runtime import Session
 from gptexport_runtime.backends.gpu.device import Gpu
 from gptexport_runtime.backends.tensorrt import engine as trt
 from gptexport_runtime.contract.manifest import FileEntry
 from gptexport_runtime.engine_file import EngineInfo, Profile, TensorInfo, sidecar_path
-
 from support.fake_tensorrt import VOCAB, FakeCuda, FakeEngine, fake_library
 
 VERSION = "1.7.1.116"
