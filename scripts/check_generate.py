@@ -24,8 +24,8 @@ from gptexport.checkpoints import load_checkpoint
 from gptexport.parity import read_tokens
 from gptexport_runtime import Session, load
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from support.greedy import Agreement, Ids, agreement, fixed_prompts
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support.greedy import Agreement, Ids, agreement, fixed_prompts
 
 BATCH, FORKS, TEXTS = 8, 4, 4
 

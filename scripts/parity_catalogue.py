@@ -26,10 +26,10 @@ from gptexport.parity import default_grid, diagnose, measure_parity
 from gptexport.parity.locate import find_divergence
 from gptexport_runtime import load
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from support.builders import random_weights, tiny_nanogpt
-from support.fault_catalogue import catalogue
-from support.faults import tampered
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support.builders import random_weights, tiny_nanogpt
+from tests.support.fault_catalogue import catalogue
+from tests.support.faults import tampered
 
 MODELS: dict[str, dict[str, Any]] = {
     "A": {"n_layer": 4, "n_head": 4, "n_embd": 48, "block_size": 24, "vocab_size": 97},

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from support.cli import Cli, Ran
+from tests.support.cli import Cli, Ran
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -15,9 +15,9 @@ import gptexport.bench as bench
 from gptexport.bench_chart import speed_chart
 from gptexport.config import GPTConfig
 from gptexport_runtime import ExecutionError
-from support.builders import tiny_nanogpt
-from support.cli import Cli
-from support.fake_engine import write_engine
+from tests.support.builders import tiny_nanogpt
+from tests.support.cli import Cli
+from tests.support.fake_engine import write_engine
 
 
 def test_ratios_are_paired_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

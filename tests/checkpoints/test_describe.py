@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
-from support.builders import tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
+from tests.support.builders import tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 
 CASES = [
     (tiny_nanogpt, {}, "nanogpt"),

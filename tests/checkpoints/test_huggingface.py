@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from gptexport.checkpoints import load_checkpoint
 from gptexport.checkpoints.formats.huggingface_config import ACTIVATIONS, ALIASES, DEFAULTS, REFUSED
 from gptexport.errors import CheckpointError, UnknownCheckpointError
-from support.builders import tiny_huggingface
-from support.nanogpt_reference import relative_rms
+from tests.support.builders import tiny_huggingface
+from tests.support.nanogpt_reference import relative_rms
 
 transformers = pytest.importorskip("transformers")
 IDX = torch.tensor([[5, 0, 96, 31, 31, 7, 2], [1, 2, 3, 4, 5, 6, 90]])

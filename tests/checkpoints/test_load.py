@@ -12,8 +12,8 @@ import torch
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError, UnknownCheckpointError
-from support.builders import tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
-from support.nanogpt_reference import relative_rms
+from tests.support.builders import tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
+from tests.support.nanogpt_reference import relative_rms
 
 IDX = torch.tensor([[5, 0, 40, 31, 31, 7, 2]])
 

@@ -8,8 +8,8 @@ import torch
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError
-from support.builders import SIZES, random_weights, tiny_build_nanogpt, tiny_nanogpt
-from support.nanogpt_reference import nanogpt_logits, relative_rms
+from tests.support.builders import SIZES, random_weights, tiny_build_nanogpt, tiny_nanogpt
+from tests.support.nanogpt_reference import nanogpt_logits, relative_rms
 
 IDX = torch.tensor([[5, 0, 96, 31, 31, 7, 2], [1, 2, 3, 4, 5, 6, 90]])
 SHAPE = {"n_layer": SIZES["n_layer"], "n_head": SIZES["n_head"]}

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError, UnknownCheckpointError
-from support.builders import random_weights, tiny_huggingface, tiny_nanogpt
+from tests.support.builders import random_weights, tiny_huggingface, tiny_nanogpt
 
 
 def raw(data: bytes) -> Callable[[Path], Path]:

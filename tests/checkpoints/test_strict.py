@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError
-from support.builders import random_weights, tiny_huggingface, tiny_nanogpt
+from tests.support.builders import random_weights, tiny_huggingface, tiny_nanogpt
 
 
 def damaged() -> dict[str, object]:

@@ -11,7 +11,7 @@ import torch
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError, UnknownCheckpointError, UnsafeCheckpointError
-from support.builders import random_weights, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
+from tests.support.builders import random_weights, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 
 
 class Touch:

@@ -11,8 +11,8 @@ import pytest
 
 import gptexport.cli.app as app
 from gptexport_runtime import BackendUnavailableError
-from support.builders import tiny_build_nanogpt, tiny_nanogpt
-from support.cli import Cli
+from tests.support.builders import tiny_build_nanogpt, tiny_nanogpt
+from tests.support.cli import Cli
 
 COMMANDS = sorted(app.gptexport.commands)
 

@@ -17,8 +17,8 @@ from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
 from gptexport.tokenizers import travelling
 from gptexport_runtime import Session, load
-from support.builders import ALPHABET, nanogpt_meta, tiny_nanogpt
-from support.cli import Cli, Ran
+from tests.support.builders import ALPHABET, nanogpt_meta, tiny_nanogpt
+from tests.support.cli import Cli, Ran
 
 OPTIONS = ("--max-new-tokens", 9, "--top-k", 5, "-q")
 

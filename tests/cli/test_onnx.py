@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.builders import tiny_nanogpt
-from support.cli import Cli
+from tests.support.builders import tiny_nanogpt
+from tests.support.cli import Cli
 
 COMMAND = [sys.executable, "-m", "gptexport"]
 

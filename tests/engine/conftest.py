@@ -11,7 +11,7 @@ import pytest
 from gptexport.checkpoints import load_checkpoint
 from gptexport.engine import BuiltEngine, build_engine, make_profiles, open_flavour, open_source
 from gptexport.export import export_onnx
-from support.builders import tiny_nanogpt
+from tests.support.builders import tiny_nanogpt
 
 Export = Callable[..., Path]
 Build = Callable[..., BuiltEngine]

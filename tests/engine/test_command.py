@@ -18,7 +18,7 @@ import pytest
 
 from gptexport.engine import record_parity
 from gptexport_runtime.backends.gpu.device import why_no_gpu
-from support.cli import Cli
+from tests.support.cli import Cli
 
 Export = Callable[..., Path]
 no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU here")

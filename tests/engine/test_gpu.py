@@ -18,7 +18,7 @@ from gptexport.engine import build_engine, choose_targets, make_profiles, open_f
 from gptexport.engine.flavour import TENSORRT_RTX, Flavour
 from gptexport_runtime import Session
 from gptexport_runtime.backends.gpu.device import why_no_gpu
-from support.cli import Cli
+from tests.support.cli import Cli
 
 pytestmark = [
     pytest.mark.gpu,

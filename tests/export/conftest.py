@@ -8,7 +8,7 @@ import pytest
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.export import export_onnx
-from support.builders import tiny_nanogpt
+from tests.support.builders import tiny_nanogpt
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import cpu, export_onnx
 from gptexport.export.widen import LINE, WIDENED
-from support.builders import SIZES, tiny_fusable, tiny_huggingface, tiny_nanogpt
+from tests.support.builders import SIZES, tiny_fusable, tiny_huggingface, tiny_nanogpt
 
 L = SIZES["n_layer"]
 

@@ -30,8 +30,8 @@ from gptexport_runtime import BackendUnavailableError
 from gptexport_runtime.bundle import open_artifact
 from gptexport_runtime.contract import heads
 from gptexport_runtime.contract.names import past_names
-from support.builders import SIZES, tiny_fusable
-from support.cli import Cli
+from tests.support.builders import SIZES, tiny_fusable
+from tests.support.cli import Cli
 
 L = SIZES["n_layer"]
 

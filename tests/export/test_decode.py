@@ -13,8 +13,8 @@ from gptexport.checkpoints import load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
 from gptexport_runtime import BackendUnavailableError
-from support.cli import Cli
-from support.greedy import agreement, fixed_prompts
+from tests.support.cli import Cli
+from tests.support.greedy import agreement, fixed_prompts
 
 V, BLOCK = 31, 12
 MODULE = """

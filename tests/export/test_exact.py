@@ -13,7 +13,7 @@ import torch
 import gptexport_runtime
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
-from support.builders import SIZES, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
+from tests.support.builders import SIZES, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 
 GRID = [(1, 1), (1, 2), (3, 5), (2, 11), (1, 17), (8, 3)]
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")

@@ -23,7 +23,7 @@ from gptexport.export import export_onnx
 from gptexport.export.check import check_audit, compare_counts
 from gptexport.export.trace import Trace
 from gptexport.export.write import WeightsFile
-from support.builders import SIZES
+from tests.support.builders import SIZES
 
 
 def operators(path: Path) -> Counter[str]:

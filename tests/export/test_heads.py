@@ -17,7 +17,7 @@ from gptexport.export import export_onnx, heads
 from gptexport.export.derive import derive_graphs
 from gptexport.export.run import Sample, run_samples
 from gptexport.export.trace import trace_logits
-from support.builders import SIZES
+from tests.support.builders import SIZES
 
 V = SIZES["vocab_size"]
 

@@ -15,8 +15,8 @@ from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
 from gptexport.export.int8 import calibration_ids, smooth
-from support.builders import SIZES, random_weights, tiny_nanogpt
-from support.cli import Cli
+from tests.support.builders import SIZES, random_weights, tiny_nanogpt
+from tests.support.cli import Cli
 
 L, C, V = SIZES["n_layer"], 48, SIZES["vocab_size"]
 

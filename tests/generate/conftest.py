@@ -13,7 +13,7 @@ import gptexport_runtime
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
 from gptexport_runtime import Session
-from support.builders import tiny_huggingface, tiny_nanogpt
+from tests.support.builders import tiny_huggingface, tiny_nanogpt
 
 FORMS: dict[str, dict[str, Any]] = {
     "portable": {},

@@ -22,7 +22,7 @@ from gptexport_runtime.backends.ort.decode import OrtDecoder, open_bound_decoder
 from gptexport_runtime.backends.ort.graph import open_session
 from gptexport_runtime.bundle import open_artifact
 from gptexport_runtime.contract import heads
-from support.fake_driver import FakePlace
+from tests.support.fake_driver import FakePlace
 
 
 def load_on(place: Place, bundle: Path, cuda: CudaOptions) -> Session:

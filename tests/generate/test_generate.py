@@ -14,8 +14,8 @@ import gptexport_runtime
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
 from gptexport_runtime import BackendUnavailableError, ContextLengthError, InputError, Session, SessionError
-from support.builders import SIZES
-from support.greedy import agreement, fixed_prompts
+from tests.support.builders import SIZES
+from tests.support.greedy import agreement, fixed_prompts
 
 V, BLOCK = SIZES["vocab_size"], SIZES["block_size"]
 PROMPTS = fixed_prompts(200, block_size=BLOCK, vocab_size=V)

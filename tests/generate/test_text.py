@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from gptexport_runtime import ArtifactError, BackendUnavailableError, InputError
 from gptexport_runtime.contract.names import CHARACTERS, MANIFEST_FILE
 from gptexport_runtime.text import StoppingStream, Tokenizer, bundle_tokenizer, characters, load_tokenizer
-from support.builders import ALPHABET, SIZES, nanogpt_meta, tiny_huggingface, tiny_nanogpt
-from support.cli import Cli
+from tests.support.builders import ALPHABET, SIZES, nanogpt_meta, tiny_huggingface, tiny_nanogpt
+from tests.support.cli import Cli
 
 V = SIZES["vocab_size"]
 WORDS = "naïve 語 🙂 text"

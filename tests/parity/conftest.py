@@ -10,7 +10,7 @@ import pytest
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.export import export_onnx
 from gptexport.parity import blame
-from support.builders import tiny_nanogpt
+from tests.support.builders import tiny_nanogpt
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ import numpy as np
 from gptexport.checkpoints import load_checkpoint
 from gptexport.parity.blame import EXPORT, GRAPH, SESSION, find_blame
 from gptexport_runtime import load
-from support.builders import tiny_nanogpt
-from support.cli import Cli
-from support.fault_catalogue import at
-from support.faults import edit_weight, scale_weight, set_attribute, tampered
+from tests.support.builders import tiny_nanogpt
+from tests.support.cli import Cli
+from tests.support.fault_catalogue import at
+from tests.support.faults import edit_weight, scale_weight, set_attribute, tampered
 
 IDS = np.random.default_rng(0).integers(0, 97, (3, 17))
 

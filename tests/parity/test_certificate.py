@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gptexport_runtime import ArtifactError, load
-from support.cli import Cli
-from support.faults import scale_weight, tampered
+from tests.support.cli import Cli
+from tests.support.faults import scale_weight, tampered
 
 QUICK = ("--shapes", "1x3,2x17")
 

@@ -16,8 +16,8 @@ from gptexport.checkpoints import load_checkpoint
 from gptexport.config import DType
 from gptexport.export import export_onnx
 from gptexport.parity.lone import Precision, precision_of
-from support.cli import Cli
-from support.faults import scale_weight, tampered
+from tests.support.cli import Cli
+from tests.support.faults import scale_weight, tampered
 
 SHAPES = ("--shapes", "1x3,2x17")
 

@@ -21,10 +21,10 @@ from gptexport.parity.origin import find_origin
 from gptexport_runtime import ArtifactError, InputError, load
 from gptexport_runtime.backends.tensorrt import engine as trt
 from gptexport_runtime.engine_file import Profile, TensorInfo, read_engine_info, sidecar_path
-from support.cli import Cli
-from support.fake_engine import Fake, write_engine, write_sidecar
-from support.fake_tensorrt import FakeCuda, FakeEngine
-from support.faults import set_attribute, tampered
+from tests.support.cli import Cli
+from tests.support.fake_engine import Fake, write_engine, write_sidecar
+from tests.support.fake_tensorrt import FakeCuda, FakeEngine
+from tests.support.faults import set_attribute, tampered
 
 SMALL, LARGE = Profile(min=(1, 1), opt=(1, 4), max=(2, 8)), Profile(min=(1, 1), opt=(4, 16), max=(4, 17))
 Compute = Callable[[Any], Any]
@@ -154,7 +154,7 @@ def test_without_its_graph_nobody_is_accused(cli: Cli, make: Make, bundle: Path,
 
 
 def test_another_checkpoint_is_told_by_its_hash(cli: Cli, make: Make, bundle: Path, tmp_path: Path) -> None:
-    from support.builders import tiny_nanogpt
+    from tests.support.builders import tiny_nanogpt
 
     engine = make(bundle)
     ran = cli("parity", engine, "--against", tiny_nanogpt(tmp_path / "other.pt", seed=1), "--graph", bundle)

@@ -18,8 +18,8 @@ from gptexport.export import export_onnx
 from gptexport_runtime import CudaOptions
 from gptexport_runtime.backends.gpu.device import why_no_gpu
 from gptexport_runtime.backends.gpu.memory import CudaPlace
-from support.builders import tiny_nanogpt
-from support.cli import Cli
+from tests.support.builders import tiny_nanogpt
+from tests.support.cli import Cli
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(why_no_gpu() is not None, reason=str(why_no_gpu()))]
 DTYPES: tuple[DType, ...] = get_args(DType)

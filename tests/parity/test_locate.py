@@ -15,9 +15,9 @@ from gptexport.export import export_onnx
 from gptexport.parity.expose import show
 from gptexport.parity.locate import Divergence, choose_shape, find_divergence
 from gptexport.parity.stored import StoredWeights, compare_stored
-from support.builders import tiny_nanogpt
-from support.fault_catalogue import catalogue, rounded_to
-from support.faults import edit_weight, insert_after, nodes, scale_weight, tampered
+from tests.support.builders import tiny_nanogpt
+from tests.support.fault_catalogue import catalogue, rounded_to
+from tests.support.faults import edit_weight, insert_after, nodes, scale_weight, tampered
 
 HEADS = 4
 FAULTS = {what: (fault, where, words) for what, fault, where, words in catalogue(HEADS)}

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.cli import Cli
-from support.faults import set_attribute, tampered
+from tests.support.cli import Cli
+from tests.support.faults import set_attribute, tampered
 
 VOID = {"meta", "circle", "line", "polyline", "polygon", "br"}
 
@@ -103,7 +103,7 @@ def test_of_a_failure(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) 
 
 
 def test_of_nan(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
-    from support.faults import scale_weight
+    from tests.support.faults import scale_weight
 
     report = tmp_path / "r.html"
     made = tampered(bundle, tmp_path / "b", scale_weight("h.1.ln_1.weight", np.nan))
@@ -124,7 +124,7 @@ def test_of_a_model_without_blocks(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_of_two_that_cannot_be_compared(cli: Cli, bundle: Path, tmp_path: Path) -> None:
-    from support.builders import tiny_nanogpt
+    from tests.support.builders import tiny_nanogpt
 
     report = tmp_path / "r.html"
     other = tiny_nanogpt(tmp_path / "other.pt", vocab_size=101)

@@ -11,9 +11,9 @@ import pytest
 from gptexport.parity.gates import GATES, Gates, changed_gates
 from gptexport.parity.measured import is_measured, load_measured
 from gptexport_runtime import GPTExportError, InputError
-from support.cli import Cli
-from support.fault_catalogue import scaled_logits
-from support.faults import other_mask, scale_weight, tampered
+from tests.support.cli import Cli
+from tests.support.fault_catalogue import scaled_logits
+from tests.support.faults import other_mask, scale_weight, tampered
 
 SHAPES = ("--shapes", "1x3,2x17")
 

@@ -18,8 +18,8 @@ from gptexport.export import export_onnx
 from gptexport.export.export import DType
 from gptexport.parity.sites import GraphIndex, Site, find_sites
 from gptexport.parity.stored import compare_stored, worst_rows
-from support.fault_catalogue import row_by
-from support.faults import edit_weight, scale_weight, tampered
+from tests.support.fault_catalogue import row_by
+from tests.support.faults import edit_weight, scale_weight, tampered
 
 
 class Linear(nn.Module):

@@ -12,8 +12,8 @@ import tokenizers
 from gptexport.parity import read_tokens
 from gptexport.tokenizers import load_tokenizer
 from gptexport_runtime import GPTExportError
-from support.builders import nanogpt_meta
-from support.cli import Cli
+from tests.support.builders import nanogpt_meta
+from tests.support.cli import Cli
 
 TEXT = "the cat, the hat"
 
@@ -78,7 +78,7 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 
 def test_plain_text_through_the_command_line(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
-    from support.faults import tampered
+    from tests.support.faults import tampered
 
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 9)

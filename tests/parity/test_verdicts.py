@@ -13,9 +13,9 @@ import pytest
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
-from support.builders import SIZES, random_weights, tiny_nanogpt
-from support.cli import Cli
-from support.faults import edit_weight, other_mask, scale_weight, set_attribute, swap_blocks, tampered, through
+from tests.support.builders import SIZES, random_weights, tiny_nanogpt
+from tests.support.cli import Cli
+from tests.support.faults import edit_weight, other_mask, scale_weight, set_attribute, swap_blocks, tampered, through
 
 
 @pytest.fixture

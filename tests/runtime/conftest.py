@@ -12,8 +12,8 @@ import pytest
 import gptexport_runtime
 from gptexport_runtime.backends.ort.providers import import_onnxruntime, why_not_cuda
 from gptexport_runtime.backends.tensorrt import engine as trt
-from support.fake_engine import LARGE, SMALL, Fake, write_engine
-from support.fake_tensorrt import FakeCuda, FakeEngine
+from tests.support.fake_engine import LARGE, SMALL, Fake, write_engine
+from tests.support.fake_tensorrt import FakeCuda, FakeEngine
 
 DATA = Path(__file__).parent / "data"
 

@@ -26,7 +26,7 @@ from gptexport_runtime.backends.ort.bound_graph import BoundGraph
 from gptexport_runtime.backends.ort.cuda_options import GRAPH_ID, SHRINK
 from gptexport_runtime.backends.ort.graph import open_session
 from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
-from support.fake_driver import FakePlace
+from tests.support.fake_driver import FakePlace
 
 LOGITS_FILE = Path(__file__).parent / "data" / "tiny" / "logits.onnx"
 V, BLOCK_SIZE = 61, 16

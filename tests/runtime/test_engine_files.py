@@ -15,8 +15,8 @@ from gptexport_runtime import ArtifactError, BackendUnavailableError, InputError
 from gptexport_runtime.backends.gpu.device import why_no_gpu
 from gptexport_runtime.backends.tensorrt import engine as trt
 from gptexport_runtime.engine_file import sidecar_path
-from support.fake_engine import VERSION, Fake, write_engine, write_sidecar
-from support.fake_tensorrt import DataType
+from tests.support.fake_engine import VERSION, Fake, write_engine, write_sidecar
+from tests.support.fake_tensorrt import DataType
 
 
 def test_header_is_checked_first(tmp_path: Path) -> None:

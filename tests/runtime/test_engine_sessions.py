@@ -12,8 +12,8 @@ from numpy.testing import assert_array_equal
 
 from gptexport_runtime import ContextLengthError, ExecutionError, InputError
 from gptexport_runtime.backends.tensorrt import engine as trt
-from support.fake_engine import Fake, ids_of
-from support.fake_tensorrt import VOCAB, FakeCuda, logits_of
+from tests.support.fake_engine import Fake, ids_of
+from tests.support.fake_tensorrt import VOCAB, FakeCuda, logits_of
 
 
 def test_session_says_what_it_is(fake: Fake) -> None:

@@ -16,7 +16,7 @@ from gptexport_runtime.backends.gpu import driver
 from gptexport_runtime.backends.gpu import memory as places
 from gptexport_runtime.backends.gpu.driver import Driver, load_driver
 from gptexport_runtime.backends.gpu.memory import TURNS, HostPlace
-from support.fake_driver import FakeLibrary, FakePlace
+from tests.support.fake_driver import FakeLibrary, FakePlace
 
 PAGE = 1024
 

@@ -17,7 +17,7 @@ from gptexport_runtime.backends.gpu.device import Gpu
 from gptexport_runtime.backends.tensorrt import engine as trt
 from gptexport_runtime.contract.manifest import FileEntry
 from gptexport_runtime.engine_file import EngineInfo, Profile, TensorInfo, sidecar_path
-from support.fake_tensorrt import VOCAB, FakeCuda, FakeEngine, fake_library
+from tests.support.fake_tensorrt import VOCAB, FakeCuda, FakeEngine, fake_library
 
 VERSION = "1.7.1.116"
 SMALL, LARGE = Profile(min=(1, 1), opt=(1, 4), max=(2, 8)), Profile(min=(1, 1), opt=(4, 16), max=(4, 32))

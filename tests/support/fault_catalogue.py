@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from support.faults import (
+from tests.support.faults import (
     Fault,
     constant,
     edit_weight,
