@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from gptexport.casting import cast_parameters
 from gptexport.checkpoints import Checkpoint
 from gptexport.config import DType, Quantize, Target
 from gptexport.dtypes import TORCH_DTYPES
@@ -93,7 +94,8 @@ def export_onnx(
     with staged(out, force=force) as stage:
         folder = stage if lone else stage / out.name
         names = {heads.LOGITS.name: out.name} if lone else {name: head.file for name, head in heads.HEADS.items()}
-        model = checkpoint.model.to(TORCH_DTYPES[dtype])
+        model = checkpoint.model
+        cast_parameters(model, TORCH_DTYPES[dtype])
         limits = {"block_size": checkpoint.block_size, "vocab_size": checkpoint.vocab_size}
 
         if quantize is not None and isinstance(model, GPT):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from gptexport.casting import cast_parameters
 from gptexport.dtypes import TORCH_DTYPES
 from gptexport.parity.metrics import Logits
 from gptexport.parity.tokens import Ids
@@ -39,7 +40,14 @@ def device_of(model: nn.Module) -> torch.device:
 
 def eager_in(model: nn.Module, dtype: str) -> nn.Module:
     """The model as eager PyTorch runs it in `dtype`; itself where it is in that already."""
-    return model if dtype == "float32" else copy.deepcopy(model).to(TORCH_DTYPES[dtype])
+    return model if dtype == "float32" else cast_copy(model, TORCH_DTYPES[dtype])
+
+
+def cast_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Another model of the same weights, in `dtype`."""
+    copied = copy.deepcopy(model)
+    cast_parameters(copied, dtype)
+    return copied
 
 
 @contextmanager
@@ -95,7 +103,7 @@ def run_reference(model: nn.Module, ids: Ids) -> Logits:
             return run(model, ids)
     except RuntimeError as streamed:
         try:  # a module may read the weights of another, which only a whole copy has in float64
-            return run(copy.deepcopy(model).to(torch.float64), ids)
+            return run(cast_copy(model, torch.float64), ids)
         except RuntimeError:
             raise GPTExportError(
                 f"the eager model does not run in float64, which the reference needs: {streamed}. "

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from gptexport.casting import cast_parameters, floating_dtypes
 from gptexport.checkpoints.formats.forward import LogitsOf, check_signature, probe
 from gptexport.checkpoints.types import Checkpoint
 from gptexport.errors import CheckpointError
@@ -208,9 +209,9 @@ def _where(error: BaseException, path: Path) -> str:
 
 def _to_float32(module: nn.Module) -> tuple[str, ...]:
     """Move the module to the CPU and its weights to float32, in place; say so where that changed anything."""
-    floats = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
-    module.to(device="cpu", dtype=torch.float32)
-    module.eval()
+    floats = floating_dtypes(module) - {torch.float32}
+    module.to(device="cpu").eval()
+    cast_parameters(module, torch.float32)
     names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in floats))
     return (f"the module's weights were {names}, cast to float32",) if floats else ()
 
