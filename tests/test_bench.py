@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -34,8 +35,8 @@ def test_ratios_are_paired_within_rounds(monkeypatch: pytest.MonkeyPatch) -> Non
 
         return run
 
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock)
-    monkeypatch.setattr(bench.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     candidates = {"fast": candidate("fast", 1.0), "slow": candidate("slow", 4.0)}
     fast, slow = bench.measure(candidates, [(2, 3)], vocab_size=5, baseline="slow", rounds=5)
     assert ran == ["fast", "slow"] * 6

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
-from tests.support.builders import tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
+from tests.support.builders import Builder, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 
 CASES = [
     (tiny_nanogpt, {}, "nanogpt"),
@@ -18,7 +18,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("tiny", "options", "name"), CASES)
-def test_it_tells_what_loading_finds(tmp_path: Path, tiny, options: dict[str, object], name: str) -> None:
+def test_it_tells_what_loading_finds(tmp_path: Path, tiny: Builder, options: dict[str, object], name: str) -> None:
     path = tiny(tmp_path / "c", **options)
     info, checkpoint = describe_checkpoint(str(path)), load_checkpoint(str(path))
     assert (info.source, info.format, info.readable) == (str(path), name, True)

@@ -50,7 +50,7 @@ def test_every_container_computes_what_transformers_does(tmp_path: Path, contain
     assert (checkpoint.format, checkpoint.gelu_source) == ("huggingface", "checkpoint")
 
 
-FIELDS = [
+FIELDS: list[dict[str, Any]] = [
     {"n_inner": 50},
     {"layer_norm_epsilon": 0.3},
     {"scale_attn_weights": False},

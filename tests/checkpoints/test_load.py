@@ -6,13 +6,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
+from gptexport.config import Gelu
 from gptexport.errors import CheckpointError, UnknownCheckpointError
-from tests.support.builders import tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
+from tests.support.builders import Builder, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 from tests.support.nanogpt_reference import relative_rms
 
 IDX = torch.tensor([[5, 0, 40, 31, 31, 7, 2]])
@@ -20,7 +22,7 @@ IDX = torch.tensor([[5, 0, 40, 31, 31, 7, 2]])
 
 @pytest.mark.parametrize("tiny", [tiny_nanogpt, tiny_build_nanogpt, tiny_huggingface])
 @pytest.mark.parametrize("gelu", ["tanh", "erf"])
-def test_gelu_overrides(tmp_path: Path, tiny, gelu: str) -> None:
+def test_gelu_overrides(tmp_path: Path, tiny: Builder, gelu: Gelu) -> None:
     path = str(tiny(tmp_path / "c"))
     plain, chosen = load_checkpoint(path), load_checkpoint(path, gelu=gelu)
     assert chosen.config is not None and plain.config is not None
@@ -42,7 +44,7 @@ def test_an_assumed_gelu_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("tiny", [tiny_nanogpt, tiny_huggingface])
-def test_vocab_size_keeps_the_first_logits(tmp_path: Path, tiny, tied: bool) -> None:
+def test_vocab_size_keeps_the_first_logits(tmp_path: Path, tiny: Builder, tied: bool) -> None:
     path = str(tiny(tmp_path / "c", **{"tie_word_embeddings" if tiny is tiny_huggingface else "tied": tied}))
     whole, cut = load_checkpoint(path), load_checkpoint(path, vocab_size=50)
     assert relative_rms(cut.model(IDX), whole.model(IDX)[..., :50]) <= 1e-6
@@ -136,7 +138,7 @@ print(anonymous() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_float32_weights_stay_mapped(tmp_path: Path) -> None:
     """Loading copies no weight, transposed and cut ones included: the process grows by far less than the files."""
-    sizes = {"n_embd": 480, "n_layer": 3}
+    sizes: dict[str, Any] = {"n_embd": 480, "n_layer": 3}
     big = [
         tiny_nanogpt(tmp_path / "n", **sizes),
         tiny_build_nanogpt(tmp_path / "b", tied=False, **sizes),
@@ -175,7 +177,7 @@ class TestHub:
         (tmp_path / "only-config" / "config.json").write_bytes((repo / "config.json").read_bytes())
         asked = []
 
-        def snapshot(repo_id: str, **options) -> str:
+        def snapshot(repo_id: str, **options: Any) -> str:
             if options["local_files_only"]:
                 raise hub.errors.LocalEntryNotFoundError("not cached")
             asked.append(options["allow_patterns"])

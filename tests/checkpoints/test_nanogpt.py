@@ -8,7 +8,7 @@ import torch
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError
-from tests.support.builders import SIZES, random_weights, tiny_build_nanogpt, tiny_nanogpt
+from tests.support.builders import SIZES, Builder, random_weights, tiny_build_nanogpt, tiny_nanogpt
 from tests.support.nanogpt_reference import nanogpt_logits, relative_rms
 
 IDX = torch.tensor([[5, 0, 96, 31, 31, 7, 2], [1, 2, 3, 4, 5, 6, 90]])
@@ -50,7 +50,7 @@ def test_model_is_ready_for_export(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tiny", [tiny_nanogpt, tiny_build_nanogpt])
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod."])
 @pytest.mark.parametrize("legacy", [False, True])
-def test_wrappers_and_old_files_change_nothing(tmp_path: Path, tiny, wrapper: str, legacy: bool) -> None:
+def test_wrappers_and_old_files_change_nothing(tmp_path: Path, tiny: Builder, wrapper: str, legacy: bool) -> None:
     """torch.compile's and DDP's prefixes go; files from before torch 1.6 load too."""
     plain = load_checkpoint(str(tiny(tmp_path / "plain.pt"))).model
     wrapped = load_checkpoint(str(tiny(tmp_path / "wrapped.pt", wrapper=wrapper, legacy=legacy))).model
@@ -111,7 +111,9 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("fields", "message"), MALFORMED)
 @pytest.mark.parametrize("tiny", [tiny_nanogpt, tiny_build_nanogpt])
-def test_a_malformed_config_names_the_field(tmp_path: Path, tiny, fields: dict[str, object], message: str) -> None:
+def test_a_malformed_config_names_the_field(
+    tmp_path: Path, tiny: Builder, fields: dict[str, object], message: str
+) -> None:
     path = tiny(tmp_path / "ckpt.pt", weights=random_weights(), **fields)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(str(path))

@@ -11,7 +11,7 @@ import torch
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError, UnknownCheckpointError, UnsafeCheckpointError
-from tests.support.builders import random_weights, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
+from tests.support.builders import Builder, random_weights, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 
 
 class Touch:
@@ -34,7 +34,9 @@ class Exec:
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize(("evil", "name"), [(Touch, "posix.mkdir"), (Exec, "exec")])
-def test_a_malicious_checkpoint_runs_nothing_and_is_reported(tmp_path: Path, evil, name: str, legacy: bool) -> None:
+def test_a_malicious_checkpoint_runs_nothing_and_is_reported(
+    tmp_path: Path, evil: type[Touch | Exec], name: str, legacy: bool
+) -> None:
     target = tmp_path / "created"
     path = tiny_nanogpt(tmp_path / "ckpt.pt", extra={"config": evil(target)}, legacy=legacy)
     with pytest.raises(UnsafeCheckpointError, match=rf"nothing was run[^$]*{name}"):
@@ -112,7 +114,7 @@ def test_a_plain_pickle_is_not_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tiny", [tiny_nanogpt, tiny_build_nanogpt])
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("keep", [0.999, 0.9, 0.5, 0.1, 0.01])
-def test_truncated_files_say_so(tmp_path: Path, tiny, legacy: bool, keep: float) -> None:
+def test_truncated_files_say_so(tmp_path: Path, tiny: Builder, legacy: bool, keep: float) -> None:
     path = tiny(tmp_path / "ckpt.pt", legacy=legacy)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])

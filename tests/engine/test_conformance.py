@@ -139,7 +139,7 @@ def apis(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[s
     (folder / "stub.c").write_text("".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in SYMBOLS.split()))
     stubs = [str(folder / name) for name in LIBRARIES]
     for stub in stubs:
-        command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{Path(stub).name}", "-o", stub, folder / "stub.c"]
+        command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{Path(stub).name}", "-o", stub, str(folder / "stub.c")]
         subprocess.run(command, check=True)
     return {RTX: dump(RTX), TENSORRT: dump(TENSORRT, *stubs)}
 

@@ -15,9 +15,10 @@ import pytest
 
 import gptexport_runtime
 from gptexport.engine import build_engine, choose_targets, make_profiles, open_flavour, open_source
-from gptexport.engine.flavour import TENSORRT_RTX, Flavour
+from gptexport.engine.flavour import Flavour
 from gptexport_runtime import Session
 from gptexport_runtime.backends.gpu.device import why_no_gpu
+from gptexport_runtime.engine_file import TENSORRT_RTX
 from tests.support.cli import Cli
 
 pytestmark = [

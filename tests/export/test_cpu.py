@@ -85,7 +85,7 @@ def test_what_the_target_cannot_do_is_refused(
 @pytest.mark.parametrize("kind", ["tanh", "erf", "erf without bias"])
 def test_hidden_layers_that_fill_one_cache_set_are_widened(tmp_path: Path, kind: str) -> None:
     """1024 floats are 4096 bytes. In every graph of the bundle, and nothing changes but the width."""
-    sizes = {"n_embd": 256, "n_head": 4, "n_layer": 2}
+    sizes: dict[str, Any] = {"n_embd": 256, "n_head": 4, "n_layer": 2}
     if kind == "tanh":
         source = str(tiny_huggingface(tmp_path / "hf", **sizes))
     else:
@@ -140,7 +140,7 @@ def test_hidden_layers_that_somebody_else_reads_stay_as_they_are(tmp_path: Path)
 
 def test_rows_of_many_tokens_take_the_flash_kernel(tmp_path: Path) -> None:
     """Where block_size allows them, each attention has both kernels; on both sides of the border, the same function."""
-    sizes = {"block_size": cpu.SHORT + 40, "n_embd": 48, "n_layer": 2}
+    sizes: dict[str, Any] = {"block_size": cpu.SHORT + 40, "n_embd": 48, "n_layer": 2}
     source = str(tiny_nanogpt(tmp_path / "ckpt.pt", **sizes))
     export_onnx(load_checkpoint(source), tmp_path / "portable")
     done = export_onnx(load_checkpoint(source), tmp_path / "cpu", target="cpu")

@@ -20,7 +20,7 @@ from gptexport.config import DType
 from gptexport.errors import ExportError
 from gptexport.export import cuda_decode, cuda_kernels, export_onnx, fuse
 from gptexport.export.check import Audit
-from gptexport.export.cuda import EFFICIENT, FLASH, MATH, expected_kernels
+from gptexport.export.cuda import EFFICIENT, FLASH, MATH, expected_kernels, fuse_for_cuda
 from gptexport.export.fuse import fuse_graphs
 from gptexport.export.portable import make_portable
 from gptexport.export.run import Sample, run_twin, take_samples
@@ -190,7 +190,7 @@ def test_a_wrong_fusion_is_noticed(
 
 
 def test_a_twin_that_fails_fails_the_export(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = fuse.fuse_for_cuda
+    right = fuse_for_cuda
 
     def wrong(model: ir.Model) -> Audit:
         audit = right(model)

@@ -49,6 +49,7 @@ class Dynamic(Body):
 
     def __init__(self) -> None:
         super().__init__()
+        self.mask: torch.Tensor
         self.register_buffer("mask", torch.ones(16, 16).tril().view(1, 16, 16))
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ import gptexport_runtime
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
 from gptexport_runtime import BackendUnavailableError, ContextLengthError, InputError, Session, SessionError
+from gptexport_runtime.generate.cache import Cache
 from tests.support.builders import SIZES
 from tests.support.greedy import agreement, fixed_prompts
 
@@ -57,11 +58,12 @@ def test_what_the_cache_holds_is_not_computed_again(cpu: Session, monkeypatch: p
     fed: list[int] = []
     with cpu.cache(rows=2) as cache:
         run = cache._decoder.run
-        monkeypatch.setattr(
-            cache._decoder,
-            "run",
-            lambda memory, rows, ids, *rest: (fed.append(ids.size), run(memory, rows, ids, *rest)),
-        )
+
+        def counted(memory: Any, rows: Any, ids: np.ndarray, *rest: Any) -> Any:
+            fed.append(ids.size)
+            return run(memory, rows, ids, *rest)
+
+        monkeypatch.setattr(cache._decoder, "run", counted)
         first = cpu.generate([LONG[3][:7], LONG[4][:4]], max_new_tokens=2, temperature=0, cache=cache)
         texts = [np.concatenate(pair) for pair in zip([LONG[3][:7], LONG[4][:4]], first, strict=True)]
         fed.clear()
@@ -130,9 +132,14 @@ def test_past_block_size_is_an_error_or_a_sliding_restart(session: Session, eage
 
 
 def test_a_stream_that_is_closed_frees_its_cache(cpu: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+    made: list[Cache] = []
     make = cpu.cache
-    monkeypatch.setattr(cpu, "cache", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
+
+    def kept(*sizes: Any, **options: Any) -> Cache:
+        made.append(make(*sizes, **options))
+        return made[-1]
+
+    monkeypatch.setattr(cpu, "cache", kept)
     steps = cpu.stream([[1, 2, 3]], temperature=0)
     next(steps)
     assert "closed" not in repr(made[0])

@@ -213,7 +213,12 @@ def test_an_old_manifest_has_no_tokenizer_and_a_damaged_one_says_so(bundles: dic
     del data["tokenizer"]
     (tmp_path / MANIFEST_FILE).write_text(json.dumps(data))
     assert bundle_tokenizer(tmp_path) is None
-    for damaged in ("gpt2", {"file": {}}, {"name": "x", "file": {"file": "../x", "bytes": 1, "sha256": ""}}):
+    damages: tuple[object, ...] = (
+        "gpt2",
+        {"file": {}},
+        {"name": "x", "file": {"file": "../x", "bytes": 1, "sha256": ""}},
+    )
+    for damaged in damages:
         (tmp_path / MANIFEST_FILE).write_text(json.dumps({**data, "tokenizer": damaged}))
         with pytest.raises(ArtifactError, match="tokenizer"):
             bundle_tokenizer(tmp_path)

@@ -93,7 +93,9 @@ def test_a_lone_graph_has_no_verdict(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [("--quick",), ("--gate", "noise_ratio=9")])
-def test_a_lesser_check_is_no_certificate(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path, options) -> None:
+def test_a_lesser_check_is_no_certificate(
+    cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
     copy = shutil.copytree(bundle, tmp_path / "copy")
     assert cli("parity", copy, "--against", checkpoint, *options).code == 0
     with pytest.raises(ArtifactError, match="never checked"):

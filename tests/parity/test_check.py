@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import torch
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.parity import check_parity
 from gptexport.parity.tokens import TokenSource
-from gptexport_runtime import GPTExportError
+from gptexport_runtime import GPTExportError, Session
 from gptexport_runtime.contract.manifest import ModelInfo
 
 SHAPES = [(1, 1), (3, 8)]
@@ -39,19 +39,23 @@ class EagerSession:
         return self.fault(padded, logits)
 
 
+def eager_session(checkpoint: Checkpoint, fault: Any = None) -> Session:
+    return cast(Session, EagerSession(checkpoint, fault))
+
+
 @pytest.fixture(scope="module")
 def loaded(checkpoint: Path) -> Checkpoint:
     return load_checkpoint(str(checkpoint))
 
 
 def failing(loaded: Checkpoint, fault: Any) -> list[str]:
-    verdict = check_parity(EagerSession(loaded, fault), loaded, SHAPES)
+    verdict = check_parity(eager_session(loaded, fault), loaded, SHAPES)
     assert bool(verdict) == (not verdict.reasons)
     return [row.name for row in verdict.invariances if not row.passed]
 
 
 def test_eager_itself_passes(loaded: Checkpoint) -> None:
-    verdict = check_parity(EagerSession(loaded), loaded, SHAPES)
+    verdict = check_parity(eager_session(loaded), loaded, SHAPES)
     assert verdict, verdict.reasons
     assert verdict.noise_ratio == 1.0
 
@@ -87,7 +91,7 @@ def test_nan_only_in_some_draw_fails(loaded: Checkpoint) -> None:
         logits[ids == ids.max()] = np.nan
         return logits
 
-    verdict = check_parity(EagerSession(loaded, fault), loaded, SHAPES)
+    verdict = check_parity(eager_session(loaded, fault), loaded, SHAPES)
     assert not verdict and any("NaN or Inf" in reason for reason in verdict.reasons)
 
 
@@ -104,12 +108,12 @@ def test_a_model_that_cannot_run_in_float64_is_told(loaded: Checkpoint) -> None:
 
     mine = replace(loaded, model=Stubborn().requires_grad_(False), config=None)
     with pytest.raises(GPTExportError, match="take their dtype from the parameters"):
-        check_parity(EagerSession(mine), mine, SHAPES)
+        check_parity(eager_session(mine), mine, SHAPES)
 
 
 def test_the_checkpoint_is_left_as_it_was(loaded: Checkpoint) -> None:
     before = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
-    check_parity(EagerSession(loaded), loaded, SHAPES)
+    check_parity(eager_session(loaded), loaded, SHAPES)
     for name, weight in loaded.model.state_dict().items():
         assert weight.dtype == torch.float32 and torch.equal(weight, before[name])
 
@@ -119,7 +123,7 @@ class TestLuck:
 
     def measured(self, loaded: Checkpoint, fault: Any) -> tuple[Any, list[str]]:
         told: list[str] = []
-        return check_parity(EagerSession(loaded, fault), loaded, SHAPES, progress=told.append), told
+        return check_parity(eager_session(loaded, fault), loaded, SHAPES, progress=told.append), told
 
     def test_a_fault_stays(self, loaded: Checkpoint) -> None:
         draw = np.random.default_rng(0)

@@ -130,9 +130,10 @@ def test_the_export_is_to_blame_and_the_step_is_named(
 def test_our_own_rewriting_is_to_blame(
     cli: Cli, make: Make, bundle: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from gptexport.engine.prepare import prepare_graph
     from gptexport.parity import blame
 
-    right = blame.prepare_graph
+    right = prepare_graph
 
     def wrong(model: Any) -> Any:
         made, prepared = right(model)
@@ -210,7 +211,9 @@ def test_what_no_profile_takes_is_not_run(
     assert ran.code == 2 and "5x17: this engine takes" in ran.err
 
 
-def test_without_a_gpu_the_exit_code_is_4(cli: Cli, make: Make, bundle: Path, checkpoint: Path, monkeypatch) -> None:
+def test_without_a_gpu_the_exit_code_is_4(
+    cli: Cli, make: Make, bundle: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`--device` need not be given: an engine has one choice."""
     engine = make(bundle)
     monkeypatch.setattr(trt, "why_no_gpu", lambda: "there is no NVIDIA driver.")

@@ -66,9 +66,12 @@ def test_small_shapes_are_captured(bundles: dict[str, Path]) -> None:
 def test_score_brings_four_bytes_a_token(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     brought: list[int] = []
     download = CudaPlace.download
-    monkeypatch.setattr(
-        CudaPlace, "download", lambda self, address, out: (brought.append(out.nbytes), download(self, address, out))
-    )
+
+    def counted(place: CudaPlace, address: int, out: np.ndarray) -> None:
+        brought.append(out.nbytes)
+        download(place, address, out)
+
+    monkeypatch.setattr(CudaPlace, "download", counted)
     with gptexport_runtime.load(bundles["float32"], "cuda") as session:
         ids = np.random.default_rng(0).integers(0, session.config.vocab_size, (4, 128))
         scores = session.score(ids)

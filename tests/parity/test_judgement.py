@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def missed(stats: ShapeStats, dtype: str = "float32") -> tuple[str, ...]:
     return verdict.shapes[0].missed
 
 
-def with_actual(**changes: float) -> ShapeStats:
+def with_actual(**changes: Any) -> ShapeStats:
     return replace(GOOD, actual=replace(EAGER, **changes))
 
 

@@ -119,7 +119,7 @@ def test_the_model_is_left_as_it_was(deep: Checkpoint, deep_bundle: Path, tmp_pa
     found(deep.model, tampered(deep_bundle, tmp_path / "b", scale_weight("h.0.attn.c_attn.weight", 2)))
     for name, weight in deep.model.state_dict().items():
         assert torch.equal(weight, before[name]) and weight.dtype == torch.float32
-    assert deep.model.lm_head.weight is deep.model.transformer.wte.weight
+    assert deep.model.get_parameter("lm_head.weight") is deep.model.get_parameter("transformer.wte.weight")
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in deep.model.modules())
 
 
@@ -151,7 +151,8 @@ def test_hidden_layers_that_a_target_widened_are_looked_into(tmp_path: Path) -> 
     made = export_onnx(load_checkpoint(str(path)), tmp_path / "gpt", target="cpu").path
     model = load_checkpoint(str(path)).model
     held = StoredWeights(model, made / "logits.onnx")
-    assert {tuple(tensor.shape) for _, tensor in held.of(model.transformer.h[0].mlp.c_fc.weight)} == {(1024, 256)}
+    c_fc = model.get_parameter("transformer.h.0.mlp.c_fc.weight")
+    assert {tuple(tensor.shape) for _, tensor in held.of(c_fc)} == {(1024, 256)}
     steps, divergence = find_divergence(model, made / "logits.onnx", IDS, dtype="float32")
     assert "h.0.mlp.gelu" in [step.name for step in steps] and divergence is None
     wrong = tampered(made, tmp_path / "wrong", scale_weight("h.0.mlp.c_fc.bias", 0)) / "logits.onnx"

@@ -45,7 +45,7 @@ def test_an_error_inside_leaves_the_model_as_it_was(checkpoint: Path) -> None:
     with pytest.raises(IndexError), in_float64(model):
         run(model, IDS + 1000)
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    assert model.lm_head.weight is model.transformer.wte.weight
+    assert model.get_parameter("lm_head.weight") is model.get_parameter("transformer.wte.weight")
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
@@ -55,7 +55,7 @@ def test_an_interrupt_leaves_the_model_as_it_was(checkpoint: Path, monkeypatch: 
     def interrupt(*_: object) -> torch.Tensor:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(model.transformer.h[1].mlp.c_fc, "forward", interrupt)
+    monkeypatch.setattr(model.get_submodule("transformer.h.1.mlp.c_fc"), "forward", interrupt)
     with pytest.raises(KeyboardInterrupt), in_float64(model):
         run(model, IDS)
     assert all(p.dtype == torch.float32 for p in model.parameters())

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptexport.parity.gates import GATES, Gates, changed_gates
+from gptexport.parity.gates import GATES, changed_gates
 from gptexport.parity.measured import is_measured, load_measured
+from gptexport.precision import Gates
 from gptexport_runtime import GPTExportError, InputError
 from tests.support.cli import Cli
 from tests.support.fault_catalogue import scaled_logits

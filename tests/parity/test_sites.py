@@ -14,8 +14,8 @@ import torch.nn as nn
 from onnx import TensorProto, helper, numpy_helper
 
 from gptexport.checkpoints import load_checkpoint
+from gptexport.config import DType
 from gptexport.export import export_onnx
-from gptexport.export.export import DType
 from gptexport.parity.sites import GraphIndex, Site, find_sites
 from gptexport.parity.stored import compare_stored, worst_rows
 from tests.support.fault_catalogue import row_by

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,16 @@ from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
 from tests.support.builders import SIZES, random_weights, tiny_nanogpt
 from tests.support.cli import Cli
-from tests.support.faults import edit_weight, other_mask, scale_weight, set_attribute, swap_blocks, tampered, through
+from tests.support.faults import (
+    Fault,
+    edit_weight,
+    other_mask,
+    scale_weight,
+    set_attribute,
+    swap_blocks,
+    tampered,
+    through,
+)
 
 
 @pytest.fixture
@@ -69,7 +79,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_a_wrong_graph_fails(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path, fault) -> None:
+def test_a_wrong_graph_fails(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path, fault: Fault) -> None:
     made = tampered(bundle, tmp_path / "b", fault)
     ran = cli("parity", made, "--against", checkpoint, "--json")
     assert ran.code == 3, ran.out
@@ -98,7 +108,8 @@ def test_another_checkpoint_of_the_same_shape_fails(cli: Cli, copy: Path, tmp_pa
 
 @pytest.mark.parametrize(("name", "value"), [("vocab_size", 101), ("block_size", 24)])
 def test_a_checkpoint_of_other_limits_fails(cli: Cli, copy: Path, tmp_path: Path, name: str, value: int) -> None:
-    other = tiny_nanogpt(tmp_path / "other.pt", **{name: value})
+    sizes: dict[str, Any] = {name: value}
+    other = tiny_nanogpt(tmp_path / "other.pt", **sizes)
     ran = cli("parity", copy, "--against", other, "--json")
     assert ran.code == 3
     result = json.loads(ran.out)
@@ -109,7 +120,7 @@ def test_a_checkpoint_of_other_limits_fails(cli: Cli, copy: Path, tmp_path: Path
 
 
 def test_a_checkpoint_with_nan_is_said_to_be_at_fault(cli: Cli, copy: Path, tmp_path: Path) -> None:
-    weights = random_weights(**SIZES)
+    weights = random_weights()
     weights["transformer.h.0.ln_1.weight"][3] = float("nan")
     broken = tiny_nanogpt(tmp_path / "broken.pt", weights=weights)
     ran = cli("parity", copy, "--against", broken)
@@ -140,7 +151,7 @@ def test_another_graph_of_the_bundle_that_is_wrong_fails(
     output = model.graph.output[0]
     (node,) = (n for n in model.graph.node if output.name in n.output)
     node.output[0] = "raw"
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(factor, np.float32), "factor"))
     model.graph.node.append(onnx.helper.make_node("Mul", ["raw", "factor"], [output.name]))
     file.write_bytes(model.SerializeToString())
     manifest = json.loads((copy / "gptexport.json").read_text())

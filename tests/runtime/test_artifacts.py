@@ -149,6 +149,7 @@ def test_damage_is_an_artifact_error(
 def test_changed_weights_are_found_by_verify(bundle: Path) -> None:
     flip("weights.data")(bundle)
     gptexport_runtime.load(bundle, "cpu").close()
+    assert WEIGHTS is not None
     with pytest.raises(ArtifactError, match=f"weights.data has sha256 .* says {WEIGHTS.sha256}"):
         gptexport_runtime.load(bundle, "cpu", verify=True)
 

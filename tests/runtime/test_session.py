@@ -68,9 +68,12 @@ def test_a_large_batch_runs_a_few_rows_at_a_time(
     whole, last = session.logits(rows), session.last_logits(rows)
     shapes = []
     run = ort.OrtGraph._run
-    monkeypatch.setattr(
-        ort.OrtGraph, "_run", lambda self, ids, *rest: (shapes.append(ids.shape), run(self, ids, *rest))
-    )
+
+    def recorded(graph: ort.OrtGraph, ids: Any, *rest: Any) -> Any:
+        shapes.append(ids.shape)
+        return run(graph, ids, *rest)
+
+    monkeypatch.setattr(ort.OrtGraph, "_run", recorded)
     for tokens, parts in [(14, [(2, 7), (1, 7)]), (3, [(1, 7)] * 3), (21, [(3, 7)])]:
         monkeypatch.setattr(ort, "TOKENS_AT_ONCE", tokens)
         shapes.clear()
@@ -84,9 +87,9 @@ def test_the_backend_writes_into_out_itself(session: Session) -> None:
     got = []
 
     class Recorder:
-        backend, device, threads = "recorder", "cpu", 1
+        backend, device, dlpack_device, threads = "recorder", "cpu", (1, 0), 1
 
-        def run(self, ids: Any, out: Any) -> None:
+        def run(self, ids: Any, out: Any, lengths: Any = None) -> None:
             got.append(out)
 
     out = np.zeros((1, 2, V), np.float32)
@@ -180,7 +183,8 @@ def test_forked_child_gets_an_error_instead_of_a_deadlock(session: Session) -> N
 @pytest.mark.parametrize("option", ["prepack", "spin"])
 def test_what_trades_speed_changes_no_number(option: str, expected: Any) -> None:
     entry = {"prepack": ("session.disable_prepacking", "1"), "spin": ("session.intra_op.allow_spinning", "0")}[option]
-    with gptexport_runtime.load(TINY, "cpu", **{option: False}) as session:
+    switched: dict[str, Any] = {option: False}
+    with gptexport_runtime.load(TINY, "cpu", **switched) as session:
         assert_allclose(session.logits(expected.ids), expected.logits, atol=ATOL, rtol=0)
         options = session._graph("logits")._session.get_session_options()
         assert options.get_session_config_entry(entry[0]) == entry[1]
@@ -190,7 +194,7 @@ def test_what_trades_speed_changes_no_number(option: str, expected: Any) -> None
 def test_threads_are_those_asked_for(threads: int, expected: Any) -> None:
     with gptexport_runtime.load(TINY, "cpu", threads=threads) as session:
         assert session.threads == threads
-        assert session._graph("logits")._session.get_session_options().intra_op_num_threads == threads  # type: ignore[union-attr]
+        assert session._graph("logits")._session.get_session_options().intra_op_num_threads == threads
         assert_allclose(session.logits(expected.ids), expected.logits, atol=ATOL, rtol=0)
 
 

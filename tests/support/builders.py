@@ -6,11 +6,13 @@ lost bias shows in the logits; gains are not 1 and biases not 0.
 
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+Builder = Callable[..., Path]  # what makes a tiny checkpoint: `tiny_nanogpt(path, n_embd=48)`
 SIZES: dict[str, int] = {"block_size": 17, "vocab_size": 97, "n_layer": 3, "n_head": 3, "n_embd": 30}
 
 
@@ -158,8 +160,8 @@ def tiny_huggingface(
     fields = {**sizes, "bos_token_id": 0, "eos_token_id": 0, **config}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**fields))
     shuffle(model, seed)
-    model.to(dtype)
     saved = model if prefix else model.transformer
+    torch.nn.Module.to(saved, dtype)  # transformers wraps its own in something without types
     limit = "20KB" if sharded else "1GB"
     saved.save_pretrained(path, max_shard_size=limit)
     if not safetensors:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gptexport_runtime.backends.gpu.dlpack import CPU
@@ -24,7 +25,7 @@ class FakeLibrary:
         self.total = memory
         self.blocks: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
-        self.streams: dict[int, list[Callable[[], None]]] = {}
+        self.streams: dict[int, list[Callable[[], object]]] = {}
         self.contexts = 0
         self.waits_for_all = 0
         self.copied = {"in": 0, "out": 0, "within": 0}  # bytes
@@ -63,7 +64,7 @@ class FakeLibrary:
     def _cuMemsetD8Async(self, address: int, value: int, size: int, stream: int) -> int:
         if not inside(self.blocks, address, size):
             return ILLEGAL_ADDRESS
-        self.streams[stream].append(lambda: ctypes.memset(address, value, size) and None)
+        self.streams[stream].append(partial(ctypes.memset, address, value, size))
         return 0
 
     def _cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
@@ -119,7 +120,7 @@ class FakeLibrary:
     def _copy(self, stream: int, to: int, mine: Any, source: int, theirs: Any, size: int) -> int:
         if not inside(mine, to, size) or not inside(theirs, source, size):
             return ILLEGAL_ADDRESS
-        self.streams[stream].append(lambda: ctypes.memmove(to, source, size) and None)
+        self.streams[stream].append(partial(ctypes.memmove, to, source, size))
         return 0
 
 
