@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn as nn
 
@@ -24,6 +26,20 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
     _cast(model, dtype, set() if narrows else follow)
     if narrows and follow and not _runs(model):
         _cast(model, dtype, follow)
+
+
+def cast_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A model that computes the same in `dtype`; this one stays as it is. Tensors that need no cast are shared.
+
+    Raises:
+        Exception: whatever copying a user's module raises.
+    """
+    memo: dict[int, object] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)  # of the same memory
+    made = copy.deepcopy(model, memo)
+    cast_parameters(made, dtype)
+    return made
 
 
 def floating_dtypes(model: nn.Module) -> set[torch.dtype]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from gptexport.casting import cast_parameters
+from gptexport.casting import cast_copy, cast_parameters
 
 V, C, T = 13, 8, 6
 IDX = torch.tensor([[1, 12, 0, 3, 7, 7]])
@@ -17,6 +17,10 @@ ANGLE = torch.outer(torch.arange(T).float(), torch.tensor([1.0, 0.1, 0.01, 0.001
 
 
 class Base(nn.Module):
+    wte: nn.Embedding
+    head: nn.Linear
+    table: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -28,7 +32,8 @@ class Base(nn.Module):
         return x
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
-        return self.head(self.positions(self.wte(idx)))  # (B,T,V)
+        logits: torch.Tensor = self.head(self.positions(self.wte(idx)))
+        return logits  # (B,T,V)
 
 
 class Complex(Base):
@@ -39,7 +44,7 @@ class Complex(Base):
         self.register_buffer("table", torch.polar(torch.ones_like(ANGLE), ANGLE))
 
     def positions(self, x: torch.Tensor) -> torch.Tensor:
-        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+        pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
         return torch.view_as_real(pairs * self.table[: x.shape[1]]).flatten(-2).to(x.dtype)
 
 
@@ -122,6 +127,17 @@ def test_a_buffer_of_two_modules_stays_one() -> None:
     second.table = first.table
     cast_parameters(both, torch.float32)
     assert first.table is second.table and first.table.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_leaves_the_model_as_it_is(dtype: torch.dtype) -> None:
+    model = Complex()
+    before, weight = model(IDX), model.wte.weight
+    made = cast_copy(model, dtype)
+    assert isinstance(made, Complex) and {parameter.dtype for parameter in made.parameters()} == {dtype}
+    assert model.wte.weight is weight and weight.dtype == torch.float32 and torch.equal(model(IDX), before)
+    assert made.head.weight is made.wte.weight and made.table is model.table, "what is not cast is not copied"
+    assert (made.wte.weight.data_ptr() == weight.data_ptr()) == (dtype == torch.float32)
 
 
 def test_to_would_have_lost_what_these_keep() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from gptexport.casting import cast_parameters
+from gptexport.casting import cast_copy
 from gptexport.dtypes import TORCH_DTYPES
 from gptexport.parity.metrics import Logits
 from gptexport.parity.tokens import Ids
@@ -41,13 +41,6 @@ def device_of(model: nn.Module) -> torch.device:
 def eager_in(model: nn.Module, dtype: str) -> nn.Module:
     """The model as eager PyTorch runs it in `dtype`; itself where it is in that already."""
     return model if dtype == "float32" else cast_copy(model, TORCH_DTYPES[dtype])
-
-
-def cast_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Another model of the same weights, in `dtype`."""
-    copied = copy.deepcopy(model)
-    cast_parameters(copied, dtype)
-    return copied
 
 
 @contextmanager
