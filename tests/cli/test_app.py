@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import gptexport.cli.app as app
+from gptexport import checkpoints, doctor
 from gptexport_runtime import BackendUnavailableError
 from tests.support.builders import tiny_build_nanogpt, tiny_nanogpt
 from tests.support.cli import Cli
@@ -42,7 +43,7 @@ def test_a_bug_is_one_message_and_a_traceback_only_with_v(
     def broken(_path: str) -> None:
         raise ZeroDivisionError("surprise")
 
-    monkeypatch.setattr("gptexport.checkpoints.describe_checkpoint", broken)
+    monkeypatch.setattr(checkpoints, "describe_checkpoint", broken)
     ran = cli("inspect", tmp_path)
     assert (ran.code, ran.out) == (1, "")
     assert "surprise\nThis is a bug in gptexport" in ran.err
@@ -54,7 +55,7 @@ def test_an_unavailable_backend_is_4(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     def unavailable() -> None:
         raise BackendUnavailableError("no ONNX Runtime")
 
-    monkeypatch.setattr("gptexport.doctor.probe_providers", unavailable)
+    monkeypatch.setattr(doctor, "probe_providers", unavailable)
     assert cli("doctor").code == 4
 
 

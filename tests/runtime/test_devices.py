@@ -3,6 +3,7 @@
 import ctypes
 import importlib.metadata
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -242,7 +243,7 @@ def test_what_stops_a_load_is_told_apart(error: Exception, kind: type[Exception]
 
 
 def test_usable_cores_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
     assert ort.usable_cores() == 3
 
 
