@@ -18,9 +18,9 @@ import torch
 from gptexport.checkpoints import load_checkpoint
 from gptexport.cli.app import run
 from gptexport_runtime import GPTExportError, load
-from support.builders import nanogpt_meta, tiny_nanogpt
-from support.greedy import agreement
-from support.pages import ROOT, code_blocks, quoted, section, table
+from tests.support.builders import nanogpt_meta, tiny_nanogpt
+from tests.support.greedy import agreement
+from tests.support.pages import ROOT, code_blocks, quoted, section, table
 
 PAGE = ROOT / "docs" / "bundle.md"
 EXPORTS = {
