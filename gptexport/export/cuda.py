@@ -1,6 +1,6 @@
 """`--target cuda`: a portable graph rewritten for ONNX Runtime's CUDA provider, by fusion.
 
-What each node is, and why this one and not another of ONNX Runtime's, stands in docs/cuda_target.md with its sources.
+What each node is, and why this one and not another of ONNX Runtime's, stands in docs/targets.md with its sources.
 """
 
 from __future__ import annotations

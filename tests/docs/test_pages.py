@@ -10,11 +10,14 @@ import click
 import pytest
 
 from gptexport.cli.app import gptexport
-from tests.support.pages import ROOT, anchor, code_blocks, headings, name_of, pages, prose, quoted
+from tests.support.pages import ROOT, anchor, headings, name_of, pages, prose, quoted
 
 PAGES = {name_of(page): page for page in pages()}
 # what belongs to the repository, in contrast to what a user would have: out/ckpt.pt, gpt2/
-OURS = ("gptexport/", "gptexport_runtime/", "runtime/", "scripts/", "docs/", "tests/")
+OURS = re.compile(
+    r"(?<![\w/.-])(?:\.venv[\w-]*/bin/)?((?:gptexport|gptexport_runtime|runtime|scripts|docs|tests)/[\w./-]*)"
+)
+HISTORY = "CHANGELOG.md"  # which names what is gone
 
 
 def _command_lines() -> list[tuple[str, str]]:
@@ -41,13 +44,37 @@ def test_relative_links_lead_to_files_and_headings(name: str) -> None:
             assert fragment in map(anchor, headings(linked)), f"{name} links to {target}, which has no such heading"
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [name for name in PAGES if name != HISTORY])
 def test_paths_that_are_named_exist(name: str) -> None:
-    text = PAGES[name].read_text(encoding="utf-8")
-    for path in re.findall(r"(?<![\w/.-])(?:\.venv[\w-]*/bin/)?((?:%s)[\w./-]*)" % "|".join(map(re.escape, OURS)), text):
-        path = path.rstrip(".,:")
-        where = ROOT / "runtime" / path if path.startswith("gptexport_runtime/") else ROOT / path
-        assert where.exists() or _is_an_output(path), f"{name} names {path}"
+    for path in OURS.findall(PAGES[name].read_text(encoding="utf-8")):
+        assert _exists(path.rstrip(".,:")), f"{name} names {path}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_modules_that_are_run_exist(name: str) -> None:
+    """`python -m scripts.bench.peers`."""
+    for module in re.findall(r"-m ((?:scripts|gptexport)[\w.]*)", PAGES[name].read_text(encoding="utf-8")):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"{name} runs {module}"
+
+
+def test_pages_that_the_code_cites_exist() -> None:
+    sources = [
+        path for folder in ("gptexport", "runtime", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")
+    ]
+    cited = {
+        (name_of(path), page)
+        for path in [*sources, ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "runtime" / "pyproject.toml"]
+        for page in re.findall(r"\bdocs/[a-z\d_/-]+\.md", path.read_text(encoding="utf-8"))
+    }
+    assert cited
+    for source, page in cited:
+        assert (ROOT / page).is_file(), f"{source} cites {page}"
+
+
+def _exists(path: str) -> bool:
+    where = ROOT / "runtime" / path if path.startswith("gptexport_runtime/") else ROOT / path
+    return where.exists() or _is_an_output(path)
 
 
 def _is_an_output(path: str) -> bool:

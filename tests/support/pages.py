@@ -63,7 +63,7 @@ def table(text: str) -> list[list[str]]:
     """The rows of the first table in `text`, without its header; a cell's backticks stay."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     first = next(i for i, line in enumerate(lines) if re.fullmatch(r"[|\-: ]+", line))
-    rows = []
+    rows: list[list[str]] = []
     for line in lines[first + 1 :]:
         if re.fullmatch(r"[|\-: ]+", line):  # the next table: its header was the row before
             return rows[:-1]

@@ -12,7 +12,7 @@ class CudaOptions:
     """Of `load` on a GPU, with ONNX Runtime.
 
     graphs: repeat small shapes that come again as CUDA graphs. None: where the graph and ONNX Runtime allow it; True:
-        it is an error where they do not; False: never. See bound.py for which shapes, docs/gpu.md for their memory.
+        it is an error where they do not; False: never. See bound.py for which shapes, docs/runtime.md for their memory.
     tf32: let float32 products round their operands to TF32's 10 bits: faster, and other numbers than the model's.
     memory_limit: bytes that ONNX Runtime's arena, for activations, may take of the GPU; None: all.
     shrink_after: calls in a row that need at most a quarter of the largest before them, after which the arena gives
