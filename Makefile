@@ -18,10 +18,10 @@ $(VENV)/.done: pyproject.toml runtime/pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.done
-	$(BIN)/python scripts/train_demo.py $(DEMO) --seconds $(SECONDS)
+	$(BIN)/python -m scripts.demo.train $(DEMO) --seconds $(SECONDS)
 	$(BIN)/gptexport onnx $(DEMO)/ckpt.pt -o $(DEMO)/gpt --tokenizer bytes --force
 	$(BIN)/gptexport parity $(DEMO)/gpt --against $(DEMO)/ckpt.pt --tokens $(DEMO)/val.bin
-	$(BIN)/python scripts/sample_demo.py $(DEMO)/gpt
+	$(BIN)/python -m scripts.demo.sample $(DEMO)/gpt
 
 test: $(VENV)/.done
 	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu'
@@ -31,7 +31,7 @@ lint: $(VENV)/.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# every runtime that bench_peers.py compares with, away from the others' pins
+# every runtime that scripts.bench.cpu compares with, away from the others' pins
 peers: .venv-peers/.done
 .venv-peers/.done: constraints.txt
 	$(PYTHON) -m venv .venv-peers

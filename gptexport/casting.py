@@ -62,7 +62,7 @@ def _cast(model: nn.Module, dtype: torch.dtype, buffers: set[torch.dtype]) -> No
             made[tensor] = tensor.detach().to(dtype)
         return made[tensor]
 
-    model._apply(cast)  # type: ignore[no-untyped-call]  # what nn.Module.to is made of
+    model._apply(cast)  # what nn.Module.to is made of
 
 
 def _runs(model: nn.Module) -> bool:

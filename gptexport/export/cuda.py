@@ -44,7 +44,7 @@ FLASH, CUDNN, XQA, EFFICIENT, MATH = (
 def expected_kernels(dtype: DType, head_size: int) -> dict[str, list[str]]:
     """By operator, which attention kernels a GPU of compute capability 8.0 or more is expected to take, any of them.
 
-    An expectation: nothing has run. `scripts/attention_kernel.py` reads from ONNX Runtime's log which one did.
+    An expectation: nothing has run. `scripts/gpu/attention_kernel.py` reads from ONNX Runtime's log which one did.
     """
     if dtype != "float32" and head_size in FLASH_HEAD_SIZES:
         return {ATTENTION: [FLASH], "GroupQueryAttention": [FLASH, CUDNN, XQA]}

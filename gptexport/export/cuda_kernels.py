@@ -1,6 +1,6 @@
 """Which kernels ONNX Runtime's CUDA provider has, by operator and type, and which nodes of a graph have none.
 
-The table is ONNX Runtime's own registry, read from the wheel by scripts/pretend_gpu/pretend.py --registry. A node of
+The table is ONNX Runtime's own registry, read from the wheel by `python -m scripts.gpu.pretend --registry`. A node of
 floats without a kernel would run on the CPU, with copies to and fro, or the graph would not open at all. Nodes of
 integers and booleans alone are left out: they are shapes and positions, which ONNX Runtime keeps on the CPU by itself.
 """

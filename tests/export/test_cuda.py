@@ -297,7 +297,7 @@ def test_the_manifest_says_what_was_checked_and_what_is_expected(bundle: Path) -
     ],
 )
 def test_expectations(dtype: DType, head_size: int, kernels: list[str]) -> None:
-    """As ONNX Runtime 1.31.1 decided on a pretended GPU of compute capability 8.0 (scripts/pretend_gpu)."""
+    """As ONNX Runtime 1.31.1 decided on a pretended GPU of compute capability 8.0 (scripts/gpu/pretend)."""
     assert expected_kernels(dtype, head_size)["Attention"] == kernels
 
 

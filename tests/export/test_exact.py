@@ -28,7 +28,7 @@ def transformers_model(state: dict[str, torch.Tensor], activation: str, *, bias:
         **{k: v for k, v in SIZES.items() if k != "block_size"},
     }
     config = transformers.GPT2Config(**sizes, activation_function=activation, bos_token_id=0, eos_token_id=0)
-    model = transformers.GPT2LMHeadModel(config).train(False)
+    model = transformers.GPT2LMHeadModel(config).eval()
     missing, unexpected = model.load_state_dict(
         {name: (w.t() if name.endswith(CONV1D) else w) for name, w in state.items()}, strict=False
     )
@@ -60,7 +60,7 @@ def huggingface(path: Path) -> tuple[Path, Any]:
     import transformers
 
     folder = tiny_huggingface(path / "hf", prefix=True)
-    return folder, transformers.GPT2LMHeadModel.from_pretrained(folder).train(False)
+    return folder, transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
 
 
 def huggingface_with_outliers(path: Path) -> tuple[Path, Any]:
@@ -68,7 +68,7 @@ def huggingface_with_outliers(path: Path) -> tuple[Path, Any]:
     import transformers
 
     folder = tiny_huggingface(path / "hf", safetensors=False)
-    model = transformers.GPT2LMHeadModel.from_pretrained(folder).train(False)
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     with torch.no_grad():
         model.transformer.wte.weight[:, 3] *= 60
         model.transformer.h[0].ln_1.weight[3] /= 60

@@ -20,7 +20,7 @@ from tests.support.fault_catalogue import catalogue, rounded_to
 from tests.support.faults import edit_weight, insert_after, nodes, scale_weight, tampered
 
 HEADS = 4
-FAULTS = {what: (fault, where, words) for what, fault, where, words in catalogue(HEADS)}
+FAULTS = {known.what: (known.fault, known.block, known.claim) for known in catalogue(HEADS)}
 del FAULTS["one element of a bias by 1e-5"]  # in this model that is what rounding does there
 
 

@@ -1,4 +1,4 @@
-"""A tiny bundle and the logits PyTorch computed for it in float64: scripts/make_runtime_fixture.py wrote both."""
+"""A tiny bundle and the logits PyTorch computed for it in float64: scripts/fixtures/runtime_bundle.py wrote both."""
 
 import shutil
 from collections.abc import Iterator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -221,15 +222,22 @@ def cyclic(weight: np.ndarray) -> np.ndarray:
     return np.roll(weight, 1, axis=0)
 
 
-def catalogue(n_head: int) -> list[tuple[str, Fault, str, str]]:
-    """What is wrong, how, in which block or module, and what the claim must say; for 4 layers or more.
+@dataclass(frozen=True)
+class KnownFault:
+    """A fault, where parity must find it, and what it must say of it."""
 
-    An empty last field: nothing that parity knows by name, though it may say how the weights differ.
-    """
+    what: str
+    fault: Fault
+    block: str  # or the module
+    claim: str  # part of it; empty: nothing that parity has a name for, though it may say how the weights differ
+
+
+def catalogue(n_head: int) -> list[KnownFault]:
+    """Every fault, for a model of 4 layers or more."""
     half = onnx.TensorProto.FLOAT16
     epsilon = {"epsilon": 1e-6}
     usual = 12**-0.5  # 1/√head size
-    return [
+    rows = [
         ("GELU tanh for erf, every block", set_attribute("Gelu", None, approximate="tanh"), "h.0", "GELU tanh for erf"),
         ("GELU tanh for erf, one block", set_attribute("Gelu", 2, approximate="tanh"), "h.2", "GELU tanh for erf"),
         ("x·sigmoid(1.702x) for GELU, one block", quick_gelu(1), "h.1", "x·sigmoid(1.702x)"),
@@ -271,3 +279,4 @@ def catalogue(n_head: int) -> list[tuple[str, Fault, str, str]]:
         ("logits × 1.00001", scaled_logits(1.00001), "logits", "multiplied by 1.00001"),
         ("one NaN in a weight", edit_weight("h.1.ln_2.weight", at(3, np.nan)), "h.1", "NaN"),
     ]  # fmt: skip
+    return [KnownFault(*row) for row in rows]

@@ -1,6 +1,6 @@
 """Train a small byte-level GPT on the text of this Python's own standard library, and save it as nanoGPT would.
 
-    python scripts/train_demo.py demo/ --seconds 90
+    python -m scripts.demo.train demo/ --seconds 90
 
 Writes demo/ckpt.pt (nanoGPT's format) and demo/val.bin (held-out text as uint16 ids, nanoGPT's format too).
 """

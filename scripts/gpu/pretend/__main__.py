@@ -2,8 +2,8 @@
 
     python -m venv .venv-gpu
     .venv-gpu/bin/pip install 'onnxruntime-gpu[cuda,cudnn]==1.31.1' nvidia-cuda-crt ./runtime
-    .venv-gpu/bin/python scripts/pretend_gpu/pretend.py gpt2/ [--capability 80,90]
-    .venv-gpu/bin/python scripts/pretend_gpu/pretend.py --registry gptexport/export/cuda_kernels.json
+    .venv-gpu/bin/python -m scripts.gpu.pretend gpt2/ [--capability 80,90]
+    .venv-gpu/bin/python -m scripts.gpu.pretend --registry gptexport/export/cuda_kernels.json
 
 ONNX Runtime here is the real one, and so are its decisions: what its optimizer makes of a graph, which provider each
 node goes to, what is copied between GPU and host, whether a CUDA graph may be captured, and which attention kernel is
@@ -25,12 +25,24 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.names import INPUT_IDS, LENGTHS, LOGITS, MANIFEST_FILE, PAST_LENGTHS
+from scripts.gpu.attention_kernel import DEBUG_INFO, read_log
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
 LIBRARIES, CAPABILITY, CHILD = "PRETEND_LIBRARIES", "PRETEND_CAPABILITY", "PRETEND_CHILD"
 FLOATS = {"bfloat16", "double", "float", "float16"}
 MIN_OPSET = 23  # below it, attention is no single node, and the target is refused
 SHAPES = ((1, 1), (2, 128), (1, 1024))
+CAPACITY = 16  # tokens of a row's cache
+# by the type of an input: what numpy holds it as, and its number in onnx.TensorProto
+CACHE_TYPES: dict[str, tuple[type[np.generic], int]] = {
+    "tensor(float)": (np.float32, 1),
+    "tensor(float16)": (np.float16, 10),
+    "tensor(bfloat16)": (np.uint16, 16),
+}
 
 
 def compile_libraries(folder: Path) -> None:
@@ -120,24 +132,39 @@ def examine(graph: Path, folder: Path) -> None:
 
 def run_attention(bundle: Path) -> None:
     """Run logits, and decode as generation does, so that attention nodes say which kernel they would have launched."""
-    import_onnxruntime()
-    import numpy as np
+    ort = import_onnxruntime()
+    block_size = json.loads((bundle / MANIFEST_FILE).read_text())["model"]["block_size"]
+    session = open_graph(ort, bundle / heads.LOGITS.file)
+    for B, T in SHAPES:
+        if block_size >= T:
+            session.run(None, {INPUT_IDS: np.zeros((B, T), np.int64)})
+    if (bundle / heads.DECODE.file).exists():
+        session = open_graph(ort, bundle / heads.DECODE.file)
+        for B, T, held in ((2, 4, 0), (2, 1, 4), (1, 3, 5)):  # prompts, a step, a piece of one row
+            session.run_with_ort_values([LOGITS], step_inputs(ort, session, B, T, held))
 
-    import gptexport_runtime.backends.ort.providers as providers
 
-    providers.why_no_gpu = lambda: None
-    providers._why_no_library = lambda _ort: None
-    providers._why_not_running = lambda _ort, _provider: None  # it would find out that nothing is computed
-    from gptexport_runtime import load
+def open_graph(ort: Any, path: Path) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(str(path), options, providers=["CUDAExecutionProvider"])
 
-    with load(bundle, device="cuda") as gpt:
-        for B, T in SHAPES:
-            if gpt.config.block_size >= T:
-                gpt.logits(np.zeros((B, T), np.int64))
-        if gpt.manifest is not None and "decode" in gpt.manifest.graphs:
-            with gpt.cache(rows=2, capacity=16) as cache, cache.in_use():
-                for rows in ([[0] * 4, [0] * 4], [[0], [0]], [[0] * 3, []]):  # prompts, a step, a piece of one row
-                    cache.feed([np.array(row, np.int64) for row in rows])
+
+def step_inputs(ort: Any, session: Any, B: int, T: int, held: int) -> dict[str, Any]:
+    """Zeros for every input of a `decode` graph: T new tokens in each of B rows, whose caches hold `held`."""
+    known = {
+        INPUT_IDS: np.zeros((B, T), np.int64),
+        LENGTHS: np.full(B, T, np.int64),
+        PAST_LENGTHS: np.full(B, held, np.int64),
+    }
+    feed = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in known.items()}
+    for value in session.get_inputs():
+        if value.name not in known:  # keys or values (B, n_head, S, head_size)
+            _, n_head, _, head_size = value.shape
+            dtype, onnx_type = CACHE_TYPES[value.type]
+            zeros = np.zeros((B, n_head, CAPACITY, head_size), dtype)
+            feed[value.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(zeros, onnx_type)
+    return feed
 
 
 def main() -> None:
@@ -154,14 +181,12 @@ def main() -> None:
             "attention": lambda: run_attention(bundle),
         }[os.environ[CHILD]]()
         return
-    from attention_kernel import DEBUG_INFO, read_log
-
     with tempfile.TemporaryDirectory() as folder:
         compile_libraries(Path(folder))
         environment = {**os.environ, LIBRARIES: folder, "LD_PRELOAD": f"{folder}/libpretended.so"}
 
         def child(task: str, *arguments: str, capability: str = "90") -> str:
-            command = [sys.executable, __file__, *arguments]
+            command = [sys.executable, "-m", "scripts.gpu.pretend", *arguments]
             env = {**environment, CHILD: task, CAPABILITY: capability, DEBUG_INFO: str(int(task == "attention"))}
             return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
 

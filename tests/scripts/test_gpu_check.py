@@ -1,4 +1,4 @@
-"""gpu_check.py where there is no GPU: what it would do, what it says is missing, how it judges and reports."""
+"""The GPU check where there is no GPU: what it would do, what it says is missing, how it judges and reports."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+from scripts.gpu import check
+from scripts.gpu.check import PLANS, choose
+from scripts.gpu.parts import PARTS, ROOT
+from scripts.gpu.report import MET, MISSED, UNKNOWN, judge, write_report
 
 
 def results(**speeds: list[float]) -> dict[str, Any]:
@@ -54,8 +52,6 @@ def results(**speeds: list[float]) -> dict[str, Any]:
 
 
 def test_targets_are_judged_by_medians_of_paired_ratios() -> None:
-    from gpu_report import MET, MISSED, UNKNOWN, judge
-
     found = results(**{"8x1024": [0.9, 0.95, 1.2], "1x128": [1.0, 1.0, 1.0], "1x1": [1.5, 1.5, 1.5]})
     judged = {target.name: (target.found, target.verdict) for target in judge(found)}
     assert judged == {
@@ -72,23 +68,19 @@ def test_targets_are_judged_by_medians_of_paired_ratios() -> None:
 
 
 def test_the_fastest_way_to_compile_is_the_one_to_beat() -> None:
-    from gpu_report import judge
-
     found = results(**{"8x1024": [0.9] * 3})
     found["bench"]["data"]["seconds"]["8x1024"]["torch.compile max-autotune"] = [0.6] * 3
     assert judge(found)[0].found == "0.67 ×"
 
 
 def test_report_says_what_was_found_and_what_was_not(tmp_path: Path) -> None:
-    from gpu_report import write_report
-
     found = results(**{"8x1024": [1.0] * 3, "1x1": [0.5] * 3})
-    path, _ = write_report(tmp_path, found, {"GPU": "a GPU"}, "python scripts/gpu_check.py", "2026-01-02")
+    path, _ = write_report(tmp_path, found, {"GPU": "a GPU"}, "python -m scripts.gpu.check", "2026-01-02")
     text = path.read_text()
     assert path.name == "gpu-2026-01-02.md"
     for line in (
         "- GPU: a GPU",
-        "`python scripts/gpu_check.py`",
+        "`python -m scripts.gpu.check`",
         "| score 64×1024 beside logits that come to the host | ≥ 5.0 × | 6.00 × | met |",
         "| 8×1024 | 1000.000 (2.00×) | 2000.000 (1.00×) | 1000.000 (2.00×) | 40 % |",
         "4.0 bytes come to the host for each",
@@ -100,16 +92,11 @@ def test_report_says_what_was_found_and_what_was_not(tmp_path: Path) -> None:
 
 
 def test_report_of_nothing_is_a_report(tmp_path: Path) -> None:
-    from gpu_report import UNKNOWN, write_report
-
-    _, targets = write_report(tmp_path, {}, {}, "gpu_check", "2026-01-02")
+    _, targets = write_report(tmp_path, {}, {}, "a command", "2026-01-02")
     assert {target.verdict for target in targets} == {UNKNOWN}
 
 
 def test_plan_is_what_was_asked_for_and_what_that_needs() -> None:
-    from gpu_check import PLANS, choose
-    from gpu_parts import PARTS
-
     assert [plan.name for plan in PLANS] != [] and {plan.name for plan in PLANS} == set(PARTS)
     assert [plan.name for plan in choose("parity,score", quick=False)] == ["prepare", "score", "parity"]
     assert [plan.name for plan in choose("tests", quick=True)] == ["tests"]
@@ -119,11 +106,9 @@ def test_plan_is_what_was_asked_for_and_what_that_needs() -> None:
 
 
 def test_everything_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import gpu_check
-
-    monkeypatch.setattr(gpu_check, "CHECKS", {"a": lambda: None, "b": lambda: "b is gone", "c": lambda: "c too"})
-    assert gpu_check.what_is_missing({"a", "b", "c"}) == {"b": "b is gone", "c": "c too"}
-    assert "not installed: pip install nosuchmodule" in str(gpu_check._why_no_module("nosuchmodule"))
+    monkeypatch.setattr(check, "CHECKS", {"a": lambda: None, "b": lambda: "b is gone", "c": lambda: "c too"})
+    assert check.what_is_missing({"a", "b", "c"}) == {"b": "b is gone", "c": "c too"}
+    assert "not installed: pip install nosuchmodule" in str(check._why_no_module("nosuchmodule"))
 
 
 def test_without_a_gpu_it_ends_with_4_and_the_reasons() -> None:
@@ -132,11 +117,10 @@ def test_without_a_gpu_it_ends_with_4_and_the_reasons() -> None:
     reason = why_not_cuda(import_onnxruntime())
     if reason is None:
         pytest.skip("CUDA runs here")
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "gpu_check.py", "--only", "decode"], text=True, capture_output=True
-    )
+    command = [sys.executable, "-m", "scripts.gpu.check", "--only", "decode"]
+    done = subprocess.run(command, text=True, capture_output=True, cwd=ROOT)
     assert done.returncode == 4
-    assert done.stdout.startswith("gpu_check cannot start here:") and f"onnxruntime: {reason}" in done.stdout
+    assert done.stdout.startswith("The GPU check cannot start here:") and f"onnxruntime: {reason}" in done.stdout
 
 
 PART = """
@@ -163,12 +147,12 @@ if name == "wrong":
 def test_part_that_fails_or_takes_too_long_is_told_with_what_it_found(
     name: str, status: str, reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gpu_check
-
-    monkeypatch.setattr(gpu_check, "SHORTEST", 0)
+    monkeypatch.setattr(check, "SHORTEST", 0)
     script = tmp_path / "part.py"
     script.write_text(PART)
-    found = gpu_check.run_part(name, tmp_path, 1 if name == "slow" else 30, quick=False, script=(str(script),))
+    found = check.run_part(
+        name, tmp_path, 1 if name == "slow" else 30, quick=False, command=(sys.executable, str(script))
+    )
     assert (found["status"], found["reason"], found["data"]) == (status, reason, {"half": 1})
     if name == "slow":  # and what it had started is gone too
         pid = int((tmp_path / "child").read_text())
@@ -178,29 +162,5 @@ def test_part_that_fails_or_takes_too_long_is_told_with_what_it_found(
 
 
 def test_part_for_which_no_time_is_left_does_not_begin(tmp_path: Path) -> None:
-    import gpu_check
-
-    found = gpu_check.run_part("xl", tmp_path, 3.0, quick=False)
+    found = check.run_part("xl", tmp_path, 3.0, quick=False)
     assert (found["status"], found["data"]) == ("not begun", {})
-
-
-def test_worker_that_fails_leaves_the_others(tmp_path: Path) -> None:
-    from workers import interleave, start
-
-    script = tmp_path / "worker.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\n"
-        "from workers import serve\n"
-        "def measure(B, T):\n"
-        "    if sys.argv[2] == 'bad' and T == 2: raise SystemExit(1)\n"
-        "    return 1.0\n"
-        "serve(lambda: measure)\n"
-    )
-    workers, missing = start(str(script), ["good", "bad"], tmp_path)
-    failed: dict[str, str] = dict(missing)
-    seconds, _ = interleave(workers, [(1, 1), (1, 2)], 2, failed)
-    assert failed == {"bad": "it failed at 1x2"}
-    assert seconds == {(1, 1): {"good": [1.0, 1.0], "bad": [1.0, 1.0]}, (1, 2): {"good": [1.0, 1.0]}}
-    for worker in workers.values():
-        worker.terminate()
-        worker.wait()

@@ -1,6 +1,6 @@
 """Full logits on a GPU beside eager PyTorch and torch.compile: each a process, its logits left on the device.
 
-    python scripts/gpu_peers.py --worker NAME FOLDER      # started by gpu_check.py, through workers.py
+    python -m scripts.gpu.peers --worker NAME FOLDER      # started by scripts.gpu.parts, through scripts.bench.workers
 
 FOLDER holds `hf` (the checkpoint), `bundle` (of `--target cuda`) and `shapes` (those to warm up at: "8x1024,1x1").
 A call is timed from its start until the device is done with it.
@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from workers import Measure, serve
+
+from scripts.bench.tables import Shape, shapes_of
+from scripts.bench.workers import Measure, add_worker_option, serve
 
 OWN, OWN_PLAIN = "gptexport", "gptexport without CUDA graphs"
 EAGER, COMPILED, TUNED = "eager", "torch.compile", "torch.compile max-autotune"
@@ -39,17 +41,20 @@ def torch_model(folder: Path, mode: str | None) -> Run:
     from gptexport.checkpoints import load_checkpoint
 
     model = load_checkpoint(str(folder / "hf")).model.to(device="cuda", dtype=torch.bfloat16)
+    forward: Callable[[torch.Tensor], object] = model
     if mode is not None:
-        model = torch.compile(model, mode=mode, dynamic=False)  # type: ignore[assignment]
+        forward = torch.compile(model, mode=mode, dynamic=False)
 
     def run(ids: np.ndarray) -> object:
         with torch.inference_mode():
-            logits = model(on_device[ids.shape])
+            logits = forward(on_device[ids.shape])
             torch.cuda.synchronize()
         return logits
 
-    shapes = [tuple(map(int, shape.split("x"))) for shape in (folder / "shapes").read_text().split(",")]
-    on_device = {shape: torch.randint(100, shape, device="cuda") for shape in shapes}
+    shapes = shapes_of((folder / "shapes").read_text())
+    on_device: dict[tuple[int, ...], torch.Tensor] = {
+        shape: torch.randint(100, shape, device="cuda") for shape in shapes
+    }
     return run
 
 
@@ -62,7 +67,7 @@ PEERS: dict[str, Callable[[Path], Run]] = {
 }
 
 
-def timed(run: Run, shapes: list[tuple[int, int]]) -> Measure:
+def timed(run: Run, shapes: list[Shape]) -> Measure:
     """Warm up at every shape, which compiles and captures; then seconds of one call at (B,T), a median of several."""
     batches = {shape: np.random.default_rng(0).integers(0, 100, shape) for shape in shapes}
     for ids in batches.values():
@@ -82,10 +87,9 @@ def timed(run: Run, shapes: list[tuple[int, int]]) -> Measure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worker", nargs=2, required=True)
+    add_worker_option(parser)
     name, folder = parser.parse_args().worker
-    shapes = [(int(B), int(T)) for B, T in (s.split("x") for s in (Path(folder) / "shapes").read_text().split(","))]
-    serve(lambda: timed(PEERS[name](Path(folder)), shapes))
+    serve(lambda: timed(PEERS[name](Path(folder)), shapes_of((Path(folder) / "shapes").read_text())))
 
 
 if __name__ == "__main__":

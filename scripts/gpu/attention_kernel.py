@@ -1,6 +1,6 @@
 """Which attention kernels ONNX Runtime's CUDA provider took, read from what it says itself.
 
-    python scripts/attention_kernel.py gpt2/ [--shapes 1x1,1x128,8x1024]
+    python -m scripts.gpu.attention_kernel gpt2/ [--shapes 1x1,1x128,8x1024]
 
 With ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO=1 in its environment, each attention node that runs prints a line such as
 `Operator=Attention Node=node_attention DataType=bf16 SdpaKernel=FLASH_ATTENTION` to the process's standard output

@@ -1,7 +1,7 @@
 """Export and check a large model: does it fit? GPT-2 XL's shape, 1.5B parameters, random weights.
 
-    python scripts/parity_large.py                          # in a temporary folder, which takes 12.5 GB
-    python scripts/parity_large.py --size 355M -- --quick   # a smaller one; what follows -- is for `gptexport parity`
+    python -m scripts.bench.large                          # in a temporary folder, which takes 12.5 GB
+    python -m scripts.bench.large --size 355M -- --quick   # a smaller one; what follows -- is for `gptexport parity`
 
 Each step is a whole process: wall seconds from its start to its end, and the most memory of its own that it held. The
 pages of mapped files, which the system takes back when it needs them, are told apart: they are not in that figure.
@@ -11,36 +11,34 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from bench_export import CONFIGS
+from scripts.bench.models import SIZES, write_apart
+from scripts.bench.processes import GPTEXPORT
 
 EVERY = 0.2  # seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=CONFIGS, default="1558M")
+    parser.add_argument("--size", choices=SIZES, default="1558M")
     parser.add_argument("--folder", type=Path, help="where the checkpoint and the bundle are kept, and found again")
     parser.add_argument("options", nargs="*", help="of gptexport parity")
     args = parser.parse_args()
-    weights = 4 * CONFIGS[args.size].parameters
+    weights = 4 * SIZES[args.size].parameters
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         checkpoint, bundle = folder / "ckpt.pt", folder / "gpt"
         if not checkpoint.exists():
-            script = str(Path(__file__).with_name("bench_export.py"))
-            subprocess.run([sys.executable, script, "--size", args.size, "--write", str(folder)], check=True)
-        cli = [sys.executable, "-m", "gptexport"]
+            write_apart(folder, args.size)
         if not bundle.exists():
-            tell("export", [*cli, "onnx", str(checkpoint), "-o", str(bundle)], weights)
-        tell("parity", [*cli, "parity", str(bundle), "--against", str(checkpoint), *args.options], weights)
+            watch("export", [*GPTEXPORT, "onnx", str(checkpoint), "-o", str(bundle)], weights)
+        watch("parity", [*GPTEXPORT, "parity", str(bundle), "--against", str(checkpoint), *args.options], weights)
 
 
-def tell(name: str, command: list[str], weights: int) -> None:
+def watch(name: str, command: list[str], weights: int) -> None:
     """Run to the end, its output shown, and say what it took."""
     began = time.monotonic()
     process = subprocess.Popen(command)

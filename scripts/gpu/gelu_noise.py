@@ -1,6 +1,6 @@
 """What a GELU that computes in 16 bits throughout, as ONNX Runtime's FastGelu does on CUDA, adds to a model's noise.
 
-    python scripts/gelu_noise.py
+    python -m scripts.gpu.gelu_noise
 
 Eager PyTorch computes GELU in float32 and rounds once. Both are compared with the same weights in float64, on a CPU.
 """
@@ -32,7 +32,7 @@ def main() -> None:
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=0.06)
         else:
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(0.05 * torch.randn_like(parameter))
     ids = torch.randint(0, 997, (2, 128))
     for dtype in (torch.bfloat16, torch.float16):
         eager = copy.deepcopy(model).to(dtype)

@@ -1,6 +1,6 @@
 """Does a bundle generate what its model says, and is a step's logits as near to the truth as eager's?
 
-    python scripts/check_generate.py demo/gpt --against demo/ckpt.pt --tokens demo/val.bin
+    python -m scripts.bench.greedy demo/gpt --against demo/ckpt.pt --tokens demo/val.bin
 
 200 fixed prompts of random lengths 1 ... block_size-1 go on greedily to block_size tokens: each alone, in batches of
 mixed lengths, and from forks of one prefilled prompt. Every new token must be the argmax of eager PyTorch without a
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 import time
 from pathlib import Path
 
@@ -23,8 +22,6 @@ import torch.nn as nn
 from gptexport.checkpoints import load_checkpoint
 from gptexport.parity import read_tokens
 from gptexport_runtime import Session, load
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.support.greedy import Agreement, Ids, agreement, fixed_prompts
 
 BATCH, FORKS, TEXTS = 8, 4, 4

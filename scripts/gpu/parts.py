@@ -1,6 +1,6 @@
-"""What gpu_check.py does on the GPU, a part at a time. Each is a process of its own, started by gpu_check.py:
+"""What scripts.gpu.check does on the GPU, a part at a time. Each is a process of its own, which `check` starts:
 
-    python scripts/gpu_parts.py PART FOLDER RESULT.json [--quick]
+    python -m scripts.gpu.parts PART FOLDER RESULT.json [--quick]
 
 What a part has found is in RESULT.json as soon as it is found, so that a part that is stopped has not been for nothing.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -18,11 +17,19 @@ import time
 import xml.etree.ElementTree
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from scripts.bench.models import SIZES, write_apart
+from scripts.bench.processes import GPTEXPORT
+from scripts.bench.tables import shapes_of, speed
+from scripts.bench.workers import interleave, module, running
+from scripts.gpu.profiles import bytes_to_host, events_of, graph_launches
+
+ROOT = Path(__file__).parents[2]
 DTYPES = ("float32", "float16", "bfloat16")
 SMALL_SHAPES, XL_SHAPES = "8x1024,1x128,1x1", "4x1024"
 
@@ -44,53 +51,65 @@ class Part:
         return self.folder / name / "bundle"
 
 
+@dataclass(frozen=True)
+class Model:
+    """A GPT-2 of random weights, and the bundles of it that the parts need."""
+
+    size: str
+    bundles: dict[str, str]  # by name of the folder, the dtype
+    options: tuple[str, ...] = ()
+
+
+SMALL = Model("124M", {dtype: dtype for dtype in DTYPES})
+XL = Model("1558M", {"xl": "bfloat16"}, ("--graphs", "logits"))
+
+
 def prepare(part: Part) -> None:
     """GPT-2 124M with random weights, and its bundles for CUDA in each dtype; the XL shape's in bfloat16."""
-    running = {"124M": _write_and_export(part, "124M", DTYPES)}
-    if not part.quick:
-        running["xl"] = _write_and_export(part, "1558M", ("bfloat16",), name="xl", graphs="logits")
-    for name, process in running.items():
-        _, errors = process.communicate()
-        part.found(**{name: "ok" if process.returncode == 0 else errors.strip()[-500:]})
-    if any(told != "ok" for told in part.data.values()):
-        raise SystemExit("; ".join(f"{name}: {told}" for name, told in part.data.items() if told != "ok"))
+    models = [SMALL] if part.quick else [SMALL, XL]
+    with ThreadPoolExecutor() as pool:
+        sizes, errors = [model.size for model in models], list(pool.map(partial(export_model, part.folder), models))
+    ended = dict(zip(sizes, errors, strict=True))
+    part.found(**{size: error or "ok" for size, error in ended.items()})
+    if any(errors):
+        raise SystemExit("; ".join(f"{size}: {error}" for size, error in ended.items() if error))
 
 
-def _write_and_export(
-    part: Part, size: str, dtypes: tuple[str, ...], name: str = "", graphs: str | None = None
-) -> subprocess.Popen[str]:
-    """A shell that writes the checkpoint and then exports it in every dtype, those at once."""
-    places = [part.folder / (name or dtype) for dtype in dtypes]
-    first = places[0] / "hf"
-    first.mkdir(parents=True, exist_ok=True)
-    script = f"set -e\n[ -e {first}/config.json ] || {sys.executable} {HERE / 'bench_export.py'} --size {size}"
-    script += f" --format huggingface --write {first}\n"
-    for place, dtype in zip(places, dtypes, strict=True):
-        script += f"mkdir -p {place}; [ -e {place}/hf ] || ln -s {first} {place}/hf\n"
-        more = f"--graphs {graphs}" if graphs else ""
-        script += f"[ -e {place}/bundle ] || {sys.executable} -m gptexport onnx {first} -o {place}/bundle -q"
-        script += f" --target cuda --dtype {dtype} {more} &\n"
-    script += "for job in $(jobs -p); do wait $job; done\n"
-    return subprocess.Popen(["bash", "-c", script], text=True, stderr=subprocess.PIPE)
+def export_model(folder: Path, model: Model) -> str:
+    """Write the checkpoint, then all its bundles at once. What is there already stays; the end of what failed."""
+    checkpoint = folder / next(iter(model.bundles)) / "hf"
+    if not (checkpoint / "config.json").exists():
+        write_apart(checkpoint, model.size, "huggingface")
+    exports = []
+    for name, dtype in model.bundles.items():
+        place = folder / name
+        place.mkdir(exist_ok=True)
+        if not (place / "hf").exists():
+            (place / "hf").symlink_to(checkpoint)
+        if not (place / "bundle").exists():
+            command = [*GPTEXPORT, "onnx", str(checkpoint), "-o", str(place / "bundle"), "-q", "--target", "cuda"]
+            command += ["--dtype", dtype, *model.options]
+            exports.append(subprocess.Popen(command, text=True, stderr=subprocess.PIPE))
+    ended = [(export.communicate()[1], export.returncode) for export in exports]
+    return "; ".join(errors.strip()[-500:] for errors, code in ended if code)
 
 
 def tests(part: Part) -> None:
     """`pytest -m gpu`."""
     report = part.folder / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rs", "--tb=short", f"--junitxml={report}"]
-    done = subprocess.run(command, cwd=HERE.parent, text=True, capture_output=True)
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     print(done.stdout[-8000:], done.stderr[-2000:], file=sys.stderr)
     suite = next(xml.etree.ElementTree.parse(report).getroot().iter("testsuite"))
-    total, failed = int(suite.get("tests", 0)), int(suite.get("failures", 0)) + int(suite.get("errors", 0))
-    skipped = int(suite.get("skipped", 0))
-    wrong = [f"{case.get('classname')}::{case.get('name')}" for case in suite.iter("testcase") if _failed(case)]
-    part.found(
-        passed=total - failed - skipped, failed=failed, skipped=skipped, failures=wrong, tail=done.stdout[-3000:]
-    )
-
-
-def _failed(case: xml.etree.ElementTree.Element) -> bool:
-    return case.find("failure") is not None or case.find("error") is not None
+    total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
+    failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+    wrong = [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    counts = {"passed": total - failed - skipped, "failed": failed, "skipped": skipped}
+    part.found(**counts, failures=wrong, tail=done.stdout[-3000:])
 
 
 def parity(part: Part) -> None:
@@ -120,37 +139,34 @@ def parity(part: Part) -> None:
 
 def bench(part: Part) -> None:
     """GPT-2 124M in bfloat16, beside eager and torch.compile."""
-    _bench(part, "bfloat16", "124M", SMALL_SHAPES)
+    beside_torch(part, "bfloat16", SMALL, SMALL_SHAPES)
 
 
 def xl(part: Part) -> None:
     """The shape of GPT-2 XL: 48 layers, 1600 wide, 25 heads."""
-    _bench(part, "xl", "1558M", XL_SHAPES)
+    from scripts.gpu.peers import OWN_PLAIN
+
+    beside_torch(part, "xl", XL, XL_SHAPES, {OWN_PLAIN: "measured at 124M"})
 
 
-def _bench(part: Part, name: str, size: str, shapes: str) -> None:
-    from bench_export import CONFIGS
-    from gpu_peers import OWN_PLAIN, PEERS, TUNED
-    from workers import interleave, start
-
+def beside_torch(part: Part, name: str, model: Model, shapes: str, left_out: dict[str, str] | None = None) -> None:
+    """Every peer at every shape, in interleaved rounds. `left_out`: peers that are not measured, and why."""
     from gptexport.bench import forward_flops
+    from scripts.gpu.peers import PEERS, TUNED
 
     part.found(matmul_flop_per_s=matmul_rate())
     folder = part.folder / name
     (folder / "shapes").write_text(shapes)
-    left_out = {TUNED: "left out by --quick"} if part.quick else {}
-    names = [peer for peer in PEERS if peer not in left_out and not (name == "xl" and peer == OWN_PLAIN)]
-    workers, missing = start(str(HERE / "gpu_peers.py"), names, folder)
-    part.found(missing={**missing, **left_out})
-    cases = [(int(B), int(T)) for B, T in (shape.split("x") for shape in shapes.split(","))]
-    seconds, flops = {}, {}
-    for B, T in cases:
-        measured, _ = interleave(workers, [(B, T)], 5 if part.quick else 11, missing)
-        seconds[f"{B}x{T}"] = measured[B, T]
-        flops[f"{B}x{T}"] = forward_flops(CONFIGS[size], B, T)
-        part.found(seconds=seconds, flops=flops, missing={**missing, **left_out})
-    for worker in workers.values():
-        worker.terminate()
+    left_out = {**(left_out or {}), **({TUNED: "left out by --quick"} if part.quick else {})}
+    with running(module("scripts.gpu.peers"), [peer for peer in PEERS if peer not in left_out], folder) as workers:
+        missing = {**workers.missing, **left_out}
+        part.found(missing=missing)
+        seconds, flops = {}, {}
+        for B, T in shapes_of(shapes):
+            measured, _ = interleave(workers.started, [(B, T)], 5 if part.quick else 11, missing)
+            seconds[f"{B}x{T}"] = measured[B, T]
+            flops[f"{B}x{T}"] = forward_flops(SIZES[model.size], B, T)
+            part.found(seconds=seconds, flops=flops, missing=missing)
 
 
 def matmul_rate(size: int = 8192, tries: int = 20) -> float:
@@ -171,18 +187,11 @@ def matmul_rate(size: int = 8192, tries: int = 20) -> float:
 def score(part: Part) -> None:
     """Tokens a second of `score` 64×1024, beside logits of the same that come to the host, 8 rows at a time."""
     import numpy as np
+    import torch
 
     from gptexport_runtime import load
-    from gptexport_runtime.backends.gpu.memory import CudaPlace
 
-    brought = [0]
-    download = CudaPlace.download
-
-    def counting(self: CudaPlace, address: int, out: Any) -> None:
-        brought[0] += out.nbytes
-        download(self, address, out)
-
-    CudaPlace.download = counting  # type: ignore[method-assign]
+    torch.zeros(1, device="cuda")  # before the session: the profiler must have seen the context
     with load(part.bundle("bfloat16"), "cuda") as gpt:
         ids = np.random.default_rng(0).integers(0, gpt.config.vocab_size, (64, 1024))
         out = np.zeros((8, 1024, gpt.config.vocab_size), np.float32)
@@ -190,48 +199,50 @@ def score(part: Part) -> None:
             "": (lambda: gpt.score(ids), ids.size),
             "host_": (lambda: gpt.logits(ids[:8], out=out), ids[:8].size),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        seconds: dict[str, list[float]] = {name: [] for name in calls}  # a token
         for number in range(-1, 3 if part.quick else 5):
             for name, (call, tokens) in calls.items():
-                brought[0] = 0
                 began = time.perf_counter()
                 call()
-                spent = (time.perf_counter() - began) / tokens
                 if number >= 0:
-                    seconds[name].append(spent)
-                part.data |= {f"{name}bytes_per_token": brought[0] / tokens}
-        ratio = statistics.median(b / a for a, b in zip(seconds[""], seconds["host_"], strict=True))
+                    seconds[name].append((time.perf_counter() - began) / tokens)
         rates = {f"{name}tokens_per_s": 1 / statistics.median(each) for name, each in seconds.items()}
-        part.found(speed_ratio=ratio, **rates)
+        part.found(speed_ratio=speed(seconds[""], seconds["host_"]), **rates)
+        for name, (call, tokens) in calls.items():
+            part.found(**{f"{name}bytes_per_token": bytes_to_host(events_of(call)) / tokens})
 
 
 def decode(part: Part) -> None:
-    """Milliseconds a token of one row and of eight, from CUDA graphs and without."""
+    """Seconds a token of one row and of eight, from captured graphs and without; and that graphs were replayed."""
+    import torch
+
     from gptexport_runtime import CudaOptions, load
 
+    torch.zeros(1, device="cuda")  # before the session: the profiler must have seen the context
+    steps = 64
+    spent: dict[str, float] = {}
+    launches: dict[str, int] = {}
     for graphs in (None, False):
         with load(part.bundle("bfloat16"), "cuda", cuda=CudaOptions(graphs=graphs)) as gpt:
             for rows in (1, 8):
-                prompts, steps = [[1] * 16] * rows, 64
+                label = f"{rows} rows, {'captured graphs' if graphs is None else 'no captured graphs'}"
+                call = partial(gpt.generate, [[1] * 16] * rows, max_new_tokens=steps, temperature=0)
                 for _ in range(2):
-                    gpt.generate(prompts, max_new_tokens=steps, temperature=0)
+                    call()
                 began = time.perf_counter()
-                gpt.generate(prompts, max_new_tokens=steps, temperature=0)
-                label = f"{rows} rows, {'CUDA graphs where they can be' if graphs is None else 'no CUDA graphs'}"
-                part.found(**{label: (time.perf_counter() - began) / steps})
-            made = gpt._graph("decode").bound._made
-            part.found(**{f"graphs made ({graphs})": made})
+                call()
+                spent[label] = (time.perf_counter() - began) / steps
+                launches[label] = graph_launches(events_of(call))
+                part.found(seconds_per_token=spent, graph_launches=launches)
 
 
 def kernels(part: Part) -> None:
-    """Which kernels ran, attention's above all, and what was copied between host and device: from CUPTI, by torch."""
+    """Which kernels ran, attention's above all, and what was copied between host and device."""
     import numpy as np
     import torch
-    from torch.profiler import ProfilerActivity, profile
 
     from gptexport_runtime import CudaOptions, load
 
-    os.environ["ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"] = "1"
     torch.zeros(1, device="cuda")  # before the session: the profiler must have seen the context
     longest: dict[str, Any] = {}
     copies: dict[str, Any] = {}
@@ -245,15 +256,13 @@ def kernels(part: Part) -> None:
         }
         for name, call in calls.items():
             call()
-            with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-                call()
-                torch.cuda.synchronize()
             spent: Counter[str] = Counter()
             counted: Counter[str] = Counter()
-            for event in profiled.events():
-                if event.name.startswith("Memcpy"):
+            for event in events_of(call):
+                if event.kind.startswith("gpu_memcpy"):
                     counted[event.name] += 1
-                spent[event.name] += event.device_time_total
+                if event.kind in ("kernel", "gpu_memcpy", "gpu_memset"):
+                    spent[event.name] += round(event.microseconds)
             total = sum(spent.values()) or 1
             longest[name] = [(time_ / total, kernel[:120]) for kernel, time_ in spent.most_common(8)]
             copies[name] = dict(counted)

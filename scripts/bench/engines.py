@@ -1,8 +1,8 @@
 """Time, memory and size of building engines with TensorRT for RTX, on any machine: no GPU is needed, and none is used.
 
-    python scripts/bench_engines.py                                # GPT-2 124M, random weights: only shapes matter here
-    python scripts/bench_engines.py --checkpoint demo/ckpt.pt      # a checkpoint of yours
-    python scripts/bench_engines.py --ways                         # the same model as graphs that are written otherwise
+    python -m scripts.bench.engines                                # GPT-2 124M, random weights: only shapes matter here
+    python -m scripts.bench.engines --checkpoint demo/ckpt.pt      # a checkpoint of yours
+    python -m scripts.bench.engines --ways                         # the same model as graphs that are written otherwise
 
 Each row is `gptexport onnx` and then `gptexport trt`, several times, each a whole process: wall seconds from start to
 end and peak resident memory, medians of --rounds. All engines of a row must have the same bytes. Prints Markdown.
@@ -14,14 +14,12 @@ import argparse
 import json
 import os
 import platform
-import statistics
-import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from bench_export import run
+from scripts.bench.models import write_apart
+from scripts.bench.processes import GPTEXPORT, Run, median, run
 
 TARGETS = ("8.9", "12.0")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -48,7 +46,7 @@ def main() -> None:
     print(f"TensorRT for RTX {version('tensorrt_rtx')}, {platform.machine()}, {os.cpu_count()} cores, no GPU used;")
     print(f"targets {', '.join(TARGETS)}; profile 1x1 to {args.max}, opt 8x256; medians of {args.rounds}\n")
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = args.checkpoint or write_124m(Path(folder))
+        checkpoint = args.checkpoint or str(write_apart(Path(folder), "124M"))
         if args.ways:
             print_ways(checkpoint, Path(folder), args.max)
             return
@@ -58,25 +56,19 @@ def main() -> None:
             print(f"| {name} | {' | '.join(row(checkpoint, dtype, args.max, args.rounds))} |", flush=True)
 
 
-def write_124m(folder: Path) -> str:
-    script = Path(__file__).with_name("bench_export.py")
-    subprocess.run([sys.executable, script, "--write", folder], check=True)  # in a process of its own: see `run`
-    return str(folder / "ckpt.pt")
-
-
 def row(checkpoint: str, dtype: str, largest: str, rounds: int) -> list[str]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        cli = [sys.executable, "-m", "gptexport"]
         bundle = folder / "gpt"
-        run([*cli, "onnx", checkpoint, "-o", str(bundle), "--dtype", dtype, "--graphs", "logits", "-q"])
+        run([*GPTEXPORT, "onnx", checkpoint, "-o", str(bundle), "--dtype", dtype, "--graphs", "logits", "-q"])
         block_size = json.loads((bundle / "gptexport.json").read_text())["model"]["block_size"]
         B, T = (int(dim) for dim in largest.split("x"))
         shapes = ["--opt", f"{B}x{min(256, T, block_size)}", "--max", f"{B}x{min(T, block_size)}"]
         targets = [word for target in TARGETS for word in ("--compute-capability", target)]
         engine = folder / "gpt.engine"
-        command = [*cli, "trt", str(bundle), "-o", str(engine), "--backend", "tensorrt-rtx", *shapes, *targets]
-        runs, hashes = [], set()
+        command = [*GPTEXPORT, "trt", str(bundle), "-o", str(engine), "--backend", "tensorrt-rtx", *shapes, *targets]
+        runs: list[Run] = []
+        hashes: set[str] = set()
         for _ in range(max(rounds, 2)):
             runs.append(run([*command, "--force", "-q"]))
             info = json.loads(engine.with_name("gpt.engine.json").read_text())
@@ -86,8 +78,8 @@ def row(checkpoint: str, dtype: str, largest: str, rounds: int) -> list[str]:
         fused = info["graph"]["fused_attention"]
         return [
             dtype,
-            f"{statistics.median(r.seconds for r in runs):.1f} s",
-            f"{statistics.median(r.peak_mb for r in runs) / 1000:.2f} GB",
+            f"{median(runs).seconds:.1f} s",
+            f"{median(runs).peak_mb / 1000:.2f} GB",
             megabytes((bundle / "weights.data").stat().st_size),
             megabytes(info["engine"]["bytes"]),
             megabytes(info["weight_bytes"]),
@@ -109,7 +101,7 @@ def print_ways(checkpoint: str, folder: Path, largest: str) -> None:
         for opset in (20, 23):
             bundle = folder / f"{dtype}-{opset}"
             options = ["--dtype", dtype, "--opset", str(opset), "--graphs", "logits", "-q"]
-            run([sys.executable, "-m", "gptexport", "onnx", checkpoint, "-o", str(bundle), *options])
+            run([*GPTEXPORT, "onnx", checkpoint, "-o", str(bundle), *options])
             source = open_source(bundle)
             profiles = make_profiles([], [], [(B, T)], block_size=source.block_size)
             for way, graph in (("as exported", source.graph), ("as built", prepare_graph(source.graph)[0])):

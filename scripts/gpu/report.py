@@ -1,15 +1,16 @@
-"""What gpu_check.py found, against what must be shown: targets that are met, missed or not measured, and the report."""
+"""The report of the GPU check: what it found, against what must be shown, and which of that is met or missed."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_peers import COMPILED, EAGER, OWN, OWN_PLAIN, TUNED
+from scripts.bench.tables import table
+from scripts.gpu.peers import COMPILED, EAGER, OWN, OWN_PLAIN, TUNED
 
 MET, MISSED, UNKNOWN = "met", "missed", "not measured"
 Results = Mapping[str, Mapping[str, Any]]  # by part: {"status": ..., "data": ..., "reason": ...}
@@ -89,11 +90,13 @@ def markdown(results: Results, machine: Mapping[str, Any], command: str, date: s
     """The whole report."""
     lines = [f"# On a GPU, {date}", "", f"`{command}`", ""]
     lines += [f"- {name}: {value}" for name, value in machine.items()]
-    lines += ["", "| must show | wanted | found | |", "|---|---|---|---|"]
-    lines += [f"| {t.name} | {t.wanted} | {t.found} | {t.verdict} |" for t in judge(results)]
+    lines += ["", *table(["must show", "wanted", "found", ""], [astuple(target) for target in judge(results)])]
     for part, what in (("bench", "GPT-2 124M, bf16"), ("xl", "GPT-2 XL's shape, bf16")):
         lines += _speeds(what, _data(results, part))
-    lines += _others(results)
+    lines += _scoring(_data(results, "score"))
+    lines += _parity(_data(results, "parity"))
+    lines += _kernels(_data(results, "kernels"))
+    lines += _generation(_data(results, "decode"))
     lines += ["", "## Parts", ""]
     for part, result in results.items():
         reason = f": {result['reason']}" if result.get("reason") else ""
@@ -111,58 +114,73 @@ def _speeds(what: str, data: Mapping[str, Any]) -> list[str]:
     lines.append(
         "the median of ratios within interleaved rounds. gptexport's logits are float32, the others' bfloat16."
     )
-    lines += ["", "| B×T | " + " | ".join(names) + " | of the matmul rate |", "|---" * (len(names) + 2) + "|"]
+    rows = []
     for shape, row in data["seconds"].items():
         cells = []
         for name in names:
             speed = ratio(row, name, EAGER)
-            told = f"{1e3 * statistics.median(row[name]):.3f}" if row.get(name) else "–"
-            cells.append(told + (f" ({speed:.2f}×)" if speed is not None else ""))
+            median = f"{1e3 * statistics.median(row[name]):.3f}" if row.get(name) else "–"
+            cells.append(median + (f" ({speed:.2f}×)" if speed is not None else ""))
         flops = data.get("flops", {}).get(shape)
         known = rate and flops and row.get(OWN)
         fraction = f"{100 * flops / statistics.median(row[OWN]) / rate:.0f} %" if known else "–"
-        lines.append(f"| {shape.replace('x', '×')} | {' | '.join(cells)} | {fraction} |")
+        rows.append([shape.replace("x", "×"), *cells, fraction])
+    lines += ["", *table(["B×T", *names, "of the matmul rate"], rows)]
     if rate:
         lines += ["", f"Measured bf16 matmul rate, 8192³: {rate / 1e12:.0f} TFLOP/s."]
     lines += [f"\nNot measured: {name}: {reason}" for name, reason in data.get("missing", {}).items()]
     return lines
 
 
-def _others(results: Results) -> list[str]:
-    lines = []
-    score = _data(results, "score")
-    if "tokens_per_s" in score:
-        lines += [
-            "",
-            "## Scoring",
-            "",
-            f"score 64×1024: {score['tokens_per_s']:,.0f} tokens/s; {score['bytes_per_token']:.1f} bytes come to the "
-            f"host for each. Logits of the same tokens, brought to the host and no more done with them: "
-            f"{score['host_tokens_per_s']:,.0f} tokens/s, {score['host_bytes_per_token']:,.0f} bytes each.",
-        ]
-    parity = _data(results, "parity")
-    if parity:
-        lines += ["", "## Parity, against eager on this GPU in the same dtype, and float64", ""]
-        lines += ["| dtype | noise ratio | max ratio | passed |", "|---|---|---|---|"]
-        for name, row in parity.items():
-            if "noise_ratio" in row:
-                lines.append(f"| {name} | {row['noise_ratio']:.2f} | {row['max_ratio']:.2f} | {row['passed']} |")
-            else:
-                lines.append(f"| {name} | {row.get('reason', '–')} | | |")
-    kernels = _data(results, "kernels")
-    if kernels:
-        lines += ["", "## Kernels", ""]
-        lines += [f"Attention: {', '.join(kernels.get('attention', [])) or 'none was seen by that name'}.", ""]
-        for call, copies in kernels.get("copies", {}).items():
-            lines.append(f"- copies in one {call}: {', '.join(f'{n} × {k}' for k, n in copies.items()) or 'none'}")
-        for call, rows in kernels.get("longest", {}).items():
-            lines += ["", f"Longest in {call}:", ""]
-            lines += [f"- {share:.0%} {name}" for name, share in rows]
-    decode = _data(results, "decode")
-    if decode:
-        lines += ["", "## Generation, milliseconds a token", ""]
-        lines += [f"- {name}: {1e3 * value:.3f}" for name, value in decode.items() if isinstance(value, float)]
+def _scoring(data: Mapping[str, Any]) -> list[str]:
+    if "tokens_per_s" not in data:
+        return []
+    return [
+        "",
+        "## Scoring",
+        "",
+        f"score 64×1024: {data['tokens_per_s']:,.0f} tokens/s, {_bytes(data, '')} to the host for each. Logits of the "
+        f"same tokens, brought to the host and no more done with them: {data['host_tokens_per_s']:,.0f} tokens/s, "
+        f"{_bytes(data, 'host_')} each.",
+    ]
+
+
+def _bytes(data: Mapping[str, Any], which: str) -> str:
+    count = data.get(f"{which}bytes_per_token")
+    return f"{count:,.1f} bytes" if count is not None else "bytes that were not counted"
+
+
+def _parity(data: Mapping[str, Any]) -> list[str]:
+    if not data:
+        return []
+    rows = []
+    for name, row in data.items():
+        if "noise_ratio" in row:
+            rows.append([name, f"{row['noise_ratio']:.2f}", f"{row['max_ratio']:.2f}", str(row["passed"])])
+        else:
+            rows.append([name, str(row.get("reason", "–")), "", ""])
+    title = "## Parity, against eager on this GPU in the same dtype, and float64"
+    return ["", title, "", *table(["dtype", "noise ratio", "max ratio", "passed"], rows)]
+
+
+def _kernels(data: Mapping[str, Any]) -> list[str]:
+    if not data:
+        return []
+    lines = ["", "## Kernels", ""]
+    lines += [f"Attention: {', '.join(data.get('attention', [])) or 'none was seen by that name'}.", ""]
+    for call, copies in data.get("copies", {}).items():
+        lines.append(f"- copies in one {call}: {', '.join(f'{n} × {k}' for k, n in copies.items()) or 'none'}")
+    for call, rows in data.get("longest", {}).items():
+        lines += ["", f"Longest in {call}:", "", *(f"- {share:.0%} {name}" for share, name in rows)]
     return lines
+
+
+def _generation(data: Mapping[str, Any]) -> list[str]:
+    if "seconds_per_token" not in data:
+        return []
+    launches = data.get("graph_launches", {})
+    rows = [[name, f"{1e3 * s:.3f}", str(launches.get(name, "–"))] for name, s in data["seconds_per_token"].items()]
+    return ["", "## Generation", "", *table(["", "ms a token", "captured graphs replayed, for 64 tokens"], rows)]
 
 
 def write_report(

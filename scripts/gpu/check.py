@@ -1,9 +1,9 @@
 """On a machine with a GPU: the tests, parity and the benchmarks of gptexport there, and a dated report of them.
 
-    python scripts/gpu_check.py --quick               # minutes: GPT-2 124M, without max-autotune and the XL shape
-    python scripts/gpu_check.py                       # all
-    python scripts/gpu_check.py --only parity,score   # some of: prepare tests bench score parity kernels decode xl
-    python scripts/gpu_check.py --list                # what each needs and how long it may take
+    python -m scripts.gpu.check --quick               # minutes: GPT-2 124M, without max-autotune and the XL shape
+    python -m scripts.gpu.check                       # all
+    python -m scripts.gpu.check --only parity,score   # some of: prepare tests bench score parity kernels decode xl
+    python -m scripts.gpu.check --list                # what each needs and how long it may take
 
 Before anything starts, everything that is needed and not there is named; exit code 4 then. A part that fails or takes
 too long is reported, with what it had found, and the others go on. Exit code 0: every target that was measured is met;
@@ -29,13 +29,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_parts import PARTS
-from gpu_report import MISSED, write_report
-from workers import versions
+from scripts.bench.workers import module, versions
+from scripts.gpu.parts import PARTS, ROOT
+from scripts.gpu.report import MISSED, write_report
 
-HERE = Path(__file__).parent
 EXIT_MISSED, EXIT_UNAVAILABLE = 3, 4
 XL_MEMORY = 24  # GB of the GPU that the XL shape's peers take together
+PART = module("scripts.gpu.parts")
 SHORTEST = 10  # seconds: what is left for a part below that is not worth beginning
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", help="parts, with commas between; `prepare` comes by itself where it is needed")
     parser.add_argument("--folder", type=Path, help="keep checkpoints and bundles here, for the next time")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "measurements")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "measurements")
     parser.add_argument("--deadline", type=int, help="seconds for all of it  [default: 780; --quick: 420]")
     parser.add_argument("--list", action="store_true", help="the plan, and nothing else")
     args = parser.parse_args()
@@ -76,11 +76,15 @@ def main() -> None:
         return
     lacking = what_is_missing({need for plan in plans for need in plan.needs})
     if lacking:
-        print("gpu_check cannot start here:", *(f"  {need}: {reason}" for need, reason in lacking.items()), sep="\n")
+        print(
+            "scripts.gpu.check cannot start here:",
+            *(f"  {need}: {reason}" for need, reason in lacking.items()),
+            sep="\n",
+        )
         raise SystemExit(EXIT_UNAVAILABLE)
     deadline = time.monotonic() + (args.deadline or (420 if args.quick else 780))
     results: dict[str, Any] = {}
-    date, command = datetime.date.today().isoformat(), " ".join(["python scripts/gpu_check.py", *sys.argv[1:]])
+    date, command = datetime.date.today().isoformat(), " ".join(["python -m scripts.gpu.check", *sys.argv[1:]])
     with kept(args.folder) as folder:
         for plan in plans:
             limit = min(seconds_of(plan, args.quick), deadline - time.monotonic())
@@ -174,9 +178,7 @@ def kept(folder: Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def run_part(
-    name: str, folder: Path, limit: float, *, quick: bool, script: Sequence[str] = (str(HERE / "gpu_parts.py"),)
-) -> dict[str, Any]:
+def run_part(name: str, folder: Path, limit: float, *, quick: bool, command: Sequence[str] = PART) -> dict[str, Any]:
     """A part in a process of its own, ended with all that it started when its time is over.
 
     Returns: status ("ok", "failed", "stopped" or "not begun"), seconds, data as far as it came, and the reason.
@@ -185,10 +187,10 @@ def run_part(
         return {"status": "not begun", "seconds": 0.0, "data": {}, "reason": "no time was left; --deadline gives more"}
     result = folder / f"{name}.json"
     result.unlink(missing_ok=True)
-    command = [sys.executable, *script, name, str(folder), str(result), *(["--quick"] if quick else [])]
+    whole = [*command, name, str(folder), str(result), *(["--quick"] if quick else [])]
     began = time.monotonic()
     with (folder / f"{name}.log").open("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(whole, stdout=log, stderr=log, start_new_session=True)
         status, reason = "ok", None
         try:
             if process.wait(timeout=limit):

@@ -1,6 +1,6 @@
 """Logits and generated text from a bundle of the byte-level demo model, without torch.
 
-python scripts/sample_demo.py demo/gpt --tokens 300
+    python -m scripts.demo.sample demo/gpt --tokens 300
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Measurements: each script prints the table that docs/measurements/ or a page of docs/ shows."""

@@ -1,0 +1,164 @@
+"""What each step of `--target cpu` gives on its own, and where the rest of the time goes.
+
+    python -m scripts.bench.steps --out docs/measurements/steps
+
+The same weights without one of the steps, each a process of its own, in interleaved rounds; medians of paired ratios.
+Then ONNX Runtime's own profile of the graph, by operation and by the width of what a MatMul reads. Random weights of
+GPT-2 124M: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from gptexport.bench import sgemm_rate
+from gptexport_runtime import Session, load
+from gptexport_runtime.backends.ort import graph as ort
+from scripts.bench.models import SIZES, write_apart
+from scripts.bench.tables import Shape, options, shapes_of, speed, table, write
+from scripts.bench.workers import Measure, Seconds, add_worker_option, interleave, module, running, serve
+
+SIZE = "124M"
+WHOLE = "as it is"
+WITHOUT = {  # by bundle: the exporter's step that is left out, as Python
+    "cpu": "pass",
+    "narrow": "export.widen_hidden = lambda _trace: {}",
+    "one_kernel": "cpu.SHORT = 1 << 30",
+}
+VARIANTS = {  # by name: the bundle; two differ in how it is run
+    WHOLE: "cpu",
+    "hidden layers not widened": "narrow",
+    "never the flash kernel": "one_kernel",
+    "all tokens at once": "cpu",
+    "pages of 2 MB": "cpu",
+}
+HUGE_PAGES = {"pages of 2 MB": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
+EXPORT = """
+import sys
+from pathlib import Path
+from gptexport.checkpoints import load_checkpoint
+from gptexport.export import cpu, export, export_onnx
+{step}
+export_onnx(load_checkpoint(sys.argv[1]), Path(sys.argv[2]), target="cpu", graphs=["logits"])
+"""
+
+
+def main() -> None:
+    parser = options(__doc__, writes="OUT.md")
+    parser.add_argument("--shapes", type=shapes_of, default="1x1,1x128,4x256,1x1024,8x512")
+    add_worker_option(parser)
+    args = parser.parse_args()
+    if args.worker:
+        serve(lambda: timed(args.worker[0], Path(args.worker[1])))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        prepare(folder)
+        with running(module("scripts.bench.steps"), list(VARIANTS), folder, HUGE_PAGES) as workers:
+            seconds, _ = interleave(workers.started, args.shapes, args.rounds)
+        at_once = [(B, T) for B, T in args.shapes if B * T <= ort.TOKENS_AT_ONCE]
+        profiled = {shape: profile(folder / "cpu" / "logits.onnx", shape) for shape in at_once}
+    title = f"GPT-2 {SIZE}, {os.cpu_count()} cores, {args.rounds} interleaved rounds."
+    write(args.out, [title, "", *steps(seconds), "", widths(), "", *profiles(profiled)])
+
+
+def prepare(folder: Path) -> None:
+    """The checkpoint, and its bundles without each of the steps."""
+    checkpoint = folder / "hf"
+    checkpoint.mkdir()
+    write_apart(checkpoint, SIZE, "huggingface")
+    for name, step in WITHOUT.items():
+        command = [sys.executable, "-c", EXPORT.format(step=step), str(checkpoint), str(folder / name)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def timed(name: str, folder: Path) -> Measure:
+    """Seconds of a forward of a variant at (B,T), into a buffer that is used again. Short ones: a median."""
+    if name == "all tokens at once":
+        ort.TOKENS_AT_ONCE = 1 << 30
+    session = load(folder / VARIANTS[name], "cpu")
+    buffers: dict[Shape, np.ndarray] = {}
+
+    def measure(B: int, T: int) -> float:
+        ids = np.random.default_rng(0).integers(0, session.config.vocab_size, (B, T))
+        if (B, T) not in buffers:
+            buffers.clear()
+            buffers[B, T] = np.empty((B, T, session.config.vocab_size), np.float32)
+        return statistics.median(call(session, ids, buffers[B, T]) for _ in range(max(1, 32 // (B * T)) | 1))
+
+    return measure
+
+
+def call(session: Session, ids: np.ndarray, out: np.ndarray) -> float:
+    began = time.perf_counter()
+    session.logits(ids, out=out)
+    return time.perf_counter() - began
+
+
+def steps(seconds: Seconds[Shape]) -> list[str]:
+    names = [name for name in VARIANTS if name != WHOLE]
+    rows = [
+        [
+            f"{B}×{T}",
+            f"{1e3 * statistics.median(by_name[WHOLE]):,.1f} ms",
+            *(f"{speed(by_name[name], by_name[WHOLE]):.2f} ×" for name in names),
+        ]
+        for (B, T), by_name in seconds.items()
+    ]
+    return table(["B×T", WHOLE, *(f"{name}: its speed" for name in names)], rows)
+
+
+def widths() -> str:
+    """ONNX Runtime's product of 1024 rows at a width that falls on one cache set, and at one that does not."""
+    config = SIZES[SIZE]
+    rates = [
+        f"{sgemm_rate(os.cpu_count() or 1, size=(1024, width, config.n_embd)) / 1e9:.0f} GFLOP/s at {width}"
+        for width in (config.mlp_width, config.mlp_width + 16)
+    ]
+    return f"A product of (1024, width) and (width, {config.n_embd}): {', '.join(rates)}."
+
+
+def profile(graph: Path, shape: Shape, rounds: int = 4) -> dict[str, float]:
+    """Milliseconds a run at (B,T), by operation; a MatMul by the width of its left side."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = os.cpu_count() or 1
+    options.enable_profiling = True
+    options.profile_file_prefix = str(graph.parent / "profile")
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    ids = np.random.default_rng(0).integers(0, SIZES[SIZE].vocab_size, shape)
+    for _ in range(rounds):
+        session.run(None, {"input_ids": ids})
+    spent: dict[str, float] = defaultdict(float)
+    for event in json.loads(Path(session.end_profiling()).read_text()):
+        kernel = event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        if kernel and event["args"]["op_name"] != "If":  # whose time is that of what is in it
+            name = event["args"]["op_name"]
+            if "MatMul" in name:
+                name += f" of {next(iter(event['args']['input_type_shape'][0].values()))[-1]}"
+            spent[name] += event["dur"] / 1e3 / rounds
+    return spent
+
+
+def profiles(by_shape: dict[Shape, dict[str, float]]) -> list[str]:
+    """All that takes a millisecond anywhere, what takes longest at the last shape first."""
+    last = list(by_shape.values())[-1]
+    names = {name for spent in by_shape.values() for name, ms in spent.items() if ms > 1}
+    ordered = sorted(names, key=lambda name: -last.get(name, 0.0))
+    rows = [[name, *(f"{spent.get(name, 0.0):,.1f}" for spent in by_shape.values())] for name in ordered]
+    return table(["ms, by ONNX Runtime's profile", *(f"{B}×{T}" for B, T in by_shape)], rows)
+
+
+if __name__ == "__main__":
+    main()
