@@ -30,7 +30,8 @@ def main() -> None:
     lines = [f"{weights / 1e6:.0f} MB of weights, {os.cpu_count()} cores, {args.rounds} interleaved rounds.", ""]
     with load(args.bundle, "cpu") as session, load(args.bundle, "cpu", prepack=False) as lean:
         lines += [*times(session, args.rounds), "", *packing(session, lean, args.rounds), ""]
-    write(args.out, [*lines, *memory(args.bundle, weights)])
+        longest = session.config.block_size or 1024
+    write(args.out, [*lines, *memory(args.bundle, weights, longest)])
 
 
 def times(session: Session, rounds: int) -> list[str]:
@@ -57,8 +58,8 @@ def times(session: Session, rounds: int) -> list[str]:
 
 def packing(session: Session, lean: Session, rounds: int) -> list[str]:
     rows = []
-    for shape in ((1, 1), (1, 16), (1, 128), (4, 256)):
-        V = session.config.vocab_size
+    V, longest = session.config.vocab_size, session.config.block_size or 1024
+    for shape in (shape for shape in ((1, 1), (1, 16), (1, 128), (4, 256)) if shape[1] <= longest):
         out = np.empty((*shape, V), np.float32)
         calls: dict[str, Candidate] = {
             "packed": partial(session.logits, out=out),
@@ -70,10 +71,11 @@ def packing(session: Session, lean: Session, rounds: int) -> list[str]:
     return table(["B×T", "packed", "`prepack=False`", "its speed"], rows)
 
 
-def memory(bundle: Path, weights: int) -> list[str]:
+def memory(bundle: Path, weights: int, longest: int) -> list[str]:
     everything = ("logits", "last_logits", "score")
     rows = []
-    for calls, (B, T) in ((("logits",), (1, 128)), (everything, (1, 128)), (("score",), (8, 1024))):
+    short = (1, min(128, longest))
+    for calls, (B, T) in ((("logits",), short), (everything, short), (("score",), (8, longest))):
         for prepack in (True, False):
             found = memory_of(bundle, "cpu", os.cpu_count() or 1, (B, T), calls=calls, prepack=prepack)
             if found is None:

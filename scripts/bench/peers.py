@@ -57,17 +57,18 @@ def prepare(folder: Path, size: str) -> None:
     hf.mkdir()
     write_apart(hf, size, "huggingface")
     export = [*GPTEXPORT, "onnx", str(hf), "-q", "-o"]
-    for step in (
-        [*export, str(folder / "portable")],
-        [*export, str(folder / "cpu"), "--target", "cpu"],
-        [*export, str(folder / "int8"), "--target", "cpu", "--quantize", "int8"],
-        [*export, str(folder / "opset20.onnx"), "--opset", "20"],
-        [sys.executable, "-c", CONVERT, str(hf), str(folder / "ct2")],
-        [sys.executable, "-c", MOBIUS, str(hf), str(folder / "mobius")],
-    ):
-        done = subprocess.run(step, capture_output=True, text=True)
-        if done.returncode:  # a peer that is not installed: its worker will say so
-            print(f"{' '.join(step[-4:])} failed: {done.stderr.strip()[-300:]}", file=sys.stderr)
+    steps = {
+        "gptexport portable": [*export, str(folder / "portable")],
+        "gptexport cpu": [*export, str(folder / "cpu"), "--target", "cpu"],
+        "gptexport int8": [*export, str(folder / "int8"), "--target", "cpu", "--quantize", "int8"],
+        "OpenVINO": [*export, str(folder / "opset20.onnx"), "--opset", "20"],
+        "CTranslate2": [sys.executable, "-c", CONVERT, str(hf), str(folder / "ct2")],
+        "mobius": [sys.executable, "-c", MOBIUS, str(hf), str(folder / "mobius")],
+    }
+    for peer, command in steps.items():
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:  # it may not be installed; its worker will say so too
+            print(f"no files for {peer}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
 
 
 def vocab_size(folder: Path) -> int:

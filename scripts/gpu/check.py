@@ -76,11 +76,7 @@ def main() -> None:
         return
     lacking = what_is_missing({need for plan in plans for need in plan.needs})
     if lacking:
-        print(
-            "scripts.gpu.check cannot start here:",
-            *(f"  {need}: {reason}" for need, reason in lacking.items()),
-            sep="\n",
-        )
+        print("The GPU check cannot start here:", *(f"  {need}: {why}" for need, why in lacking.items()), sep="\n")
         raise SystemExit(EXIT_UNAVAILABLE)
     deadline = time.monotonic() + (args.deadline or (420 if args.quick else 780))
     results: dict[str, Any] = {}

@@ -83,7 +83,7 @@ def test_report_says_what_was_found_and_what_was_not(tmp_path: Path) -> None:
         "`python -m scripts.gpu.check`",
         "| score 64×1024 beside logits that come to the host | ≥ 5.0 × | 6.00 × | met |",
         "| 8×1024 | 1000.000 (2.00×) | 2000.000 (1.00×) | 1000.000 (2.00×) | 40 % |",
-        "4.0 bytes come to the host for each",
+        "600,000 tokens/s, 4.0 bytes to the host for each",
         "- parity: stopped, 60 s: it took more than 60 s",
     ):
         assert line in text
