@@ -25,7 +25,7 @@ from gptexport.bench_chart import speed_chart
 from scripts.bench.models import SIZES
 from scripts.bench.peers import PEERS, prepare, vocab_size
 from scripts.bench.tables import Shape, options, shapes_of, speed, table, write
-from scripts.bench.workers import Measure, Seconds, add_worker_option, interleave, module, running, serve, versions
+from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running, versions
 
 OWN, BASELINE = "gptexport cpu", "eager"
 PACKAGES = ("gptexport", "onnxruntime", "torch", "openvino", "ctranslate2", "mobius-onnx")
@@ -36,11 +36,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="124M")
     parser.add_argument("--shapes", type=shapes_of, default="1x1,1x128,4x256,1x1024,8x512")
     parser.add_argument("--only", help="some of: " + ", ".join(PEERS))
-    add_worker_option(parser)
-    args = parser.parse_args()
-    if args.worker:
-        serve(lambda: timed(args.worker[0], Path(args.worker[1])))
-        return
+    args = parse_or_serve(parser, timed)
     names = args.only.split(",") if args.only else list(PEERS)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

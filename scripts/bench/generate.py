@@ -24,7 +24,7 @@ import numpy as np
 from scripts.bench.models import SIZES
 from scripts.bench.peers import open_ctranslate2, prepare, vocab_size
 from scripts.bench.tables import options, speed, table, write
-from scripts.bench.workers import Measure, Seconds, add_worker_option, interleave, module, running, serve, versions
+from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running, versions
 
 Case = tuple[int, int, int]  # rows, tokens of the prompt, new tokens
 Generate = Callable[[np.ndarray, int], object]  # ids (B,P) and how many new tokens
@@ -38,11 +38,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="124M")
     parser.add_argument("--only", help="some of: " + ", ".join(PEERS))
     parser.add_argument("--folder", type=Path, help="with every peer's files, as an earlier run wrote them")
-    add_worker_option(parser)
-    args = parser.parse_args()
-    if args.worker:
-        serve(lambda: timed(args.worker[0], Path(args.worker[1])))
-        return
+    args = parse_or_serve(parser, timed)
     names = args.only.split(",") if args.only else list(PEERS)
     cases = [case for case in CASES if case[1] + case[2] <= SIZES[args.size].block_size]
     with tempfile.TemporaryDirectory() as temporary:

@@ -27,7 +27,7 @@ from gptexport_runtime import Session, load
 from gptexport_runtime.backends.ort import graph as ort
 from scripts.bench.models import SIZES, write_apart
 from scripts.bench.tables import Shape, options, shapes_of, speed, table, write
-from scripts.bench.workers import Measure, Seconds, add_worker_option, interleave, module, running, serve
+from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running
 
 WHOLE = "as it is"
 WITHOUT = {  # by bundle: the exporter's step that is left out, as Python
@@ -57,11 +57,7 @@ def main() -> None:
     parser = options(__doc__, writes="OUT.md")
     parser.add_argument("--size", choices=SIZES, default="124M")
     parser.add_argument("--shapes", type=shapes_of, default="1x1,1x128,4x256,1x1024,8x512")
-    add_worker_option(parser)
-    args = parser.parse_args()
-    if args.worker:
-        serve(lambda: timed(args.worker[0], Path(args.worker[1])))
-        return
+    args = parse_or_serve(parser, timed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder, args.size)

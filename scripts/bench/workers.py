@@ -35,9 +35,19 @@ class Workers:
     missing: dict[str, str]
 
 
-def add_worker_option(parser: argparse.ArgumentParser) -> None:
-    """`--worker NAME FOLDER`, with which `running` starts the module again."""
+def parse_or_serve(parser: argparse.ArgumentParser, timed: Callable[[str, Path], Measure]) -> argparse.Namespace:
+    """The options; or, in a process that `running` has started with `--worker NAME FOLDER`, a life as that worker.
+
+    Args:
+        timed: makes what a worker of that name measures, with the files in the folder.
+    """
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        name, folder = args.worker
+        serve(lambda: timed(name, Path(folder)))
+        raise SystemExit
+    return args
 
 
 def serve(make: Callable[[], Measure]) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.bench.tables import Shape, shapes_of
-from scripts.bench.workers import Measure, add_worker_option, serve
+from scripts.bench.tables import shapes_of
+from scripts.bench.workers import Measure, parse_or_serve
 
 OWN, OWN_PLAIN = "gptexport", "gptexport without CUDA graphs"
 EAGER, COMPILED, TUNED = "eager", "torch.compile", "torch.compile max-autotune"
@@ -67,8 +67,9 @@ PEERS: dict[str, Callable[[Path], Run]] = {
 }
 
 
-def timed(run: Run, shapes: list[Shape]) -> Measure:
+def timed(name: str, folder: Path) -> Measure:
     """Warm up at every shape, which compiles and captures; then seconds of one call at (B,T), a median of several."""
+    run, shapes = PEERS[name](folder), shapes_of((folder / "shapes").read_text())
     batches = {shape: np.random.default_rng(0).integers(0, 100, shape) for shape in shapes}
     for ids in batches.values():
         for _ in range(8):
@@ -87,9 +88,8 @@ def timed(run: Run, shapes: list[Shape]) -> Measure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_worker_option(parser)
-    name, folder = parser.parse_args().worker
-    serve(lambda: timed(PEERS[name](Path(folder)), shapes_of((Path(folder) / "shapes").read_text())))
+    parse_or_serve(parser, timed)
+    parser.error("this is a part of scripts.gpu.check, which starts it with --worker")
 
 
 if __name__ == "__main__":
