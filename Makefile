@@ -11,10 +11,10 @@ SECONDS ?= 90
 $(VENV)/.done: pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gptexport needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e './runtime[cpu,rtx]' -e '.[cpu,hf,rtx]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade pip # older ones know no --group
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e './runtime[cpu,rtx]' -e '.[cpu,hf,rtx]' --group dev
 	# TensorRT 11's bindings without its libraries: tests/engine/test_conformance.py reads their signatures
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt tensorrt-cu13-bindings
-	$(BIN)/python -m pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis transformers tokenizers ruff mypy build
 	@touch $@
 
 demo: $(VENV)/.done
@@ -30,12 +30,14 @@ lint: $(VENV)/.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # every runtime that scripts.bench.cpu compares with, away from the others' pins
 peers: .venv-peers/.done
-.venv-peers/.done: constraints.txt
+.venv-peers/.done: pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet -c constraints.txt -e './runtime[cpu]' -e . torch transformers ctranslate2 openvino mobius-onnx
+	.venv-peers/bin/python -m pip install --quiet -c constraints.txt --upgrade pip
+	.venv-peers/bin/python -m pip install --quiet -c constraints.txt -e './runtime[cpu]' -e . --group peers
 	@touch $@
 
 clean:

@@ -20,10 +20,15 @@ echo "== the runtime alone: no torch, no onnx, no click"
 cp -r tests/runtime/data/tiny "$work/bundle"
 (cd "$work" && runtime/bin/python - <<'PY'
 import importlib.util
+from importlib import metadata
+
 import gptexport_runtime
 
 for name in ("torch", "onnx", "click", "gptexport"):
     assert importlib.util.find_spec(name) is None, f"{name} came along with the runtime"
+page = metadata.metadata("gptexport-runtime")
+assert page["Version"] == gptexport_runtime.__version__ and page["License-Expression"] == "MIT", page
+assert "GPTExportError" in page.get_payload(), "the distribution has no page"
 with gptexport_runtime.load("bundle") as gpt:
     print("logits", gpt.logits([[1, 2, 3], [4]]).shape, "on", gpt.device)
 PY
