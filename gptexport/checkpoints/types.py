@@ -22,6 +22,7 @@ class Checkpoint:
     format: str  # "nanogpt" | "build-nanogpt" | "huggingface" | "module"
     block_size: int
     vocab_size: int  # V of the logits, after --vocab-size
+    input_vocab_size: int | None = None  # how many ids forward takes, where it is not as many as there are logits
     gelu_source: GeluSource | None
     sha256: str  # of the checkpoint's file; of the sorted (name, sha256) lines where there are several
     tokenizer: Path | None = None  # where the format keeps it, if it is there; nobody has looked inside

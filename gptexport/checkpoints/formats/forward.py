@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,12 +26,6 @@ class LogitsOf(nn.Module):
         return logits if self.keep is None else logits[..., : self.keep]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probed:
-    key: Key
-    vocab_size: int
-
-
 def pick(output: Any, key: Key) -> torch.Tensor:
     """The logits in what a forward returned."""
     if key is None:
@@ -51,7 +44,10 @@ def check_signature(module: nn.Module, source: str) -> None:
     Raises:
         CheckpointError: it takes no positional argument, or needs more than one.
     """
-    parameters = list(inspect.signature(module.forward).parameters.values())
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):  # of something that is not Python; running it will tell
+        return
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     takes = [p for p in parameters if p.kind in (*positional, inspect.Parameter.VAR_POSITIONAL)]
@@ -65,31 +61,12 @@ def check_signature(module: nn.Module, source: str) -> None:
         )
 
 
-@torch.no_grad()
-def probe(module: nn.Module, source: str, *, block_size: int, vocab_size: int | None) -> Probed:
-    """Run forward at two shapes and find the logits.
+def find_logits(output: Any, source: str, B: int, T: int, vocab_size: int | None) -> Key:
+    """Where the logits are in what forward returned for ids (B,T).
 
     Raises:
-        CheckpointError: there are no logits at every position, or more than one tensor could be them.
+        CheckpointError: nowhere, or more than one tensor could be them.
     """
-    found: Probed | None = None
-    for B, T in ((2, min(5, block_size)), (1, min(3, block_size))):
-        idx = torch.arange(B * T).reshape(B, T) % min(7, vocab_size or 1)  # ids that exist, whatever V is
-        output = module(idx)
-        key = found.key if found else _find(output, source, B, T, vocab_size)
-        logits = pick(output, key)
-        _check_shape(logits, source, B, T)
-        V = logits.shape[-1]
-        if found is not None and found.vocab_size != V:
-            raise CheckpointError(
-                f"{source}: forward returned {found.vocab_size} logits at one shape and {V} at another"
-            )
-        found = Probed(key=key, vocab_size=V)
-    assert found is not None
-    return found
-
-
-def _find(output: Any, source: str, B: int, T: int, vocab_size: int | None) -> Key:
     if isinstance(output, torch.Tensor):
         return None
     if isinstance(output, Mapping) and isinstance(output.get("logits"), torch.Tensor):
@@ -118,7 +95,12 @@ def _find(output: Any, source: str, B: int, T: int, vocab_size: int | None) -> K
     )
 
 
-def _check_shape(logits: torch.Tensor, source: str, B: int, T: int) -> None:
+def check_shape(logits: torch.Tensor, source: str, B: int, T: int) -> None:
+    """Logits at every position, as floats (B,T,V).
+
+    Raises:
+        CheckpointError: otherwise; what the forward seems to do is said.
+    """
     shape = tuple(logits.shape)
     floats = logits.is_floating_point()
     if floats and len(shape) == 3 and shape[:2] == (B, T):
@@ -128,6 +110,11 @@ def _check_shape(logits: torch.Tensor, source: str, B: int, T: int) -> None:
             f"{source}: your forward returns the last position only: logits {shape} for ids ({B}, {T}). Export needs "
             "those of all positions, (B,T,V). nanoGPT's does so when targets are None: remove its [:, [-1], :] there, "
             "or wrap the model in a module that passes targets"
+        )
+    if floats and len(shape) == 3 and shape[0] == B and 1 < shape[1] < T:
+        raise CheckpointError(
+            f"{source}: forward returned logits {shape} for ids ({B}, {T}): it cuts its ids to {shape[1]}, and a "
+            f"graph must give logits at every position. Pass block_size {shape[1]}, or do not cut inside forward"
         )
     dtype = str(logits.dtype).removeprefix("torch.")
     raise CheckpointError(

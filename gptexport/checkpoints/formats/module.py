@@ -4,14 +4,8 @@
 (logits, a tuple, a dict, an object with `.logits`) becomes logits (B,T,V) in `LogitsOf`.
 """
 
-import ast
 import hashlib
-import importlib.util
-import inspect
-import sys
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +13,16 @@ import torch
 import torch.nn as nn
 
 from gptexport.casting import cast_parameters, floating_dtypes
-from gptexport.checkpoints.formats.forward import LogitsOf, check_signature, probe
+from gptexport.checkpoints.formats import as_it_came
+from gptexport.checkpoints.formats.as_it_came import AsItCame
+from gptexport.checkpoints.formats.factory import UserCodeError, make_module, names_in, said, split, users_code
+from gptexport.checkpoints.formats.forward import LogitsOf, check_signature
+from gptexport.checkpoints.formats.tensors import Tensors
+from gptexport.checkpoints.formats.unwrap import check_exportable, inside, unwrap, without_compiling
 from gptexport.checkpoints.types import Checkpoint
 from gptexport.errors import CheckpointError
+
+__all__ = ["FORMAT", "is_module", "load", "names_in", "split"]
 
 FORMAT = "module"
 BLOCK_SIZE_NAMES = (
@@ -34,6 +35,7 @@ BLOCK_SIZE_NAMES = (
     "sequence_len",
 )
 VOCAB_SIZE_NAMES = ("vocab_size", "padded_vocab_size", "n_vocab")
+SPECIAL_NAMES = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
 
 
 def is_module(source: str) -> bool:
@@ -43,177 +45,163 @@ def is_module(source: str) -> bool:
 
 
 def load(source: str, *, vocab_size: int | None = None, block_size: int | None = None) -> Checkpoint:
-    """Run the factory and check that its forward is one that can be exported.
+    """Run the factory, and check that its forward is one that can be exported and that loading changed nothing of it.
 
     Raises:
         CheckpointError: the file or the name is not there, the user's code fails (its error and line are told), its
-            forward takes or returns something else than token ids and logits, or its block_size is nowhere.
+            forward takes or returns something else than token ids and logits, its block_size is nowhere or is more
+            than forward takes, or the module says something else than it said as it came.
     """
     path, name = split(source)
-    with _users_code(source, path):
-        made = _make(path, name, source)
-    if not isinstance(made, nn.Module):
-        raise CheckpointError(
-            f"{source}: gives a {_type(made)}; expected a torch.nn.Module or a function that returns one"
-        )
-    made = getattr(made, "_orig_mod", made)  # what torch.compile wrapped
-    notes = _to_float32(made)
-    check_signature(made, source)
-    T_max = block_size if block_size is not None else _block_size(made, source)
-    with _users_code(source, path):
-        probed = probe(made, source, block_size=T_max, vocab_size=find_size(made, VOCAB_SIZE_NAMES))
-    V = probed.vocab_size
-    if vocab_size is not None and vocab_size > V:
-        raise CheckpointError(
-            f"{source}: --vocab-size {vocab_size} is more than the logits have, {V}; it can only shrink"
-        )
-    kept = vocab_size if vocab_size not in (None, V) else None
-    model = LogitsOf(made, key=probed.key, keep=kept).requires_grad_(False).eval()
+    made = make_module(source, path, name).eval()
+    bare = inside(made)
+    check_exportable(bare, source)
+    check_signature(bare, source)
+    T_max = block_size if block_size is not None else _block_size(bare, source)
+    with without_compiling():
+        came, notes = _listen(made, source, path, T_max)
+        model, ids, more = _prepare(made, came, source, path, vocab_size)
     return Checkpoint(
         model=model,
         config=None,
         format=FORMAT,
         block_size=T_max,
-        vocab_size=kept or V,
+        vocab_size=model.keep or came.vocab_size,
+        input_vocab_size=ids,
         gelu_source=None,
-        sha256=_sha256(path, made),
-        notes=notes,
+        sha256=_sha256(path, model.module),
+        notes=(*notes, *more),
     )
 
 
-def split(source: str) -> tuple[Path, str]:
-    """The existing file and the name in it.
-
-    Raises:
-        CheckpointError: no such file, or no name.
-    """
-    file, _, name = source.rpartition(":")
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise CheckpointError(f"{source}: no such file: {file}")
-    if not name.isidentifier():
-        raise CheckpointError(f"{source}: {name!r} is not a name in the file; expected module.py:factory")
-    return path.resolve(), name
-
-
-def names_in(path: Path) -> tuple[str, ...]:
-    """Top-level names that the file binds, read without running it; none if it cannot be parsed."""
+def _listen(made: nn.Module, source: str, path: Path, T_max: int) -> tuple[AsItCame, list[str]]:
+    """What the module says as it came. One of 16-bit weights that only runs once they are float32 is heard then."""
+    V = find_size(inside(made), VOCAB_SIZE_NAMES)
     try:
-        body = ast.parse(path.read_bytes()).body
-    except (SyntaxError, ValueError):
-        return ()
-    names: list[str] = []
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.append(node.name)
-        elif isinstance(node, ast.Assign):
-            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
-    return tuple(names)
+        return _listen_once(made, source, path, T_max, V), []
+    except UserCodeError as error:
+        if floating_dtypes(made) <= {torch.float32} and as_it_came.device_of(made).type == "cpu":
+            raise
+        bare = unwrap(made).to(device="cpu")
+        cast_parameters(bare, torch.float32)
+        came = _listen_once(bare, source, path, T_max, V)
+        told = str(error.__cause__).split("\n")[0]
+        return came, [f"the module does not run as it came ({told}); it was heard in float32 on the CPU only"]
+
+
+def _listen_once(made: nn.Module, source: str, path: Path, T_max: int, V: int | None) -> AsItCame:
+    with users_code(source, path):
+        try:
+            return as_it_came.listen(made, source, block_size=T_max, vocab_size=V)
+        except as_it_came.NoRoomError as error:
+            assert error.__cause__ is not None
+            raise CheckpointError(
+                f"{source}: block_size is {T_max}, and forward does not run at T = {error.asked}: "
+                f"{said(error.__cause__, path)}\nIt runs up to T = {error.longest}: pass "
+                f"block_size {error.longest}, or give the module more positions"
+            ) from error
+
+
+def _prepare(
+    made: nn.Module, came: AsItCame, source: str, path: Path, vocab_size: int | None
+) -> tuple[LogitsOf, int | None, list[str]]:
+    """The model that is exported, float32 on the CPU; how many ids it takes, where that is not V; what is to be told.
+
+    After each step it is compared with what was heard before.
+    """
+    V = came.vocab_size
+    if vocab_size is not None and vocab_size > V:
+        raise CheckpointError(
+            f"{source}: --vocab-size {vocab_size} is more than the logits have, {V}; it can only shrink"
+        )
+    moved = as_it_came.device_of(made).type != "cpu"
+    bare = made.to(device="cpu")
+    ids = as_it_came.ids_taken(bare, V)
+    notes = _notes(came, ids, vocab_size)
+    sort = as_it_came.ids_of_every_sort(ids, _special_ids(inside(made)), came.longest)
+    try:
+        came = as_it_came.listen_to(bare, came, sort)
+    except Exception as error:  # theirs: perhaps it asks for a text
+        notes.append(f"forward does not take rows of one id alone, which are not compared: {said(error, path)}")
+    bare = unwrap(made)
+    model = LogitsOf(bare, key=came.key, keep=vocab_size if vocab_size not in (None, V) else None)
+    model.requires_grad_(False).eval()
+    heard = Tensors.of(bare)
+    dtypes = floating_dtypes(bare) - {torch.float32}
+    with users_code(source, path):
+        _check(model, came, source, as_it_came.MOVED if moved else as_it_came.tolerance(came))
+        cast_parameters(bare, torch.float32)
+        if changed := heard.changes(bare):
+            raise CheckpointError(f"{source}: casting it to float32 changed more than its dtype: {'; '.join(changed)}")
+        if dtypes:
+            _check(model, came, source, max(as_it_came.ROUNDED.get(dtype, 0.0) for dtype in dtypes))
+            notes.append(f"the module's weights were {_names(dtypes)}, cast to float32")
+    ids = min(ids, model.keep or ids)
+    return model, None if ids == (model.keep or V) else ids, notes
+
+
+def _check(model: LogitsOf, came: AsItCame, source: str, allowed: float) -> None:
+    error = as_it_came.difference(model, came)
+    if not error <= allowed:
+        raise CheckpointError(
+            f"{source}: as gptexport prepares it, the module gives other logits than as the factory gave it: "
+            f"{error:.1e} relative RMS, at most {allowed:.0e} expected. Wrappers of torch.compile, DataParallel and "
+            "DistributedDataParallel are taken off, hooks on them too; it is in eval mode and on the CPU, and its "
+            "weights are float32. Let the factory give the module as it is to be exported"
+        )
+
+
+def _notes(came: AsItCame, ids: int, vocab_size: int | None) -> list[str]:
+    notes, V = [], vocab_size or came.vocab_size
+    if came.longest < came.block_size:
+        notes.append(
+            f"T = block_size, {came.block_size}, is too long to be tried here: forward was run up to T = {came.longest}"
+        )
+    if ids < V:
+        notes.append(
+            f"forward takes {ids} ids and gives {V} logits: those from {ids} on are of no token. --vocab-size {ids} "
+            "drops them"
+        )
+    return notes
 
 
 def find_size(module: nn.Module, names: tuple[str, ...]) -> int | None:
     """The first of the names that is a positive integer in the module's config or on the module itself."""
-    holders = [getattr(module, "config", None), module]
     for name in names:
-        for holder in holders:
-            value = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+        for holder in (getattr(module, "config", None), module):
+            value = _of(holder, name)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
     return None
+
+
+def _special_ids(module: nn.Module) -> set[int]:
+    """Padding, beginning and end of a text, as far as the module or its config names them."""
+    found: set[int] = set()
+    for holder in (module, getattr(module, "config", None), getattr(module, "generation_config", None)):
+        for name in SPECIAL_NAMES:
+            value = _of(holder, name)
+            values = value if isinstance(value, list | tuple) else [value]
+            found |= {i for i in values if isinstance(i, int) and not isinstance(i, bool)}
+    return found
+
+
+def _of(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
 
 
 def _block_size(module: nn.Module, source: str) -> int:
     found = find_size(module, BLOCK_SIZE_NAMES)
     if found is None:
         raise CheckpointError(
-            f"{source}: the longest sequence is not known: neither {_type(module)} nor its config has one of "
+            f"{source}: the longest sequence is not known: neither {type(module).__name__} nor its config has one of "
             f"{', '.join(BLOCK_SIZE_NAMES)}. Set one in the module, or pass block_size"
         )
     return found
 
 
-def _make(path: Path, name: str, source: str) -> Any:
-    with _importable(path.parent):
-        module_name = f"gptexport_user_{path.stem}"
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None  # a .py file always has them
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module  # dataclasses and pickling look it up
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[module_name]
-            raise
-        if not hasattr(module, name):
-            has = ", ".join(names_in(path)) or "no names"
-            raise CheckpointError(f"{source}: {path.name} has no {name!r}; it has {has}")
-        found = getattr(module, name)
-        if isinstance(found, nn.Module):
-            return found
-        if not callable(found):
-            raise CheckpointError(
-                f"{source}: {name} is a {_type(found)}; expected a torch.nn.Module or a function returning one"
-            )
-        needed = _required(found)
-        if needed:
-            raise CheckpointError(
-                f"{source}: {name} needs {', '.join(needed)}; it is called without arguments. Write a function that "
-                f"gives them: def factory(): return {name}(...)"
-            )
-        return found()
-
-
-def _required(function: Any) -> list[str]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a built-in does not say
-        return []
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """The user's folder first on sys.path, as it is when they run the file themselves."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
-
-
-@contextmanager
-def _users_code(source: str, path: Path) -> Iterator[None]:
-    """Whatever the user's code raises becomes one CheckpointError that says what and at which line of theirs."""
-    try:
-        yield
-    except (CheckpointError, KeyboardInterrupt, MemoryError):
-        raise
-    except BaseException as error:  # their code may raise anything, sys.exit too
-        detail = f": {error}" if str(error) else ""
-        raise CheckpointError(
-            f"{source}: your code raised {_type(error)}{detail}\n  at {_where(error, path)}"
-        ) from error
-
-
-def _where(error: BaseException, path: Path) -> str:
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    folder = str(path.parent)
-    own = [f for f in frames if f.filename.startswith(folder) and "site-packages" not in f.filename[len(folder) :]]
-    last = own[-1] if own else None
-    return f"{last.filename}:{last.lineno}, in {last.name}" if last else str(path)
-
-
-def _to_float32(module: nn.Module) -> tuple[str, ...]:
-    """Move the module to the CPU and its weights to float32, in place; say so where that changed anything."""
-    floats = floating_dtypes(module) - {torch.float32}
-    module.to(device="cpu").eval()
-    cast_parameters(module, torch.float32)
-    names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in floats))
-    return (f"the module's weights were {names}, cast to float32",) if floats else ()
+def _names(dtypes: set[torch.dtype]) -> str:
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
 def _sha256(path: Path, module: nn.Module) -> str:
@@ -226,7 +214,3 @@ def _sha256(path: Path, module: nn.Module) -> str:
     with path.open("rb") as file:
         source = hashlib.file_digest(file, "sha256").hexdigest()
     return hashlib.sha256(f"{path.name} {source}\nstate_dict {weights.hexdigest()}\n".encode()).hexdigest()
-
-
-def _type(value: object) -> str:
-    return type(value).__name__
