@@ -124,6 +124,7 @@ def _finish(stored: Stored, gelu: Gelu | None, vocab_size: int | None, block_siz
         gelu_source="option" if gelu is not None else stored.gelu_source,
         sha256=sha256_of(stored.files),
         tokenizer=stored.tokenizer,
+        text=stored.text,
         notes=notes_of(stored, gelu, vocab_size),
     )
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 
 from gptexport.config import GPTConfig
+from gptexport_runtime.contract.manifest import TextEntry
 
 GeluSource = Literal["checkpoint", "format", "option"]  # the file says it, the format's convention, --gelu
 
@@ -27,7 +28,13 @@ class Checkpoint:
     sha256: str  # of the checkpoint's file; of the sorted (name, sha256) lines where there are several
     tokenizer: Path | None = None  # where the format keeps it, if it is there; nobody has looked inside
     notes: tuple[str, ...] = ()  # what a person should be told
+    text: TextEntry = field(default_factory=TextEntry)  # the ids that begin, end and pad a text, where it says them
     options: Mapping[str, int | str] = field(default_factory=dict)  # what load_checkpoint was asked for
+
+    @property
+    def predicted_ids(self) -> int:
+        """How many ids both go in and come out, as ModelInfo has it."""
+        return min(self.vocab_size, self.input_vocab_size or self.vocab_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +69,7 @@ class Stored:
     weights: Mapping[str, torch.Tensor]  # under GPT's names, linears (out,in); not yet compared with the config
     files: tuple[Path, ...]
     tokenizer: Path | None = None  # as in Checkpoint
+    text: TextEntry = field(default_factory=TextEntry)  # as in Checkpoint
     training: Mapping[str, int | float] = field(default_factory=dict)
     problems: tuple[str, ...] = ()  # found while the names were mapped: not a tensor, the same name twice
     notes: tuple[str, ...] = ()

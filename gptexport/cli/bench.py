@@ -86,7 +86,7 @@ def bench(
 
             candidates["eager"] = run_eager
         baseline = "eager" if checkpoint is not None else OWN
-        vocab_size = session.config.vocab_size
+        vocab_size = session.config.predicted_ids
         sgemm = sgemm_rate(session.threads) if device == "cpu" else None
         timings = measure(
             candidates,

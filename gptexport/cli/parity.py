@@ -158,7 +158,7 @@ def parity(
             grid = shapes or (quick_grid if quick else default_grid)(loaded.block_size)
             if engine is not None:
                 grid = shapes or grid_within(grid, engine.profiles)
-            ids = read_tokens(tokens, loaded.vocab_size, words) if tokens else None
+            ids = read_tokens(tokens, loaded.predicted_ids, words) if tokens else None
             measured = measure_parity(
                 session,
                 loaded,

@@ -105,7 +105,12 @@ def export_onnx(
         trace = trace_logits(model, block_size=checkpoint.block_size, opset=opset)
         make_portable(trace, model, **limits)
         by_twin = target == "cuda" and dtype != "float32"  # whose weights the trace has, so that the model may widen
-        samples = take_samples(model.float() if by_twin else model, **limits, longest=trace.longest)
+        samples = take_samples(
+            model.float() if by_twin else model,
+            block_size=checkpoint.block_size,
+            vocab_size=checkpoint.predicted_ids,
+            longest=trace.longest,
+        )
         expected, parameters = trace.expected, sum(p.numel() for p in model.parameters())
         checkpoint = replace(checkpoint, model=torch.nn.Module())
         del model
@@ -173,6 +178,7 @@ def export_onnx(
             checked=checked,
             expected_kernels=kernels,
             tokenizer=words,
+            text=checkpoint.text,
             runs_on=("cuda",) if by_twin else ("cpu", "cuda"),
         )
         files = [entry for entry in (weights, *entries.values()) if entry is not None]
@@ -188,7 +194,8 @@ def export_onnx(
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.config is not None:
         return {"architecture": "gpt2", **checkpoint.config.to_dict()}
-    return {"architecture": "module", "block_size": checkpoint.block_size, "vocab_size": checkpoint.vocab_size}
+    ids = {"input_vocab_size": checkpoint.input_vocab_size} if checkpoint.input_vocab_size is not None else {}
+    return {"architecture": "module", "block_size": checkpoint.block_size, "vocab_size": checkpoint.vocab_size, **ids}
 
 
 def _versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ import torch
 import torch.nn as nn
 
 from gptexport.errors import ExportError
+from gptexport.export.encoder_mask import mask_as_given
 from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
 
 MIN_OPSET, DEFAULT_OPSET, MAX_OPSET = 18, 23, 24
@@ -121,7 +122,7 @@ def _export_up_to(model: nn.Module, longest: int) -> torch.export.ExportedProgra
     B = torch.export.Dim(AXIS_B, min=1)
     T = torch.export.Dim(AXIS_T, min=1, max=longest)
     example = torch.zeros(2, min(7, longest), dtype=torch.long)
-    with torch.no_grad():
+    with torch.no_grad(), mask_as_given():
         return torch.export.export(model, (example,), dynamic_shapes={INPUT_IDS: {0: B, 1: T}}, strict=False)
 
 

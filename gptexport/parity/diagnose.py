@@ -58,7 +58,7 @@ def diagnose(
     if not verdict.shapes:
         return Diagnosis()
     shape = _shape(verdict)
-    ids = TokenSource(checkpoint.vocab_size, tokens).batch(shape, 0)
+    ids = TokenSource(checkpoint.predicted_ids, tokens).batch(shape, 0)
     if session.engine is not None:
         return _diagnose_engine(session, checkpoint, graph, verdict, ids, blame=blame, progress=progress)
     assert graph is not None, "only an engine may be without its graph"
@@ -67,7 +67,7 @@ def diagnose(
     if not verdict.gates.statistical:  # quantized steps differ by design
         rows = worst_rows(checkpoint.model, graph, verdict.dtype)
         for seed in range(TRIES):
-            batch = TokenSource(checkpoint.vocab_size, tokens).batch(shape, seed)
+            batch = TokenSource(checkpoint.predicted_ids, tokens).batch(shape, seed)
             for row in rows.values():
                 if row.rows == checkpoint.vocab_size:  # a token that the grid may never have used
                     batch.flat[0] = row.worst

@@ -27,7 +27,7 @@ def measure_heads(measured: Measured, session: Session, *, tokens: Ids | None = 
     if allowed is None or not {heads.LAST.name, heads.SCORE.name, heads.DECODE.name} & set(kinds):
         return measured
     B, T = next(s.shape for s in sorted(measured.stats, key=lambda s: -s.shape[0] * (s.shape[1] > 1)))
-    ids = TokenSource(session.config.vocab_size, tokens).batch((B, T), seed=2)
+    ids = TokenSource(session.config.predicted_ids, tokens).batch((B, T), seed=2)
     logits = session.logits(ids).astype(np.float64)
     found = []
     if heads.LAST.name in kinds:

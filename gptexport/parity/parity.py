@@ -63,7 +63,7 @@ def measure_parity(
     mismatch = _mismatch(session, checkpoint)
     if mismatch:
         return replace(measured, mismatch=mismatch)
-    source = TokenSource(checkpoint.vocab_size, tokens)
+    source = TokenSource(checkpoint.predicted_ids, tokens)
     source.check(shapes)
     model = on_device(checkpoint.model, session.device)
     eager = eager_in(model, dtype)

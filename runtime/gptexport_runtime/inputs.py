@@ -60,6 +60,21 @@ def to_batch(ids: object, *, vocab_size: int, block_size: int | None) -> Batch:
     return Batch(np.ascontiguousarray(batch.ids, dtype=np.int64), batch.lengths)
 
 
+def check_predicted(batch: Batch, vocab_size: int) -> None:
+    """Every id that is to be scored must have a logit, which one that only ever begins a text has not.
+
+    Raises:
+        InputError: one of a row's second to last ids is `vocab_size` or more.
+    """
+    unscored = np.argwhere(batch.ids[:, 1:] >= vocab_size)
+    if len(unscored):
+        b, t = (int(i) for i in unscored[0] + (0, 1))
+        raise InputError(
+            f"ids[{b}][{t}] is {batch.ids[b, t]}, which the model takes and never predicts: its logits end at id "
+            f"{vocab_size - 1}. Such an id has no score; it may only begin a row."
+        )
+
+
 def _from_array(ids: NDArray[Any], block_size: int | None) -> Batch:
     if ids.dtype.kind not in "iu":
         advice = " For ragged rows pass a list of lists." if ids.dtype.kind == "O" else " Convert it to int64."

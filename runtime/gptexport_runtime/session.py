@@ -23,7 +23,7 @@ from gptexport_runtime.errors import BackendUnavailableError, InputError, Sessio
 from gptexport_runtime.generate.cache import Cache
 from gptexport_runtime.generate.sampling import Sampling
 from gptexport_runtime.generate.stream import ENDED, Limits, stream_tokens
-from gptexport_runtime.inputs import Batch, to_batch
+from gptexport_runtime.inputs import Batch, check_predicted, to_batch
 from gptexport_runtime.score import Scores, logprobs_of
 
 
@@ -138,6 +138,7 @@ class Session:
         """
         self._check_usable()
         batch, _ = self._batch(ids, heads.SCORE.name if self._has(heads.SCORE.name) else heads.LOGITS.name)
+        check_predicted(batch, self.config.vocab_size)
         B, T = batch.shape
         out = np.empty((B, T - 1), dtype=np.float32)
         if T > 1 and self._has(heads.SCORE.name):
@@ -191,7 +192,7 @@ class Session:
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
         seed: int | Sequence[int] = 0,
-        stop: Collection[int] = (),
+        stop: Collection[int] | None = None,
         slide: bool = False,
         cache: Cache | None = None,
     ) -> Generator[NDArray[np.int64], None, None]:
@@ -203,7 +204,8 @@ class Session:
             temperature, top_k, top_p, min_p, repetition_penalty: see sampling.Sampling; temperature 0 is greedy.
             seed: of all rows, or of each. A row's text depends on its ids, its seed and the options, not on other rows,
                 but for the rounding of the logits; rows with the same ids and seed get the same text.
-            stop: ids that end a row.
+            stop: ids that end a row. None: those that the checkpoint says end a text, `eos_token_ids`. An id that the
+                model does not take, the last of a padded head, ends a row too.
             slide: go on past block_size, each time from the last half of the text.
             cache: what `Session.cache` made, with as many rows. What it holds of `ids` is not computed again; it holds
                 the text but for its last token afterwards. None: one of its own, freed at the end or by `close()`.
@@ -218,12 +220,13 @@ class Session:
             SessionError, ExecutionError: as `logits`; the cache is in use or closed.
         """
         block_size = self._decoder()[1]
-        batch = to_batch(ids, vocab_size=self.config.vocab_size, block_size=block_size)
+        batch = to_batch(ids, vocab_size=self.config.ids, block_size=block_size)
         limits = Limits(
             block_size=block_size,
             vocab_size=self.config.vocab_size,
             max_new_tokens=max_new_tokens,
-            stop=frozenset(stop),
+            stop=frozenset(self.eos_token_ids if stop is None else stop),
+            takes=self.config.ids,
             slide=slide,
         )
         sampling = Sampling(
@@ -232,6 +235,12 @@ class Session:
         return stream_tokens(
             lambda rows, capacity: self.cache(rows, capacity=capacity), batch, limits, sampling, seed, cache
         )
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids that end a text, as the checkpoint says; `generate` stops at them unless it is told others."""
+        said = self.manifest.text.eos_token_ids if self.manifest is not None else ()
+        return tuple(i for i in said if i < self.config.vocab_size)
 
     def close(self) -> None:
         """Free the model. A call that another thread is in the middle of still finishes. Closing twice is fine."""
@@ -257,7 +266,7 @@ class Session:
             graph = self._graph(kind)
             borrowed = borrow_ids(ids, graph.stream)
             ids = graph.read_ids(borrowed)
-        return to_batch(ids, vocab_size=self.config.vocab_size, block_size=self.config.block_size), borrowed
+        return to_batch(ids, vocab_size=self.config.ids, block_size=self.config.block_size), borrowed
 
     def _decoder(self) -> tuple[OrtDecoder, int]:
         """The graph that generates, and block_size, which a cache cannot do without."""

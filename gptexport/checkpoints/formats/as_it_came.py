@@ -135,7 +135,7 @@ def tolerance(came: AsItCame) -> float:
     return SAME_16_BIT if any(sample.logits.dtype in ROUNDED for sample in came.samples) else SAME
 
 
-def ids_taken(module: nn.Module, logits: int) -> int:
+def ids_taken(module: nn.Module, logits: int, block_size: int) -> int:
     """How many ids forward takes, 0 to this less one: as many as there are logits, most often.
 
     Told by running it, on the CPU, where an id past a table raises. One that takes any number is taken at its logits.
@@ -143,7 +143,7 @@ def ids_taken(module: nn.Module, logits: int) -> int:
 
     def takes(i: int) -> bool:
         try:
-            run(module, torch.tensor([[i]]))
+            run(module, torch.tensor([[0, i][-block_size:]]))  # beside another: it may want more than padding
         except Exception:  # IndexError most often
             return False
         return True

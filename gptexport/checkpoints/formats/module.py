@@ -116,7 +116,7 @@ def _prepare(
         )
     moved = as_it_came.device_of(made).type != "cpu"
     bare = made.to(device="cpu")
-    ids = as_it_came.ids_taken(bare, V)
+    ids = as_it_came.ids_taken(bare, V, came.longest)
     notes = _notes(came, ids, vocab_size)
     sort = as_it_came.ids_of_every_sort(ids, _special_ids(inside(made)), came.longest)
     try:
@@ -126,12 +126,12 @@ def _prepare(
     bare = unwrap(made)
     model = LogitsOf(bare, key=came.key, keep=vocab_size if vocab_size not in (None, V) else None)
     model.requires_grad_(False).eval()
-    heard = Tensors.of(bare)
     dtypes = floating_dtypes(bare) - {torch.float32}
     with users_code(source, path):
         _check(model, came, source, as_it_came.MOVED if moved else as_it_came.tolerance(came))
+        before = Tensors.of(bare)
         cast_parameters(bare, torch.float32)
-        if changed := heard.changes(bare):
+        if changed := before.changes(bare):
             raise CheckpointError(f"{source}: casting it to float32 changed more than its dtype: {'; '.join(changed)}")
         if dtypes:
             _check(model, came, source, max(as_it_came.ROUNDED.get(dtype, 0.0) for dtype in dtypes))
@@ -155,7 +155,7 @@ def _notes(came: AsItCame, ids: int, vocab_size: int | None) -> list[str]:
     notes, V = [], vocab_size or came.vocab_size
     if came.longest < came.block_size:
         notes.append(
-            f"T = block_size, {came.block_size}, is too long to be tried here: forward was run up to T = {came.longest}"
+            f"block_size {came.block_size} takes too long to be tried here: forward was run up to {came.longest}"
         )
     if ids < V:
         notes.append(

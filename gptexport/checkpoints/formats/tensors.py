@@ -14,6 +14,7 @@ class Tensors:
     """Every parameter and buffer of a module under each of its names."""
 
     values: dict[str, torch.Tensor]
+    versions: dict[str, int]  # how often each had been written to
     first: dict[str, str]  # of each name the first name of the same tensor
 
     @staticmethod
@@ -23,7 +24,8 @@ class Tensors:
         )
         known: dict[int, str] = {}
         first = {name: known.setdefault(id(tensor), name) for name, tensor in names.items()}
-        return Tensors({name: tensor.detach() for name, tensor in names.items()}, first)
+        versions = {name: tensor._version for name, tensor in names.items()}
+        return Tensors({name: tensor.detach() for name, tensor in names.items()}, versions, first)
 
     def changes(self, module: nn.Module) -> list[str]:
         """What happened to them that casting to a wider dtype does not do, a line each."""
@@ -33,6 +35,11 @@ class Tensors:
         for name in self.values.keys() & after.values.keys():
             if not _same(self.values[name], after.values[name]):
                 lines.append(f"{name} was {_shown(self.values[name])} and is {_shown(after.values[name])}")
+            elif (
+                self.values[name].data_ptr() == after.values[name].data_ptr()
+                and self.versions[name] != after.versions[name]
+            ):
+                lines.append(f"{name} was written to")
             if self.first[name] != after.first[name]:
                 lines.append(f"{name} was {self.first[name]} and is {after.first[name]}")
         return sorted(lines)

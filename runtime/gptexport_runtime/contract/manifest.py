@@ -31,11 +31,17 @@ def _positive(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value!r}; expected a positive integer")
 
 
+def _id(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} holds {value!r}; expected token ids")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """What a caller must know of the model to feed it. `None`: the artifact does not say."""
 
-    vocab_size: int  # V: ids are 0 ... V-1
+    vocab_size: int  # V, of the logits; and ids are 0 ... V-1, but for
+    input_vocab_size: int | None = None  # how many ids there are, where it is not V: a padded head, a start token
     block_size: int | None = None  # longest T
     architecture: str = "unknown"
     n_layer: int | None = None
@@ -44,8 +50,19 @@ class ModelInfo:
 
     def __post_init__(self) -> None:
         _positive("vocab_size", self.vocab_size)
-        if self.block_size is not None:
-            _positive("block_size", self.block_size)
+        for name in ("block_size", "input_vocab_size"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+
+    @property
+    def ids(self) -> int:
+        """How many ids the model takes: 0 to this less one."""
+        return self.input_vocab_size or self.vocab_size
+
+    @property
+    def predicted_ids(self) -> int:
+        """How many ids both go in and come out: 0 to this less one. Only those can be compared, scored and fed back."""
+        return min(self.ids, self.vocab_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +87,29 @@ class TokenizerEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextEntry:
+    """What the checkpoint says of its text, in ids. `generate` ends a row at one of `eos_token_ids`."""
+
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))  # JSON has lists
+        for name, value in (("bos_token_id", self.bos_token_id), ("pad_token_id", self.pad_token_id)):
+            if value is not None:
+                _id(name, value)
+        for value in self.eos_token_ids:
+            _id("eos_token_ids", value)
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """All of them, once each."""
+        named = (*self.eos_token_ids, self.bos_token_id, self.pad_token_id)
+        return tuple(sorted({i for i in named if i is not None}))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """`gptexport.json`. `model` holds the full config, of which `info` is the part a session needs."""
 
@@ -89,6 +129,7 @@ class Manifest:
     parity: Mapping[str, Any] | None = None
     quantize: str | None = None  # "int8": of the linears and the embedding they share a weight with
     tokenizer: TokenizerEntry | None = None  # None: nobody said
+    text: TextEntry = field(default_factory=TextEntry)
     runs_on: tuple[str, ...] = ("cpu", "cuda")  # devices whose kernels run the graphs
 
     @property
@@ -132,6 +173,7 @@ class Manifest:
             if isinstance(tokenizer, dict) and tokenizer.get("file") is not None:
                 tokenizer["file"] = _build(FileEntry, tokenizer["file"], "manifest: tokenizer.file")
             data["tokenizer"] = _build(TokenizerEntry, tokenizer, "manifest: tokenizer")
+        data["text"] = _build(TextEntry, data.get("text") or {}, "manifest: text")
         data["runs_on"] = _devices(data)
         manifest = _build(Manifest, data, "manifest")
         manifest.info  # noqa: B018 - validates `model` now rather than at first use

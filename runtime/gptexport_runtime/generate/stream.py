@@ -30,6 +30,7 @@ class Limits:
     vocab_size: int
     max_new_tokens: int | None = None  # None: until the row has block_size tokens
     stop: Collection[int] = ()  # ids that end a row; they are not part of it
+    takes: int | None = None  # how many ids the model takes, where it is not vocab_size; an id past them ends a row
     slide: bool = False  # at block_size a row goes on from its last half, which is read anew
 
     def __post_init__(self) -> None:
@@ -41,6 +42,10 @@ class Limits:
         wrong = [i for i in self.stop if not isinstance(i, int | np.integer) or not 0 <= i < self.vocab_size]
         if wrong:
             raise InputError(f"stop holds {wrong[0]!r}; expected token ids, 0 to {self.vocab_size - 1}.")
+
+    def ends(self, token: int) -> bool:
+        """Whether a row ends here, without this token."""
+        return token in self.stop or (self.takes is not None and token >= self.takes)
 
     def new_tokens(self, lengths: Ids) -> Ids:
         """(B): the most that each row of `lengths` (B) may get."""
@@ -142,7 +147,7 @@ def _steps(
             )
             tokens = np.full(len(rows), ENDED, np.int64)
             for b, token in zip(held[active], chosen.tolist(), strict=True):
-                if token in limits.stop:
+                if limits.ends(token):
                     alive[b] = False
                 else:
                     rows[b].append(token)
