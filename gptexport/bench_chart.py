@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 
 WIDTH, LEFT, RIGHT, BAR, GAP, TOP = 760, 190, 110, 18, 16, 64
+HEAD = '<svg xmlns="http://www.w3.org/2000/svg" class="gptexport-bench"'
+HEAD_BEFORE = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} '  # 0.1
+CHART = "chart of gptexport bench"
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #222 }
 .title { font-size: 16px; font-weight: 600 } .note, .value { fill: #555 } .shape { font-weight: 600 }
@@ -48,9 +52,15 @@ def speed_chart(title: str, baseline: str, speeds: Mapping[str, Mapping[str, tup
     size = f'viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}"'
     note = f"speed relative to {escape(baseline)}, which is the dashed line; longer is faster"
     head = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
+        f'{HEAD} {size} role="img">',
         f"<title>{escape(title)}</title><desc>{escape(about)}</desc><style>{STYLE}</style>",
         f'<rect class="paper" width="{WIDTH}" height="{y}"/>',
         f'<text class="title" x="12" y="24">{escape(title)}</text><text class="note" x="12" y="44">{note}</text>',
     ]
     return "\n".join([*head, *parts, line, "</svg>", ""])
+
+
+def is_chart(path: Path) -> bool:
+    """Is it a file of `speed_chart`?"""
+    with path.open("rb") as file:
+        return file.read(max(len(HEAD), len(HEAD_BEFORE))).decode("utf-8", "replace").startswith((HEAD, HEAD_BEFORE))

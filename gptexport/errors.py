@@ -19,8 +19,12 @@ class ExportError(GPTExportError):
     """The model cannot become the graph that the contract asks for."""
 
 
-class OutputExistsError(GPTExportError):
-    """The output is there already and --force was not given."""
+class OutputError(GPTExportError):
+    """An output cannot be written where it was asked for: no room, no permission, or no place for it."""
+
+
+class OutputExistsError(OutputError):
+    """The output is there already and --force was not given, or it is not gptexport's to replace."""
 
 
 class EngineError(GPTExportError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from gptexport.cli.options import Shapes
+from gptexport.cli.options import OutputPath, Shapes, check_named
 from gptexport.cli.output import Output, output_options, table
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ DEFAULT_SHAPES = ((1, 1), (1, 128), (4, 256), (1, 1024))
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU.  [default: all usable cores]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cpu; cuda for an engine]")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.svg", help="Draw the speeds.")
+@click.option("--plot", type=OutputPath(dir_okay=False), metavar="FILE.svg", help="Draw the speeds.")
 @output_options("bench")
 def bench(
     output: Output,
@@ -50,8 +50,9 @@ def bench(
     The session writes into one buffer that is used again (`out=`). Ratios are medians over rounds: absolute times
     drift with the machine. The peak of memory is that of another process, which loads the artifact and runs once.
     """
-    if plot is not None and not plot.parent.is_dir():
-        raise click.BadParameter(f"{plot.parent} is not a folder.", param_hint="--plot")
+    from gptexport.bench_chart import CHART, is_chart
+
+    check_named(plot, "--plot", is_chart, CHART)
     import numpy as np
 
     from gptexport_runtime import load
@@ -103,12 +104,22 @@ def bench(
     output.step("peak memory, in a process of its own for each shape")
     memory = {shape: memory_of(artifact, device, threads, shape) for shape in grid}
     peaks = {shape: found.peak if found else None for shape, found in memory.items()}
-    if plot is not None:
-        from gptexport.staging import write_file
-
-        write_file(plot, _chart(artifact, timings, baseline).encode())
     rows = [{**asdict(timing), "peak_bytes": peaks[timing.shape] if timing.name == OWN else None} for timing in timings]
     output.result({"ok": True, **used, "timings": rows}, timing_table(timings, peaks, baseline))
+    if plot is not None:
+        _draw(output, plot, _chart(artifact, timings, baseline))
+
+
+def _draw(output: Output, plot: Path, chart: str) -> None:
+    """What was measured has been said: a place that cannot be written costs a note."""
+    from gptexport.bench_chart import CHART, is_chart
+    from gptexport.errors import OutputError
+    from gptexport.staging import write_output
+
+    try:
+        write_output(plot, chart.encode(), is_ours=is_chart, what=CHART)
+    except OutputError as error:
+        output.note(f"not drawn: {error}")
 
 
 def _gpt2(manifest: Manifest | None) -> GPTConfig | None:

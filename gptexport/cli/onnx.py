@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gptexport.cli.options import Graphs
+from gptexport.cli.options import Graphs, OutputPath
 from gptexport.cli.output import Output, output_options, size
 from gptexport.config import DType, Gelu, Quantize, Target
 
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Export a checkpoint to ONNX.")
 @click.argument("checkpoint")
-@click.option(
-    "-o", "--out", "out", required=True, type=click.Path(path_type=Path), help="A folder, or a name that ends in .onnx."
-)
+@click.option("-o", "--out", "out", required=True, type=OutputPath(), help="A folder, or a name that ends in .onnx.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
 @click.option(
     "--target",

@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import click
 
 from gptexport_runtime.contract import heads
+
+
+class OutputPath(click.Path):
+    """Where to write. A name that is empty, as of a variable that is not set, is not the current folder."""
+
+    def __init__(self, *, dir_okay: bool = True) -> None:
+        super().__init__(path_type=Path, dir_okay=dir_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in ("", b""):
+            self.fail("the name is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def check_named(path: Path | None, option: str, is_ours: Callable[[Path], bool], what: str) -> None:
+    """Refuse before the work what cannot be written after it."""
+    from gptexport.errors import OutputError
+    from gptexport.staging import check_output_file
+
+    if path is not None:
+        try:
+            check_output_file(path, is_ours=is_ours, what=what)
+        except OutputError as error:
+            raise click.BadParameter(str(error), param_hint=option) from error
 
 
 class Shapes(click.ParamType[list[tuple[int, int]]]):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from gptexport.cli.options import Shapes
+from gptexport.cli.options import OutputPath, Shapes, check_named
 from gptexport.cli.output import Output, output_options
 from gptexport.cli.parity_text import hint_text, verdict_text
 from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo
@@ -72,8 +72,8 @@ class Gate(click.ParamType[tuple[str, str]]):
     help="Of an engine: the bundle or .onnx it was built from.  [default: found beside it by its hash]",
 )
 @click.option("--gate", "gates", type=Gate(), multiple=True, help="Another gate than the dtype's own. Repeatable.")
-@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Keep what was measured, as JSON.")
-@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write one HTML file of it all.")
+@click.option("--save", type=OutputPath(dir_okay=False), help="Keep what was measured, as JSON.")
+@click.option("--report", type=OutputPath(dir_okay=False), help="Write one HTML file of it all.")
 @output_options("parity")
 @click.pass_context
 def parity(
@@ -196,17 +196,15 @@ def parity(
 
 def _check_outputs(save: Path | None, report: Path | None) -> None:
     """Before the work, not after it; and nothing is replaced but what parity wrote."""
-    from gptexport.parity.measured import is_measured
+    from gptexport.parity.measured import SAVED, is_measured
+    from gptexport.parity.report import REPORT, is_report
 
-    for path, option in ((save, "--save"), (report, "--report")):
-        if path is not None and not path.parent.is_dir():
-            raise click.BadParameter(f"{path.parent} is not a folder.", param_hint=option)
     if save is not None and save.suffix != ".json":
         raise click.BadParameter(f"{save} does not end in .json, by which it is known again.", param_hint="--save")
-    if save is not None and save.exists() and not is_measured(save):
-        raise click.BadParameter(f"{save} is there, and holds no saved measurements to replace.", param_hint="--save")
     if report is not None and report.suffix not in (".html", ".htm"):
         raise click.BadParameter(f"{report} does not end in .html, as a browser expects.", param_hint="--report")
+    check_named(save, "--save", is_measured, SAVED)
+    check_named(report, "--report", is_report, REPORT)
 
 
 def _graph_of(artifact: Path) -> Path:

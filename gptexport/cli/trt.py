@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gptexport.cli.engine_text import engine_text, gpus
+from gptexport.cli.options import OutputPath
 from gptexport.cli.output import Output, output_options
 from gptexport.errors import OptionError
 from gptexport_runtime.engine_file import ENGINE_SUFFIX
@@ -37,7 +38,7 @@ class Shape(click.ParamType[tuple[int, int]]):
 
 @click.command(short_help="Build a TensorRT engine from an export.")
 @click.argument("source", metavar="BUNDLE|MODEL.onnx", type=click.Path(exists=True, path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A name that ends in .engine.")
+@click.option("-o", "--out", required=True, type=OutputPath(), help="A name that ends in .engine.")
 @click.option(
     "--backend", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="[default: what is installed and can build here]"
 )
@@ -54,9 +55,7 @@ class Shape(click.ParamType[tuple[int, int]]):
     "--workspace", type=click.IntRange(min=1), metavar="MB", help="Most scratch memory that a layer may take."
 )
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="TensorRT: 5 searches longest.")
-@click.option(
-    "--timing-cache", type=click.Path(dir_okay=False, path_type=Path), help="TensorRT: read and written back."
-)
+@click.option("--timing-cache", type=OutputPath(dir_okay=False), help="TensorRT: read and written back.")
 @click.option("--weight-streaming", is_flag=True, help="Let weights stay in host memory.")
 @click.option("--refit", is_flag=True, help="Let weights be replaced later.")
 @click.option("--version-compatible", is_flag=True, help="TensorRT: let newer versions run it.")

@@ -13,8 +13,8 @@ from typing import Any
 from gptexport.engine.flavour import BuildOptions, Flavour
 from gptexport.engine.listen import Progress, call_interruptibly, make_monitor
 from gptexport.engine.source import Source
-from gptexport.errors import EngineError, OptionError
-from gptexport.staging import replace_file
+from gptexport.errors import EngineError, OptionError, OutputError
+from gptexport.staging import write_output
 from gptexport_runtime.backends.tensorrt.log import errors_of, open_log
 from gptexport_runtime.contract.names import INPUT_IDS
 from gptexport_runtime.engine_file import TENSORRT_RTX, Profile
@@ -100,8 +100,7 @@ class _Build:
         plan = self.builder.build_serialized_network(self.network, self.config)
         if plan is None:
             return errors_of(self.log.lines)
-        if self.options.timing_cache is not None:
-            replace_file(self.options.timing_cache, memoryview(self.config.get_timing_cache().serialize()))
+        kept = self._keep_timing_cache()
         lines = self.log.lines
         return Plan(
             data=memoryview(plan),
@@ -109,8 +108,21 @@ class _Build:
             weight_bytes=sum(_sizes(lines, "Total Weights Memory")),
             fused_attention=0 if self.decompose else self.attention,
             decomposed_attention=self.attention if self.decompose else 0,
-            warnings=tuple(text for severity, text in lines if severity == "WARNING" and "Int64 binding" not in text),
+            warnings=tuple(text for severity, text in lines if severity == "WARNING" and "Int64 binding" not in text)
+            + kept,
         )
+
+    def _keep_timing_cache(self) -> tuple[str, ...]:
+        """Write it back. Returns: why it could not be; the engine is none the worse for it."""
+        if self.options.timing_cache is None:
+            return ()
+        data = memoryview(self.config.get_timing_cache().serialize())
+        try:
+            # TensorRT has read it, and refuses what is none
+            write_output(self.options.timing_cache, data, is_ours=lambda _: True, what="timing cache")
+        except OutputError as error:
+            return (f"the timing cache was not kept: {error}",)
+        return ()
 
     def _add_profiles(self, profiles: Sequence[Profile]) -> None:
         for item in profiles:
@@ -141,7 +153,7 @@ class _Build:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         if options.timing_cache is not None:
             file = options.timing_cache
-            self.cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
+            self.cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
             if self.cache is None or not config.set_timing_cache(self.cache, False):
                 raise OptionError(
                     f"{file} is not a timing cache of this GPU and TensorRT {self.flavour.version}. "

@@ -14,11 +14,19 @@ from gptexport.engine.flavour import BuildOptions, Flavour
 from gptexport.engine.listen import Progress
 from gptexport.engine.prepare import Prepared, prepare_graph
 from gptexport.engine.source import Source
-from gptexport.errors import EngineError
-from gptexport.staging import commit_files, replace_file, staged, write_file
+from gptexport.errors import EngineError, OutputError
+from gptexport.staging import staged, update_file, write_file
 from gptexport_runtime.contract.manifest import FileEntry
 from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
-from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo, Profile, TensorInfo, read_engine_info, sidecar_path
+from gptexport_runtime.engine_file import (
+    ENGINE_SUFFIX,
+    EngineInfo,
+    Profile,
+    TensorInfo,
+    parse_engine_info,
+    read_engine_info,
+    sidecar_path,
+)
 
 
 @dataclass(frozen=True)
@@ -47,33 +55,44 @@ def build_engine(
 
     Raises:
         EngineError: TensorRT cannot parse or build the graph; nothing is written.
-        OutputExistsError: `out` is there and `force` is not given.
+        OutputExistsError: `out` is there and `force` is not given, or is not gptexport's to replace.
+        OutputError: `out` cannot be written.
         KeyboardInterrupt: Ctrl-C; nothing is written.
     """
     if out.suffix != ENGINE_SUFFIX:
         raise EngineError(f"{out} is no name for an engine; expected a file that ends in {ENGINE_SUFFIX}.")
     options = options or BuildOptions()
-    with staged(out, force=force) as stage:
+    with staged(out, force=force) as folder:
         graph, prepared = prepare_graph(source.graph)
         request = Request(flavour, source, graph.SerializeToString(), profiles, targets, options)
         plan = build_plan(request, progress)
-        write_file(stage / out.name, plan.data)
+        write_file(folder / out.name, plan.data)
         entry = FileEntry(file=out.name, bytes=plan.data.nbytes, sha256=hashlib.sha256(plan.data).hexdigest())
         info = _describe(request, entry, plan, prepared)
-        sidecar = sidecar_path(out).name
-        write_file(stage / sidecar, info.to_json().encode())
-        commit_files(stage, out, [sidecar, out.name])
+        write_file(folder / sidecar_path(out).name, info.to_json().encode())
     return BuiltEngine(out, info, plan.warnings)
 
 
-def record_parity(engine: Path, record: Mapping[str, Any]) -> None:
+def record_parity(engine: Path, record: Mapping[str, Any], *, measured: str | None = None) -> None:
     """Write a verdict into the engine's sidecar, whole or not at all. The engine itself is not touched.
+
+    Args:
+        measured: sha256 of the engine that the verdict is of; None: of whatever is there.
 
     Raises:
         ArtifactError: the engine or its sidecar is missing or damaged, or they do not belong together.
+        OutputError: the sidecar cannot be written, or the verdict is of another engine.
     """
-    info = replace(read_engine_info(engine), parity=dict(record))
-    replace_file(sidecar_path(engine), info.to_json().encode())
+    read_engine_info(engine)
+    sidecar = sidecar_path(engine)
+
+    def change(old: bytes) -> bytes:
+        info = parse_engine_info(old.decode("utf-8", "replace"), sidecar)
+        if measured not in (None, info.engine.sha256):
+            raise OutputError(f"{engine} was replaced while it was measured: the verdict is not of the new one.")
+        return replace(info, parity=dict(record)).to_json().encode()
+
+    update_file(sidecar, change)
 
 
 def _describe(request: Request, entry: FileEntry, plan: Plan, prepared: Prepared) -> EngineInfo:

@@ -29,7 +29,7 @@ from gptexport.export.trace import DEFAULT_OPSET, trace_logits
 from gptexport.export.widen import widen_hidden
 from gptexport.export.write import write_graphs, write_tokenizer
 from gptexport.models.gpt2 import GPT
-from gptexport.staging import commit_files, commit_folder, data_file, staged, write_file
+from gptexport.staging import data_file, staged, write_file
 from gptexport.tokenizers import Travelling
 from gptexport_runtime.contract import heads
 from gptexport_runtime.contract.manifest import Manifest
@@ -76,6 +76,7 @@ def export_onnx(
     Raises:
         ExportError: the model cannot become the contract's graph; nothing is written.
         OutputExistsError: `out` is there and `force` is not given, or is not gptexport's to replace.
+        OutputError: `out` cannot be written.
     """
     lone = out.suffix == ".onnx"
     if target == "cpu" and dtype != "float32":
@@ -91,8 +92,7 @@ def export_onnx(
             f"the tokenizer {tokenizer.name} has {tokenizer.size} ids, the model's vocabulary {checkpoint.vocab_size}: "
             "it is not this model's."
         )
-    with staged(out, force=force) as stage:
-        folder = stage if lone else stage / out.name
+    with staged(out, force=force) as folder:
         names = {heads.LOGITS.name: out.name} if lone else {name: head.file for name, head in heads.HEADS.items()}
         model = checkpoint.model
         cast_parameters(model, TORCH_DTYPES[dtype])
@@ -117,7 +117,6 @@ def export_onnx(
         before = quantize_weights(trace) if quantize is not None else widen_hidden(trace) if target == "cpu" else {}
 
         progress(f"writing {trace.weight_bytes / 1e6:,.0f} MB of weights")
-        folder.mkdir(exist_ok=True)
         inline = lone and trace.weight_bytes <= INLINE_BYTES
         weights_path = None if inline else folder / (data_file(out).name if lone else WEIGHTS_FILE)
         chunk = CUDA_SCORE_CHUNK if target == "cuda" else SCORE_CHUNK
@@ -182,11 +181,8 @@ def export_onnx(
             runs_on=("cuda",) if by_twin else ("cpu", "cuda"),
         )
         files = [entry for entry in (weights, *entries.values()) if entry is not None]
-        if lone:
-            commit_files(stage, out, [entry.file for entry in files])
-        else:
+        if not lone:
             write_file(folder / MANIFEST_FILE, manifest.to_json().encode())
-            commit_folder(stage, out)
     check_error = max((error for error in errors if error is not None), default=None)
     return Exported(out, manifest, check_error, sum(entry.bytes for entry in files))
 

@@ -14,11 +14,12 @@ from gptexport.parity.gates import EPS, GATES
 from gptexport.parity.metrics import ErrorStats, Positions, ShapeStats
 from gptexport.parity.verdict import Invariance, Verdict, judge
 from gptexport.precision import Gates
-from gptexport.staging import replace_file
+from gptexport.staging import write_output
 from gptexport_runtime import GPTExportError
 
 FORMAT = "gptexport-parity"
 FORMAT_VERSION = 1
+SAVED = "saved measurements"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Measured:
     def save(self, path: Path) -> None:
         """As JSON, whole or not at all. Floats keep all digits; what is not finite is written as Python writes it."""
         data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        replace_file(path, json.dumps(data, default=_plain).encode())
+        write_output(path, json.dumps(data, default=_plain).encode(), is_ours=is_measured, what=SAVED)
 
 
 def is_measured(path: Path) -> bool:

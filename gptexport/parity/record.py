@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from gptexport.engine import record_parity
+from gptexport.errors import OutputError
 from gptexport.parity.verdict import Verdict
-from gptexport.staging import replace_file
+from gptexport.staging import update_file
 from gptexport_runtime import Session
+from gptexport_runtime.contract.manifest import Manifest
 from gptexport_runtime.contract.names import MANIFEST_FILE
 
 
@@ -19,6 +23,9 @@ def record_verdict(artifact: Path, session: Session, verdict: Verdict, checkpoin
     """Write the verdict beside what it is about, whole or not at all. No date: a rerun writes the same bytes.
 
     Into a bundle's manifest, or an engine's sidecar. A lone graph has no place for it.
+
+    Raises:
+        OutputError: it cannot be written there, or what is there now is not what was measured.
     """
     record = verdict.to_dict()
     for long in ("by_position", "by_row"):
@@ -31,9 +38,22 @@ def record_verdict(artifact: Path, session: Session, verdict: Verdict, checkpoin
         record["graphs_sha256"] = {kind: entry.sha256 for kind, entry in manifest.graphs.items()}
         record["weights_sha256"] = manifest.weights.sha256 if manifest.weights else None
         folder = artifact if artifact.is_dir() else artifact.parent
-        replace_file(folder / MANIFEST_FILE, replace(manifest, parity=record).to_json().encode())
+        update_file(folder / MANIFEST_FILE, partial(_with_record, manifest, record))
     elif session.engine is not None:
-        record_parity(artifact, {**record, "engine_sha256": session.engine.engine.sha256})
+        sha256 = session.engine.engine.sha256
+        record_parity(artifact, {**record, "engine_sha256": sha256}, measured=sha256)
+
+
+def _with_record(measured: Manifest, record: Mapping[str, Any], old: bytes) -> bytes:
+    """The manifest that is there now, with the verdict.
+
+    Raises:
+        OutputError: the bundle is not the one that was measured.
+    """
+    now = Manifest.from_json(old.decode("utf-8", "replace"))
+    if (now.graphs, now.weights) != (measured.graphs, measured.weights):
+        raise OutputError("the bundle was replaced while it was measured: the verdict is not of the new one.")
+    return replace(now, parity=record).to_json().encode()
 
 
 def environment(artifact: Path, checkpoint: str, session: Session, checkpoint_sha256: str) -> dict[str, Any]:

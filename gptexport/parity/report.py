@@ -16,17 +16,25 @@ from gptexport.parity.report_style import STYLE
 from gptexport.parity.report_table import table
 from gptexport.parity.statistics import Mean
 from gptexport.parity.verdict import Verdict
-from gptexport.staging import write_file
+from gptexport.staging import write_output
 from gptexport_runtime.text import Tokenizer
 
 WORST = 12
 CONTEXT = 8
+HEAD = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+MADE_BY = '<meta name="generator" content="gptexport parity">'
+REPORT = "report of gptexport parity"
 
 
 def write_report(
     path: Path, measured: Measured, verdict: Verdict, diagnosis: Diagnosis | None, tokenizer: Tokenizer | None
 ) -> None:
-    """Write the report; an older one there is replaced."""
+    """Write the report; an older one there is replaced.
+
+    Raises:
+        OutputExistsError: something else is there.
+        OutputError: it cannot be written.
+    """
     title = f"{'PASS' if verdict else 'FAIL'}: {measured.environment.get('artifact', 'parity')}"
     sections = [
         _verdict(verdict, measured),
@@ -41,13 +49,18 @@ def write_report(
         _words(),
     ]
     page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"{HEAD}{MADE_BY}<title>{escape(title)}</title>"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
     )
-    temporary = path.with_name(f".{path.name}.tmp")
-    write_file(temporary, page.encode())
-    temporary.replace(path)
+    write_output(path, page.encode("utf-8", "replace"), is_ours=is_report, what=REPORT)
+
+
+def is_report(path: Path) -> bool:
+    """Is it a file of `write_report`? Before 0.2 they did not say who made them."""
+    with path.open("rb") as file:
+        begins = file.read(len(HEAD + MADE_BY)).decode("utf-8", "replace")
+    return begins.startswith((HEAD + MADE_BY, HEAD + "<title>PASS: ", HEAD + "<title>FAIL: "))
 
 
 def _verdict(verdict: Verdict, measured: Measured) -> str:

@@ -141,10 +141,16 @@ def test_ctrl_c_stops_the_build_and_leaves_nothing(export: Export, build: Build,
 
 
 def test_existing_engine_is_kept_unless_forced(engine: Path, export: Export, build: Build, tmp_path: Path) -> None:
-    (tmp_path / "gpt.engine.json").write_text("mine")
+    sidecar = tmp_path / "gpt.engine.json"
+    sidecar.write_text("mine")
+    for force, message in ((False, "--force"), (True, "was not written by gptexport")):
+        with pytest.raises(OutputExistsError, match=message):
+            build(export("bfloat16"), tmp_path / "gpt.engine", force=force)
+        assert sidecar.read_text() == "mine"
+    sidecar.write_text('{"format": "gptexport-engine"}')
     with pytest.raises(OutputExistsError, match="--force"):
         build(export("bfloat16"), tmp_path / "gpt.engine")
-    assert (tmp_path / "gpt.engine.json").read_text() == "mine"
+    assert sidecar.read_text() == '{"format": "gptexport-engine"}'
     build(export("bfloat16"), tmp_path / "gpt.engine", force=True)
     assert (tmp_path / "gpt.engine").read_bytes() == engine.read_bytes()
 

@@ -152,11 +152,13 @@ def test_lone_graphs(cli: Cli, checkpoint: Path, tmp_path: Path) -> None:
         ("--save", "copy/gptexport.json", "holds no saved measurements to replace"),
         ("--save", "copy/weights.data", "does not end in .json"),
         ("--report", "copy/weights.data", "does not end in .html"),
+        ("--report", "copy/notes.html", "holds no report of gptexport parity to replace"),
     ],
 )
 def test_nothing_is_replaced_but_what_parity_wrote(
     cli: Cli, copy: Path, checkpoint: Path, option: str, name: str, message: str
 ) -> None:
+    (copy / "notes.html").write_text("<p>mine")
     before = (copy.parent / name).read_bytes()
     ran = cli("parity", copy, "--against", checkpoint, option, copy.parent / name)
     assert ran.code == 2 and message in " ".join(ran.err.split())

@@ -1,0 +1,97 @@
+"""What a dead process left is told from what a living one works in, and from what somebody forged."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from gptexport.staging import staged, sweep, write_file
+from gptexport.staging.files import PLAN, PUT
+from gptexport.staging.stage import LOCK, NAME
+from tests.support.outputs import listing, write_bundle
+
+FORGED = ".gptexport-abcdefgh.tmp"
+
+
+def test_the_stage_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    with staged(tmp_path / "gpt", force=False) as folder:
+        write_file(folder / "gptexport.json", b"{}")
+        sweep(tmp_path)
+        write_bundle(tmp_path / "other", "new")
+        assert (folder / "gptexport.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpt", "other"]
+
+
+def test_its_name_cannot_be_foreseen(tmp_path: Path) -> None:
+    names = set()
+    for _ in range(20):
+        with staged(tmp_path / "gpt", force=True) as folder:
+            names.add(folder.parents[1].name)
+            write_file(folder / "gptexport.json", b"{}")
+            assert folder.parents[1].stat().st_mode & 0o077 == 0, "nobody else may write into it"
+    assert len(names) == 20
+    assert all(NAME.fullmatch(name) for name in names)
+
+
+def test_an_empty_stage_is_swept(tmp_path: Path) -> None:
+    (tmp_path / FORGED).mkdir()
+    sweep(tmp_path)
+    assert listing(tmp_path) == []
+
+
+def forge(home: Path) -> Path:
+    stage = home / FORGED
+    stage.mkdir()
+    (stage / LOCK).touch()
+    return stage
+
+
+def test_a_forged_stage_deletes_nothing_outside_itself(tmp_path: Path) -> None:
+    """It may come in an archive that was unpacked here."""
+    for name in ("thesis.txt", "gpt.onnx", "gpt.onnx.data", "weights.data"):
+        (tmp_path / name).write_text("precious")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("precious")
+    before = listing(tmp_path)
+    stage = forge(tmp_path)
+    for name in (PUT, "old", "swap", "graph", "engine", "aside", "new", "one"):
+        (stage / name / "folder").mkdir(parents=True)
+        (stage / name / "thesis.txt").write_text("forged")
+        (stage / name / "gpt.onnx").write_text("forged")
+        (stage / name / "folder" / "gptexport.json").write_text("{}")
+    plan = {name: [1, 8, 0] for name in ("thesis.txt", "gpt.onnx.data", "../x", "weights.data")}
+    (stage / PLAN).write_text(json.dumps(plan))
+    (stage / "drop.json").write_text(json.dumps(plan))
+    sweep(tmp_path)
+    sweep(tmp_path)
+    assert [name for name in listing(tmp_path) if ".gptexport-" not in name] == before
+    assert {path.read_text() for path in tmp_path.glob("*.*") if path.is_file()} == {"precious"}
+    assert (tmp_path / "folder" / "notes.txt").read_text() == "precious"
+
+
+def test_links_in_a_forged_stage_lead_nowhere(tmp_path: Path) -> None:
+    home, precious = tmp_path / "home", tmp_path / "precious"
+    home.mkdir()
+    precious.mkdir()
+    (precious / "weights.data").write_text("precious")
+    stage = forge(home)
+    for name in (PUT, "old", "swap", "graph", "new", "one"):
+        (stage / name).symlink_to(precious)
+    sweep(home)
+    (home / ".gptexport-ijklmnop.tmp").symlink_to(precious)
+    sweep(home)
+    other = home / ".gptexport-qrstuvwx.tmp"
+    other.mkdir()
+    (other / LOCK).symlink_to(precious / "weights.data")
+    os.mkfifo(home / ".gptexport-12345678.tmp")
+    sweep(home)
+    assert listing(precious) == ["weights.data"]
+    assert (precious / "weights.data").read_text() == "precious"
+
+
+def test_a_fifo_for_a_lock_does_not_hang(tmp_path: Path) -> None:
+    stage = tmp_path / FORGED
+    stage.mkdir()
+    os.mkfifo(stage / LOCK)
+    sweep(tmp_path)
