@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
+import traceback
 from types import FrameType
 
 import click
@@ -15,8 +18,9 @@ from gptexport.cli.doctor import doctor
 from gptexport.cli.generate import generate
 from gptexport.cli.inspect import inspect
 from gptexport.cli.onnx import onnx
-from gptexport.cli.output import print_error
+from gptexport.cli.output import print_error, say
 from gptexport.cli.parity import parity
+from gptexport.cli.terminal import forgiving, give_up
 from gptexport.cli.trt import trt
 from gptexport.errors import UnknownCheckpointError, UnsafeCheckpointError
 from gptexport_runtime.errors import BackendUnavailableError, GPTExportError
@@ -26,6 +30,9 @@ EXIT_USAGE = 2
 EXIT_BACKEND_UNAVAILABLE = 4
 EXIT_CHECKPOINT = 5
 EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+BUG = "This is a bug in gptexport: run again with -v and report the traceback."
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EAGAIN}  # of a stream
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -55,12 +62,20 @@ for command in (onnx, trt, parity, generate, inspect, bench, doctor):
 def main() -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _interrupt)  # so that a killed export cleans up as an interrupted one does
-    code = run(sys.argv[1:])
+    try:
+        code = run(sys.argv[1:])
+    except Exception:  # of a bug, with -v: its message may hold a file's names
+        say("", traceback.format_exc().rstrip())
+        code = EXIT_ERROR
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            give_up(stream)
     if code == EXIT_INTERRUPTED:
         # An interrupt that passed through exec() of a string, as in dataclasses and sympy, marks the interpreter: it
         # would kill itself with SIGINT on the way out, though the interrupt was handled (CPython's pythonrun.c).
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -71,34 +86,47 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; no exception leaves but, with -v, that of a bug."""
-    as_json = "--json" in arguments
+    with forgiving():
+        try:
+            result = gptexport.main(arguments, prog_name="gptexport", standalone_mode=False)
+            return result if isinstance(result, int) else 0
+        except click.ClickException as error:
+            told = io.StringIO()
+            error.show(file=told)
+            say("", told.getvalue().rstrip())
+            return error.exit_code
+        except BrokenPipeError:  # `gptexport inspect … | head`
+            return EXIT_ERROR
+        except (Exception, KeyboardInterrupt) as error:
+            found = _told(error)
+            if found is None and {"-v", "--verbose"} & set(arguments):
+                raise
+            kind, message, code = found or (type(error).__name__, f"{_message(error)}\n{BUG}", EXIT_ERROR)
+            print_error(kind, message, "--json" in arguments)
+            return code
+
+
+def _told(error: BaseException) -> tuple[str, str, int] | None:
+    """The name of what went wrong, a message, and the exit code; None: that is not foreseen."""
+    name = type(error).__name__
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return "Interrupted", f"interrupted; {_message(error) or 'nothing was written.'}", EXIT_INTERRUPTED
+    if isinstance(error, BackendUnavailableError):
+        return name, _message(error), EXIT_BACKEND_UNAVAILABLE
+    if isinstance(error, UnknownCheckpointError | UnsafeCheckpointError):
+        return name, _message(error), EXIT_CHECKPOINT
+    if isinstance(error, GPTExportError):
+        return name, _message(error), EXIT_ERROR
+    if isinstance(error, MemoryError):
+        return name, "out of memory. Close other programs, or use a machine with more.", EXIT_ERROR
+    if isinstance(error, OSError) and error.filename is None and error.errno in NO_ROOM:  # --help > /dev/full
+        return name, f"the output cannot be written: {error.strerror}.", EXIT_ERROR
+    return None
+
+
+def _message(error: BaseException) -> str:
+    """Even of an exception that cannot say what it is."""
     try:
-        result = gptexport.main(arguments, prog_name="gptexport", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt) as error:
-        print_error("Interrupted", f"interrupted; {str(error) or 'nothing was written.'}", as_json)
-        return EXIT_INTERRUPTED
-    except BackendUnavailableError as error:
-        print_error(type(error).__name__, str(error), as_json)
-        return EXIT_BACKEND_UNAVAILABLE
-    except (UnknownCheckpointError, UnsafeCheckpointError) as error:
-        print_error(type(error).__name__, str(error), as_json)
-        return EXIT_CHECKPOINT
-    except GPTExportError as error:
-        print_error(type(error).__name__, str(error), as_json)
-        return EXIT_ERROR
-    except MemoryError:
-        print_error("MemoryError", "out of memory. Close other programs, or use a machine with more.", as_json)
-        return EXIT_ERROR
-    except BrokenPipeError:  # `gptexport inspect … | head`
-        sys.stdout = None
-        return EXIT_ERROR
-    except Exception as error:
-        if {"-v", "--verbose"} & set(arguments):
-            raise
-        advice = "This is a bug in gptexport: run again with -v and report the traceback."
-        print_error(type(error).__name__, f"{error}\n{advice}", as_json)
-        return EXIT_ERROR
+        return str(error)
+    except Exception:
+        return type(error).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from collections.abc import Generator, Sequence
@@ -84,8 +83,6 @@ def generate(
         began = time.perf_counter()
         texts = [_Continuation(words, stop_texts) for _ in range(samples)]
         steps = _steps(session, ids, samples, seed, stop=stop_ids, **options)
-        if isinstance(output.stdout, io.TextIOWrapper):  # a terminal may not have every character
-            output.stdout.reconfigure(errors="replace")
         try:
             with closing(steps):
                 _run(steps, texts, output if show else None)
@@ -140,8 +137,7 @@ def _run(steps: Steps, texts: list[_Continuation], output: Output | None) -> Non
                 continue
             new = text.take(token)
             if output is not None:
-                output.stdout.write(new)
-                output.stdout.flush()
+                output.text(new)
         if all(text.stopped for text in texts):
             return
 
@@ -151,8 +147,7 @@ def _finish(texts: list[_Continuation], output: Output, seed: int, shown: bool) 
     for number, text in enumerate(texts):
         left = text.end()
         if not output.as_json:
-            output.stdout.write(f"{left}\n" if shown else f"--- seed {seed + number} ---\n{text.text}\n")
-    output.stdout.flush()
+            output.text(f"{left}\n" if shown else f"--- seed {seed + number} ---\n{text.text}\n")
 
 
 def _tokenizer(

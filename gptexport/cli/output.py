@@ -1,7 +1,8 @@
-"""How every command speaks: data on stdout, everything else on stderr."""
+"""How every command speaks: data on stdout, everything else on stderr. Nothing is printed elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -12,6 +13,8 @@ from functools import wraps
 from typing import Any, TextIO, TypeVar
 
 import click
+
+from gptexport.cli.terminal import one_line, printable
 
 SCHEMA_VERSION = 1
 
@@ -32,18 +35,23 @@ class Output:
     def step(self, text: str) -> None:
         """Progress, for people: what is being done now, and when it began."""
         if not self.quiet:
-            click.echo(click.style(f"{time.monotonic() - self.began:6.1f}s  ", dim=True) + text, err=True)
+            say(click.style(f"{time.monotonic() - self.began:6.1f}s  ", dim=True), text)
 
     def note(self, text: str) -> None:
         """What a person should know, though nothing failed."""
         if not self.quiet:
-            click.echo(click.style("   note  ", fg="yellow") + text, err=True)
+            say(click.style("   note  ", fg="yellow"), text)
 
     def result(self, data: dict[str, Any], text: str) -> None:
         """The one object of --json, or `text` for people."""
         if self.as_json:
-            text = json.dumps({"schema_version": SCHEMA_VERSION, "command": self.command, **data}, indent=2)
-        click.echo(text, file=self.stdout)
+            text = _json({"schema_version": SCHEMA_VERSION, "command": self.command, **data})
+        click.echo(printable(text), file=self.stdout)
+
+    def text(self, new: str) -> None:
+        """What a model has written, as it comes: as it is into a file or a pipe, made printable on a terminal."""
+        self.stdout.write(printable(new) if self.stdout.isatty() else new)
+        self.stdout.flush()
 
 
 def output_options(command: str) -> Callable[[F], F]:
@@ -69,15 +77,27 @@ def output_options(command: str) -> Callable[[F], F]:
 
 def print_error(kind: str, message: str, as_json: bool) -> None:
     """One message on stderr; with --json also the one object on stdout."""
-    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+    say(click.style("error: ", fg="red", bold=True), message)
     if as_json:
         error = {"type": kind, "message": message}
-        click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "ok": False, "error": error}, indent=2))
+        with contextlib.suppress(OSError, ValueError):  # full, or closed
+            click.echo(_json({"schema_version": SCHEMA_VERSION, "ok": False, "error": error}))
+
+
+def say(mark: str, text: str) -> None:
+    """On stderr. Where that cannot take it, nobody can be told."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(mark + printable(text), err=True)
+
+
+def _json(data: dict[str, Any]) -> str:
+    """ASCII alone, so that no control character is in it but newlines."""
+    return json.dumps(data, indent=2).replace("\x7f", "\\u007f")
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     """Columns that line up: text to the left, numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     right = [
         bool(rows) and all(isinstance(row[i], int | float) or _numeric(str(row[i])) for row in rows)
@@ -94,7 +114,7 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
 def facts(pairs: Sequence[tuple[str, object]]) -> str:
     """Names and values, one a line."""
     width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in pairs if value is not None)
+    return "\n".join(f"{name.ljust(width)}  {one_line(value)}" for name, value in pairs if value is not None)
 
 
 def size(count: int) -> str:
