@@ -39,10 +39,10 @@ def _spelled(found: re.Match[str]) -> str:
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """For a stream whose encoding lacks some characters: something like them, or their number."""
+    """For a stream whose encoding lacks some characters: something like them, or a question mark."""
     assert isinstance(error, UnicodeEncodeError)
     lacking = error.object[error.start : error.end]
-    return "".join(PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in lacking), error.end
+    return "".join(PLAIN.get(c, "?") for c in lacking), error.end
 
 
 codecs.register_error(ERRORS, _plain)

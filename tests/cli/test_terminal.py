@@ -46,7 +46,7 @@ def test_a_name_makes_no_line_of_its_own() -> None:
 
 
 def test_what_an_encoding_lacks_is_replaced() -> None:
-    assert "2 × 3 … ─ ü\udc80".encode("ascii", ERRORS) == b"2 x 3 ... - \\xfc\\udc80"
+    assert "2 × 3 … ─ ü\udc80".encode("ascii", ERRORS) == b"2 x 3 ... - ??"
     assert "2 × 3 …".encode("latin-1", ERRORS) == b"2 \xd7 3 ..."
 
 
