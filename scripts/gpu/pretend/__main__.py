@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import os
 import re
@@ -28,7 +29,15 @@ from typing import Any
 import numpy as np
 
 from gptexport_runtime.contract import heads
-from gptexport_runtime.contract.names import INPUT_IDS, LENGTHS, LOGITS, MANIFEST_FILE, PAST_LENGTHS
+from gptexport_runtime.contract.names import (
+    INPUT_IDS,
+    LENGTHS,
+    LOGITS,
+    MANIFEST_FILE,
+    PAST_LENGTHS,
+    past_names,
+    present_names,
+)
 from scripts.gpu.attention_kernel import DEBUG_INFO, read_log
 
 HERE = Path(__file__).parent
@@ -37,12 +46,7 @@ FLOATS = {"bfloat16", "double", "float", "float16"}
 MIN_OPSET = 23  # below it, attention is no single node, and the target is refused
 SHAPES = ((1, 1), (2, 128), (1, 1024))
 CAPACITY = 16  # tokens of a row's cache
-# by the type of an input: what numpy holds it as, and its number in onnx.TensorProto
-CACHE_TYPES: dict[str, tuple[type[np.generic], int]] = {
-    "tensor(float)": (np.float32, 1),
-    "tensor(float16)": (np.float16, 10),
-    "tensor(bfloat16)": (np.uint16, 16),
-}
+CACHE_TYPES = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}  # numbers of onnx.TensorProto
 
 
 def compile_libraries(folder: Path) -> None:
@@ -141,7 +145,7 @@ def run_attention(bundle: Path) -> None:
     if (bundle / heads.DECODE.file).exists():
         session = open_graph(ort, bundle / heads.DECODE.file)
         for B, T, held in ((2, 4, 0), (2, 1, 4), (1, 3, 5)):  # prompts, a step, a piece of one row
-            session.run_with_ort_values([LOGITS], step_inputs(ort, session, B, T, held))
+            session.run_with_iobinding(step(ort, session, B, T, held))
 
 
 def open_graph(ort: Any, path: Path) -> Any:
@@ -150,21 +154,22 @@ def open_graph(ort: Any, path: Path) -> Any:
     return ort.InferenceSession(str(path), options, providers=["CUDAExecutionProvider"])
 
 
-def step_inputs(ort: Any, session: Any, B: int, T: int, held: int) -> dict[str, Any]:
-    """Zeros for every input of a `decode` graph: T new tokens in each of B rows, whose caches hold `held`."""
-    known = {
-        INPUT_IDS: np.zeros((B, T), np.int64),
-        LENGTHS: np.full(B, T, np.int64),
-        PAST_LENGTHS: np.full(B, held, np.int64),
-    }
-    feed = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in known.items()}
-    for value in session.get_inputs():
-        if value.name not in known:  # keys or values (B, n_head, S, head_size)
-            _, n_head, _, head_size = value.shape
-            dtype, onnx_type = CACHE_TYPES[value.type]
-            zeros = np.zeros((B, n_head, CAPACITY, head_size), dtype)
-            feed[value.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(zeros, onnx_type)
-    return feed
+def step(ort: Any, session: Any, B: int, T: int, held: int) -> Any:
+    """A call of a `decode` graph: T new tokens in each of B rows, whose caches hold `held`, written where they lie."""
+    binding = session.io_binding()
+    binding.bind_cpu_input(INPUT_IDS, np.zeros((B, T), np.int64))
+    binding.bind_cpu_input(LENGTHS, np.full(B, T, np.int64))
+    binding.bind_cpu_input(PAST_LENGTHS, np.full(B, held, np.int64))
+    inputs = {value.name: value for value in session.get_inputs()}
+    for layer in itertools.takewhile(lambda layer: past_names(layer)[0] in inputs, itertools.count()):
+        for past, present in zip(past_names(layer), present_names(layer), strict=True):
+            _, n_head, _, head_size = inputs[past].shape
+            shape, dtype = (B, n_head, CAPACITY, head_size), CACHE_TYPES[inputs[past].type]
+            cache = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cuda", 0)
+            binding.bind_ortvalue_input(past, cache)
+            binding.bind_ortvalue_output(present, cache)
+    binding.bind_output(LOGITS)
+    return binding
 
 
 def main() -> None:
