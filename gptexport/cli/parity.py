@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,11 +9,10 @@ import click
 
 from gptexport.cli.options import OutputPath, Shapes, check_named
 from gptexport.cli.output import Output, output_options
-from gptexport.cli.parity_text import hint_text, verdict_text
-from gptexport_runtime.engine_file import ENGINE_SUFFIX, EngineInfo
+from gptexport.cli.parity_text import result_text
 
 if TYPE_CHECKING:
-    from gptexport.checkpoints import Checkpoint
+    from gptexport.artifacts import Artifact
     from gptexport.config import Gelu
 
 EXIT_PARITY_FAILED = 3
@@ -26,7 +24,7 @@ class Gate(click.ParamType[tuple[str, str]]):
     name = "NAME=NUMBER"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        from gptexport.parity.gates import changed_gates
+        from gptexport.parity.verdict.gates import changed_gates
         from gptexport.precision import Gates
         from gptexport_runtime import InputError
 
@@ -42,9 +40,9 @@ class Gate(click.ParamType[tuple[str, str]]):
 
 @click.command(short_help="Check an export against its checkpoint.")
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
-@click.option("--against", "checkpoint", metavar="CHECKPOINT", help="What it was exported from.")
+@click.option("--against", "checkpoint", metavar="CHECKPOINT", help="The checkpoint that it was exported from.")
 @click.option("--shapes", type=Shapes(), help="The (B,T) to compare at.  [default: a grid up to block_size]")
-@click.option("--quick", is_flag=True, help="A first answer: two small shapes, and no search for whom to blame.")
+@click.option("--quick", is_flag=True, help="A first answer: two small shapes, and no search for the cause.")
 @click.option(
     "--tokens",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -56,24 +54,25 @@ class Gate(click.ParamType[tuple[str, str]]):
     help="bytes, gpt2, a tokenizer.json, or nanoGPT's meta.pkl.  [default: the bundle's own]",
 )
 @click.option(
-    "--gelu", type=click.Choice(["tanh", "erf"]), help="What the training code used, where the checkpoint does not say."
+    "--gelu", type=click.Choice(["tanh", "erf"]), help="The GELU of the training code, where the checkpoint names none."
 )
+@click.option("--block-size", type=click.IntRange(min=1), help="Longest sequence, where a module of your own has none.")
 @click.option(
-    "--block-size", type=click.IntRange(min=1), help="Longest sequence, where a module of your own does not say."
+    "--vocab-size",
+    type=click.IntRange(min=1),
+    help="The value used at export. Only needed for a single .onnx: a bundle records it.",
 )
-@click.option("--vocab-size", type=click.IntRange(min=1), help="As at the export, for a lone .onnx; a bundle knows.")
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), help="Where the artifact runs.  [default: cpu; an engine: cuda]"
 )
 @click.option(
     "--graph",
-    "origin",
     type=click.Path(exists=True, path_type=Path),
-    help="Of an engine: the bundle or .onnx it was built from.  [default: found beside it by its hash]",
+    help="The bundle or .onnx that an engine was built from.  [default: found beside it by its hash]",
 )
-@click.option("--gate", "gates", type=Gate(), multiple=True, help="Another gate than the dtype's own. Repeatable.")
-@click.option("--save", type=OutputPath(dir_okay=False), help="Keep what was measured, as JSON.")
-@click.option("--report", type=OutputPath(dir_okay=False), help="Write one HTML file of it all.")
+@click.option("--gate", "gates", type=Gate(), multiple=True, help="Override a gate, e.g. noise_ratio=3. Repeatable.")
+@click.option("--save", type=OutputPath(dir_okay=False), help="Save the measurements as JSON.")
+@click.option("--report", type=OutputPath(dir_okay=False), help="Write an HTML report.")
 @output_options("parity")
 @click.pass_context
 def parity(
@@ -89,7 +88,7 @@ def parity(
     block_size: int | None,
     vocab_size: int | None,
     device: Literal["cpu", "cuda"] | None,
-    origin: Path | None,
+    graph: Path | None,
     gates: tuple[tuple[str, str], ...],
     save: Path | None,
     report: Path | None,
@@ -112,92 +111,69 @@ def parity(
     like. The verdict goes into the bundle's manifest or the engine's sidecar, unless it is that of --quick or --gate.
     Exit code 0: the same model; 3: not the same.
     """
-    from gptexport.parity.gates import GATES, changed_gates
-    from gptexport.parity.measured import is_measured, load_measured
-    from gptexport.parity.token_files import is_token_file
+    from gptexport.parity.measure.measured import is_measured
+    from gptexport.parity.measure.token_files import is_token_file, read_tokens
     from gptexport.tokenizers import tokenizer_for
 
     _check_outputs(save, report)
     plain_text = tokens is not None and not is_token_file(tokens)
-    words = tokenizer_for(artifact, tokenizer, needed=plain_text)
-    diagnosis, hint = None, ""
-    if is_measured(artifact):
-        measured = load_measured(artifact)
-        verdict = measured.judge(changed_gates(GATES[measured.gates], dict(gates)))
-    elif checkpoint is None:
+    text_tokenizer = tokenizer_for(artifact, tokenizer, needed=plain_text)
+    if checkpoint is None and not is_measured(artifact):
         raise click.UsageError("Missing option '--against': the checkpoint that ARTIFACT was exported from.")
+    if checkpoint is None or is_measured(artifact):
+        from gptexport.parity import judge_saved
+
+        result = judge_saved(artifact, dict(gates))
     else:
-        from gptexport_runtime import load
+        described = _describe(artifact, graph)
+        output.step(f"reading {checkpoint}")
+        from gptexport.parity import ShapeError, check_parity, load_for
 
-        is_engine = artifact.suffix == ENGINE_SUFFIX
-        if origin is not None and not is_engine:
-            raise click.UsageError(f"--graph is of an engine; {artifact} is none.")
-        device = device or ("cuda" if is_engine else "cpu")
-        with load(artifact, device=device, verify=True) as session:
-            output.step(f"reading {checkpoint}")
-            from gptexport.checkpoints import load_checkpoint
-            from gptexport.parity import default_grid, diagnose, measure_parity, quick_grid, read_tokens
-            from gptexport.parity.heads import measure_heads
-            from gptexport.parity.lone import precision_of
-            from gptexport.parity.origin import find_origin
-            from gptexport.parity.record import environment, record_verdict
-            from gptexport.parity.tokens import grid_within
-
-            manifest, engine = session.manifest, session.engine
-            graph = _graph_of(artifact) if engine is None else find_origin(artifact, engine, origin)
-            described = manifest or engine
-            precision = described or precision_of(_graph_of(artifact))
-            exported = described.source.get("options", {}) if described else {}
-            loaded = load_checkpoint(
-                checkpoint,
-                gelu=gelu,  # never the export's --gelu: a wrong one is what parity is there to find
-                vocab_size=vocab_size or exported.get("vocab_size"),
-                block_size=block_size or exported.get("block_size"),
-            )
-            _check_shapes(shapes, loaded, engine)
-            grid = shapes or (quick_grid if quick else default_grid)(loaded.block_size)
-            if engine is not None:
-                grid = shapes or grid_within(grid, engine.profiles)
-            ids = read_tokens(tokens, loaded.predicted_ids, words) if tokens else None
-            measured = measure_parity(
-                session,
+        loaded = load_for(described, checkpoint, gelu=gelu, vocab_size=vocab_size, block_size=block_size)
+        try:
+            result = check_parity(
+                described,
                 loaded,
-                grid,
-                dtype=precision.dtype,
-                gates=None if isinstance(precision, EngineInfo) else precision.quantize,
-                graph=graph,
-                tokens=ids,
+                shapes=shapes,
+                tokens=read_tokens(tokens, loaded.predicted_ids, text_tokenizer) if tokens else None,
+                device=device,
+                gates=dict(gates),
+                quick=quick,
+                source=checkpoint,
                 progress=output.step,
             )
-            if manifest is not None and not quick:
-                output.step("comparing the other graphs of the bundle")
-                with load(artifact, device=device, prepack=False) as lean:  # each graph of a session has its own copy
-                    measured = measure_heads(measured, lean, tokens=ids)
-            measured = replace(measured, environment=environment(artifact, checkpoint, session, loaded.sha256))
-            verdict = measured.judge(changed_gates(GATES[measured.gates], dict(gates)))
-            if not (quick and verdict):
-                diagnosis = diagnose(session, loaded, graph, verdict, tokens=ids, blame=not quick, progress=output.step)
-            if not quick and not gates:
-                record_verdict(artifact, session, verdict, loaded.sha256)
-            hint = hint_text(verdict, described, loaded.config)
+        except ShapeError as error:
+            raise click.BadParameter(str(error), param_hint="--shapes") from error
     if save is not None:
-        measured.save(save)
+        result.measured.save(save)
     if report is not None:
-        from gptexport.parity.report import write_report
+        from gptexport.parity.report.page import write_report
 
-        write_report(report, measured, verdict, diagnosis, words)
-    output.result(
-        {"ok": True, "artifact": str(artifact), **verdict.to_dict(), **(diagnosis.to_dict() if diagnosis else {})},
-        verdict_text(verdict, diagnosis, real_text=measured.real_text) + hint,
-    )
-    if not verdict:
+        write_report(report, result, text_tokenizer)
+    for note in result.notes:
+        output.note(note)
+    output.result({"ok": True, "artifact": str(artifact), **result.to_dict()}, result_text(result))
+    if not result:
         ctx.exit(EXIT_PARITY_FAILED)
+
+
+def _describe(path: Path, graph: Path | None) -> Artifact:
+    """The artifact; an engine as built from `graph`, where that is given."""
+    from gptexport.artifacts import describe_artifact
+
+    artifact = describe_artifact(path)
+    if graph is None:
+        return artifact
+    built = artifact.built_from(graph)
+    if built is None:
+        raise click.UsageError(f"--graph applies to engines; {path} is not one.")
+    return built
 
 
 def _check_outputs(save: Path | None, report: Path | None) -> None:
     """Before the work, not after it; and nothing is replaced but what parity wrote."""
-    from gptexport.parity.measured import SAVED, is_measured
-    from gptexport.parity.report import REPORT, is_report
+    from gptexport.parity.measure.measured import SAVED, is_measured
+    from gptexport.parity.report.page import REPORT, is_report
 
     if save is not None and save.suffix != ".json":
         raise click.BadParameter(f"{save} does not end in .json, by which it is known again.", param_hint="--save")
@@ -205,24 +181,3 @@ def _check_outputs(save: Path | None, report: Path | None) -> None:
         raise click.BadParameter(f"{report} does not end in .html, as a browser expects.", param_hint="--report")
     check_named(save, "--save", is_measured, SAVED)
     check_named(report, "--report", is_report, REPORT)
-
-
-def _graph_of(artifact: Path) -> Path:
-    """The .onnx that a session of the artifact runs."""
-    from gptexport_runtime.bundle import open_artifact
-
-    return open_artifact(artifact).logits
-
-
-def _check_shapes(shapes: list[tuple[int, int]] | None, loaded: Checkpoint, engine: EngineInfo | None) -> None:
-    too_long = [f"{B}x{T}" for B, T in shapes or [] if loaded.block_size < T]
-    if too_long:
-        raise click.BadParameter(
-            f"{', '.join(too_long)}: T is beyond block_size {loaded.block_size}.", param_hint="--shapes"
-        )
-    profiles = engine.profiles if engine else ()
-    outside = [f"{B}x{T}" for B, T in shapes or [] if profiles and not any(p.takes(B, T) for p in profiles)]
-    if outside:
-        raise click.BadParameter(
-            f"{', '.join(outside)}: this engine takes {'; or '.join(map(str, profiles))}.", param_hint="--shapes"
-        )

@@ -1,4 +1,4 @@
-"""A verdict, in words and tables."""
+"""What `gptexport parity` prints."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ from typing import TYPE_CHECKING
 from gptexport.cli.output import facts, table
 
 if TYPE_CHECKING:
-    from gptexport.config import GPTConfig
-    from gptexport.parity import Diagnosis, Verdict
-    from gptexport.parity.statistics import Mean, Summary
-    from gptexport_runtime.contract.manifest import Manifest
-    from gptexport_runtime.engine_file import EngineInfo
+    from gptexport.parity import Diagnosis, ParityResult, Verdict
+    from gptexport.parity.locate.cause import Attribution
+    from gptexport.parity.locate.search import WrongStep
+    from gptexport.parity.verdict.statistics import Mean, Summary
 
 
-def verdict_text(verdict: Verdict, diagnosis: Diagnosis | None, *, real_text: bool) -> str:
-    """Tables first, the verdict last, where the eye is."""
+def result_text(result: ParityResult) -> str:
+    """Tables first, then the verdict, then where it is wrong, and why."""
+    verdict = result.verdict
+    parts = [*_tables(verdict), *_summary(verdict, real_text=result.measured.real_text)]
+    parts.append(_passed(verdict) if verdict else _failed(verdict))
+    parts += _diagnosis(result.diagnosis, passed=verdict.passed)
+    if result.gelu is not None and not verdict:
+        exported, assumed = result.gelu.exported, result.gelu.assumed
+        parts.append(
+            f"The artifact was exported with GELU {exported}; this checkpoint's is taken to be {assumed}. "
+            f"If it was trained with {exported}, pass --gelu {exported} here too."
+        )
+    return "\n\n".join(parts)
+
+
+def _tables(verdict: Verdict) -> list[str]:
     parts = []
     if verdict.shapes:
         rows = [
@@ -35,26 +48,26 @@ def verdict_text(verdict: Verdict, diagnosis: Diagnosis | None, *, real_text: bo
         header = ("B×T", "noise ratio", "max ratio", "rel. RMS", "eager's", "mean KL", "top-1", "flips (real)", "")
         parts.append(table(rows, header))
     if verdict.invariances:
-        rows2 = [
+        changes = [
             (i.name, f"{i.max_change:.1e}", f"{i.allowed:.1e}", "ok" if i.passed else "FAIL")
             for i in verdict.invariances
         ]
-        parts.append(table(rows2, ("must not change", "changed by", "rounding explains", "")))
-    if verdict.summary is not None:
-        parts.append(summary_text(verdict.summary, real_text=real_text))
-    if verdict.passed:
-        parts.append(_passed(verdict))
-    else:
-        parts.append("\n".join(["FAIL  not the same model:", *(f"  {reason}" for reason in verdict.reasons)]))
-    if diagnosis is not None:
-        parts += _diagnosis(diagnosis, passed=verdict.passed)
-    return "\n\n".join(parts)
+        parts.append(table(changes, ("must not change", "changed by", "rounding explains", "")))
+    return parts
 
 
 def _passed(verdict: Verdict) -> str:
     if verdict.gates.statistical:
         return "PASS  the statistics of the quantized model are within its gates."
     return f"PASS  the same model in {verdict.dtype}: at worst {verdict.noise_ratio:.2f} × eager's own rounding noise."
+
+
+def _failed(verdict: Verdict) -> str:
+    return "\n".join(["FAIL  not the same model:", *(f"  {reason}" for reason in verdict.reasons)])
+
+
+def _summary(verdict: Verdict, *, real_text: bool) -> list[str]:
+    return [summary_text(verdict.summary, real_text=real_text)] if verdict.summary is not None else []
 
 
 def summary_text(summary: Summary, *, real_text: bool) -> str:
@@ -72,8 +85,8 @@ def summary_text(summary: Summary, *, real_text: bool) -> str:
         rows.append(("Δp of the next token", f"RMS {_mean(summary.dp_rms)}; {percentiles(summary.dp_percentiles)}"))
     if real_text and summary.perplexity is not None and summary.perplexity_ratio is not None:
         change = summary.perplexity_ratio
-        told = f"{summary.perplexity.mean:.4g} ± {summary.perplexity.se:.2g}"
-        rows.append(("perplexity", f"{told}; ratio − 1 = {change.mean - 1:.1e} ± {change.se:.1e}"))
+        perplexity = f"{summary.perplexity.mean:.4g} ± {summary.perplexity.se:.2g}"
+        rows.append(("perplexity", f"{perplexity}; ratio − 1 = {change.mean - 1:.1e} ± {change.se:.1e}"))
     return facts(rows)
 
 
@@ -82,35 +95,27 @@ def _mean(of: Mean) -> str:
 
 
 def _diagnosis(diagnosis: Diagnosis, *, passed: bool) -> list[str]:
-    parts = []
-    found = diagnosis.divergence
-    if found is not None:
-        lines = [f"WHERE  {found.sentence()}"]
-        if passed:
-            lines = [f"NOTE   within the gates, though one step alone is not: {found.sentence()}"]
-        if found.claim and found.left is not None:
-            lines.append(f"       with that in its place ×{found.left:.2g} of the noise is left")
-        if found.also:
-            shown = ", ".join(found.also[:6]) + (f", and {len(found.also) - 6} more" if len(found.also) > 6 else "")
-            lines.append(f"       also wrong on their own inputs: {shown}")
-        parts.append("\n".join(lines))
-    if diagnosis.blame is not None:
-        marks = {True: "right", False: "WRONG", None: "not run"}
-        lines = [f"WHO    {diagnosis.blame.sentence}"]
-        for stage in diagnosis.blame.stages:
-            amount = f"{stage.noise_ratio:.3g} × the noise" if stage.noise_ratio is not None else stage.why
-            lines.append(f"       {marks[stage.right]:8}{stage.name}: {amount}")
-        parts.append("\n".join(lines))
-    return parts
+    wrong, attribution = diagnosis.wrong_step, diagnosis.attribution
+    parts = [_wrong_step(wrong, passed=passed)] if wrong is not None else []
+    return [*parts, _cause(attribution)] if attribution is not None else parts
 
 
-def hint_text(verdict: Verdict, described: Manifest | EngineInfo | None, config: GPTConfig | None) -> str:
-    """The one mistake that is not the export's: --gelu given there and not here."""
-    gelu = config.gelu if config else None
-    exported = described.model.get("gelu") if described else None
-    if verdict.passed or exported is None or gelu is None or exported == gelu:
-        return ""
-    return (
-        f"\n\nThe artifact was exported with GELU {exported}; this checkpoint's is taken to be {gelu}. "
-        f"If it was trained with {exported}, pass --gelu {exported} here too."
-    )
+def _wrong_step(wrong: WrongStep, *, passed: bool) -> str:
+    lines = [f"WHERE  {wrong.sentence()}"]
+    if passed:
+        lines = [f"NOTE   within the gates, though one step alone is not: {wrong.sentence()}"]
+    if wrong.claim and wrong.left is not None:
+        lines.append(f"       with that in its place ×{wrong.left:.2g} of the noise is left")
+    if wrong.also:
+        shown = ", ".join(wrong.also[:6]) + (f", and {len(wrong.also) - 6} more" if len(wrong.also) > 6 else "")
+        lines.append(f"       also wrong on their own inputs: {shown}")
+    return "\n".join(lines)
+
+
+def _cause(attribution: Attribution) -> str:
+    marks = {True: "right", False: "WRONG", None: "not run"}
+    lines = [f"CAUSE  {attribution.sentence}"]
+    for result in attribution.stages:
+        amount = f"{result.noise_ratio:.3g} × the noise" if result.noise_ratio is not None else result.why
+        lines.append(f"       {marks[result.right]:8}{result.name}: {amount}")
+    return "\n".join(lines)

@@ -21,6 +21,7 @@ import torch.nn as nn
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.parity import read_tokens
+from gptexport.teacher_forcing import feed_pieces
 from gptexport_runtime import Session, load
 from tests.support.greedy import Agreement, Ids, agreement, fixed_prompts
 
@@ -91,9 +92,10 @@ def noise_ratio(session: Session, model: nn.Module, ids: np.ndarray) -> float:
     eager = model(torch.from_numpy(ids)).numpy().astype(np.float64)
     truth = copy.deepcopy(model).double()(torch.from_numpy(ids)).numpy()
     found = np.empty(eager.shape, np.float64)
-    with session.cache(rows=len(ids)) as cache, cache.in_use():
-        for position in range(ids.shape[1]):
-            found[:, position] = cache.feed([row[position : position + 1] for row in ids])
+    ends = [np.full(len(ids), position + 1) for position in range(ids.shape[1])]
+    with session.cache(rows=len(ids)) as cache:
+        for position, (_, logits) in enumerate(feed_pieces(cache, list(ids), ends)):
+            found[:, position] = logits
     return float(np.sqrt(np.square(found - truth).mean() / np.square(eager - truth).mean()))
 
 

@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from gptexport.artifacts import describe_artifact
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.config import Gelu
 from gptexport.export import export_onnx
-from gptexport.parity import default_grid, diagnose, measure_parity
-from gptexport.parity.locate import find_divergence
+from gptexport.parity import default_grid, diagnose, judge, measure_parity
+from gptexport.parity.locate.search import find_wrong_step
+from gptexport.precision import FLOAT32
 from gptexport_runtime import Session, load
 from scripts.bench.tables import table
 from tests.support.builders import random_weights, tiny_nanogpt
@@ -109,10 +111,10 @@ def run_faults(folder: Path) -> Iterator[Fault]:
             with load(made, device="cpu") as session:
                 rules = other_rules(session, checkpoint)
                 grid, graph = default_grid(checkpoint.block_size), made / "logits.onnx"
-                verdict = measure_parity(session, checkpoint, grid, graph=graph).judge()
-                found = diagnose(session, checkpoint, graph, verdict, blame=False).divergence
+                verdict = judge(measure_parity(session, checkpoint, grid, graph=graph))
+                found = diagnose(session, checkpoint, describe_artifact(made), verdict, causes=False).wrong_step
             shutil.rmtree(made)
-            name = found.place.name if found else ""
+            name = found.error.name if found else ""
             claim = (found.claim or "") if found else ""
             yield Fault(
                 what=known.what,
@@ -157,9 +159,9 @@ def run_right(folder: Path, numbers: range) -> Iterator[Right]:
         graph = bundle / "logits.onnx"
         with load(bundle, device="cpu") as session:
             rules = other_rules(session, checkpoint)
-            verdict = measure_parity(session, checkpoint, default_grid(checkpoint.block_size), graph=graph).judge()
+            verdict = judge(measure_parity(session, checkpoint, default_grid(checkpoint.block_size), graph=graph))
         ids = draw.integers(0, checkpoint.vocab_size, (3, min(17, checkpoint.block_size)))
-        steps, wrong = find_divergence(checkpoint.model, graph, ids, dtype="float32")
+        steps, wrong = find_wrong_step(checkpoint.model, graph, ids, precision=FLOAT32)
         yield Right(
             number=number,
             sizes={**sizes, "gelu": gelu},

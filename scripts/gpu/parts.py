@@ -117,7 +117,8 @@ def parity(part: Part) -> None:
     import torch
 
     from gptexport.checkpoints import load_checkpoint
-    from gptexport.parity import measure_parity
+    from gptexport.parity import judge, measure_parity
+    from gptexport.precision import PRECISIONS
     from gptexport_runtime import CudaOptions, load
 
     shapes = [(1, 1), (3, 17), (1, 128)] if part.quick else [(1, 1), (3, 17), (1, 128), (2, 511), (2, 1024)]
@@ -127,7 +128,7 @@ def parity(part: Part) -> None:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         try:
             with load(part.bundle(dtype), "cuda", cuda=CudaOptions(tf32=tf32)) as session:
-                verdict = measure_parity(session, checkpoint, shapes, dtype=dtype).judge()
+                verdict = judge(measure_parity(session, checkpoint, shapes, precision=PRECISIONS[dtype]))
         except Exception as error:  # the other dtypes are still worth knowing
             part.found(**{label: {"reason": f"{type(error).__name__}: {error}"[:500]}})
             continue

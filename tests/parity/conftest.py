@@ -9,7 +9,8 @@ import pytest
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.export import export_onnx
-from gptexport.parity import blame
+from gptexport.parity.locate import cause
+from gptexport.precision import Precision
 from tests.support.builders import tiny_nanogpt
 
 
@@ -27,16 +28,16 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_fresh_export(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whom to blame needs a fresh export of the checkpoint on each failure: here one for all of them."""
-    export = blame.fresh_export
+    """The search for the cause needs a fresh export of the checkpoint on each failure: here one for all of them."""
+    export = cause.fresh_export
 
-    def cached(checkpoint: Checkpoint, folder: Path, dtype: str) -> Path:
-        key = (checkpoint.sha256, dtype, tuple(sorted(checkpoint.options.items())))
+    def cached(checkpoint: Checkpoint, folder: Path, precision: Precision) -> Path:
+        key = (checkpoint.sha256, precision.name, tuple(sorted(checkpoint.options.items())))
         if key not in FRESH:
-            FRESH[key] = export(checkpoint, tmp_path_factory.mktemp("fresh"), dtype)
+            FRESH[key] = export(checkpoint, tmp_path_factory.mktemp("fresh"), precision)
         return FRESH[key]
 
-    monkeypatch.setattr(blame, "fresh_export", cached)
+    monkeypatch.setattr(cause, "fresh_export", cached)
 
 
 FRESH: dict[Any, Path] = {}

@@ -1,4 +1,4 @@
-"""check_parity with sessions that are wrong in ways no graph edit makes easily."""
+"""Measurements of sessions that are wrong in ways that no edit of a graph makes easily, and the check as a whole."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gptexport.checkpoints import Checkpoint, load_checkpoint
-from gptexport.parity import check_parity
-from gptexport.parity.tokens import TokenSource
+from gptexport.parity import Verdict, judge, measure_parity
+from gptexport.parity.measure.tokens import TokenSource
 from gptexport_runtime import GPTExportError, Session
 from gptexport_runtime.contract.manifest import ModelInfo
 
@@ -21,7 +21,6 @@ SHAPES = [(1, 1), (3, 8)]
 class EagerSession:
     """A session that runs the eager model, and may then do something to its logits."""
 
-    manifest = engine = None
     device = "cpu"
 
     def __init__(self, checkpoint: Checkpoint, fault: Any = None) -> None:
@@ -39,23 +38,27 @@ class EagerSession:
         return self.fault(padded, logits)
 
 
-def eager_session(checkpoint: Checkpoint, fault: Any = None) -> Session:
-    return cast(Session, EagerSession(checkpoint, fault))
-
-
 @pytest.fixture(scope="module")
 def loaded(checkpoint: Path) -> Checkpoint:
     return load_checkpoint(str(checkpoint))
 
 
+def eager_session(checkpoint: Checkpoint, fault: Any = None) -> Session:
+    return cast(Session, EagerSession(checkpoint, fault))
+
+
+def check(session: Session, checkpoint: Checkpoint, progress: Any = lambda _step: None) -> Verdict:
+    return judge(measure_parity(session, checkpoint, SHAPES, progress=progress))
+
+
 def failing(loaded: Checkpoint, fault: Any) -> list[str]:
-    verdict = check_parity(eager_session(loaded, fault), loaded, SHAPES)
+    verdict = check(eager_session(loaded, fault), loaded)
     assert bool(verdict) == (not verdict.reasons)
     return [row.name for row in verdict.invariances if not row.passed]
 
 
 def test_eager_itself_passes(loaded: Checkpoint) -> None:
-    verdict = check_parity(eager_session(loaded), loaded, SHAPES)
+    verdict = check(eager_session(loaded), loaded)
     assert verdict, verdict.reasons
     assert verdict.noise_ratio == 1.0
 
@@ -91,7 +94,7 @@ def test_nan_only_in_some_draw_fails(loaded: Checkpoint) -> None:
         logits[ids == ids.max()] = np.nan
         return logits
 
-    verdict = check_parity(eager_session(loaded, fault), loaded, SHAPES)
+    verdict = check(eager_session(loaded, fault), loaded)
     assert not verdict and any("NaN or Inf" in reason for reason in verdict.reasons)
 
 
@@ -108,12 +111,12 @@ def test_a_model_that_cannot_run_in_float64_is_told(loaded: Checkpoint) -> None:
 
     mine = replace(loaded, model=Stubborn().requires_grad_(False), config=None)
     with pytest.raises(GPTExportError, match="take their dtype from the parameters"):
-        check_parity(eager_session(mine), mine, SHAPES)
+        check(eager_session(mine), mine)
 
 
 def test_the_checkpoint_is_left_as_it_was(loaded: Checkpoint) -> None:
     before = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
-    check_parity(eager_session(loaded), loaded, SHAPES)
+    check(eager_session(loaded), loaded)
     for name, weight in loaded.model.state_dict().items():
         assert weight.dtype == torch.float32 and torch.equal(weight, before[name])
 
@@ -123,7 +126,7 @@ class TestLuck:
 
     def measured(self, loaded: Checkpoint, fault: Any) -> tuple[Any, list[str]]:
         told: list[str] = []
-        return check_parity(eager_session(loaded, fault), loaded, SHAPES, progress=told.append), told
+        return check(eager_session(loaded, fault), loaded, told.append), told
 
     def test_a_fault_stays(self, loaded: Checkpoint) -> None:
         draw = np.random.default_rng(0)

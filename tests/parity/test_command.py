@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptexport.artifacts import describe_artifact
 from gptexport.checkpoints import load_checkpoint
 from gptexport.config import DType
 from gptexport.export import export_onnx
-from gptexport.parity.lone import Precision, precision_of
+from gptexport.precision import INT8, PRECISIONS
 from tests.support.cli import Cli
 from tests.support.faults import scale_weight, tampered
 
@@ -132,18 +133,20 @@ def test_a_failure_replaces_an_earlier_pass(cli: Cli, copy: Path, checkpoint: Pa
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_lone_graph_is_judged_in_the_precision_of_its_weights(checkpoint: Path, tmp_path: Path, dtype: DType) -> None:
+def test_a_single_graph_is_judged_in_the_precision_of_its_weights(
+    checkpoint: Path, tmp_path: Path, dtype: DType
+) -> None:
     """It has no manifest to say so."""
     made = export_onnx(load_checkpoint(str(checkpoint)), tmp_path / "gpt.onnx", dtype=dtype)
-    assert precision_of(made.path) == Precision(dtype, None)
+    assert describe_artifact(made.path).precision is PRECISIONS[dtype]
 
 
-def test_lone_graphs(cli: Cli, checkpoint: Path, tmp_path: Path) -> None:
+def test_single_graphs(cli: Cli, checkpoint: Path, tmp_path: Path) -> None:
     half = export_onnx(load_checkpoint(str(checkpoint)), tmp_path / "gpt.onnx", dtype="float16").path
     ran = cli("parity", half, "--against", checkpoint, *SHAPES)
     assert ran.code == 0 and "the same model in float16" in ran.out
     quantized = export_onnx(load_checkpoint(str(checkpoint)), tmp_path / "q", target="cpu", quantize="int8").path
-    assert precision_of(quantized / "logits.onnx") == Precision("float32", "int8")
+    assert describe_artifact(quantized / "logits.onnx").precision is INT8
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gptexport.artifacts import Engine
+from gptexport.artifacts.engine import open_engine
 from gptexport.checkpoints import load_checkpoint
 from gptexport.engine import open_source
 from gptexport.export import export_onnx
-from gptexport.parity.origin import find_origin
 from gptexport_runtime import ArtifactError, InputError, load
 from gptexport_runtime.backends.tensorrt import engine as trt
 from gptexport_runtime.engine_file import Profile, TensorInfo, read_engine_info, sidecar_path
@@ -96,13 +97,13 @@ def test_a_right_engine_passes_and_its_sidecar_says_so(cli: Cli, make: Make, bun
         load(engine, require_parity=True)
 
 
-def test_tensorrt_is_to_blame(cli: Cli, make: Make, bundle: Path, checkpoint: Path) -> None:
+def test_tensorrt_is_the_cause(cli: Cli, make: Make, bundle: Path, checkpoint: Path) -> None:
     engine = make(bundle, lambda logits: logits * np.float32(1.01))
     beside(bundle, engine)
     ran = cli("parity", engine, "--against", checkpoint)
     assert ran.code == 3
-    assert "WHO    TensorRT: the graph it was given is right, and the engine it built is wrong" in ran.out
-    stages = [line.split()[0] for line in ran.out.split("WHO")[1].splitlines()[1:] if line.strip()]
+    assert "CAUSE  TensorRT: the graph it was given is right, and the engine it built is wrong" in ran.out
+    stages = [line.split()[0] for line in ran.out.split("CAUSE")[1].splitlines()[1:] if line.strip()]
     assert stages == ["right", "right", "right", "right", "WRONG"]
     with pytest.raises(ArtifactError, match="its parity check failed"):
         load(engine, require_parity=True)
@@ -111,10 +112,10 @@ def test_tensorrt_is_to_blame(cli: Cli, make: Make, bundle: Path, checkpoint: Pa
 def test_tf32_is_precision(cli: Cli, make: Make, bundle: Path, checkpoint: Path) -> None:
     engine = make(bundle, lambda logits: logits * np.float32(1.0005), options={"tf32": True})
     ran = cli("parity", engine, "--against", checkpoint, "--graph", bundle)
-    assert ran.code == 3 and "WHO    the precision of the engine: it was built with --tf32" in ran.out
+    assert ran.code == 3 and "CAUSE  the precision of the engine: it was built with --tf32" in ran.out
 
 
-def test_the_export_is_to_blame_and_the_step_is_named(
+def test_the_export_is_the_cause_and_the_step_is_named(
     cli: Cli, make: Make, bundle: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     wrong = tampered(bundle, tmp_path / "wrong", set_attribute("Gelu", 1, approximate="tanh"))
@@ -123,15 +124,15 @@ def test_the_export_is_to_blame_and_the_step_is_named(
     ran = cli("parity", engine, "--against", checkpoint)
     assert ran.code == 3
     assert "WHERE  h.1.mlp.gelu (Gelu): error ×" in ran.out and "looks like GELU tanh for erf" in ran.out
-    assert "WHO    what was done to the graph after the portable export" in ran.out
+    assert "CAUSE  what was done to the graph after the portable export" in ran.out
     assert "WRONG   the engine's graph, as it is written" in ran.out
 
 
-def test_our_own_rewriting_is_to_blame(
+def test_our_own_rewriting_is_the_cause(
     cli: Cli, make: Make, bundle: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptexport.engine.prepare import prepare_graph
-    from gptexport.parity import blame
+    from gptexport.parity.locate import cause
 
     right = prepare_graph
 
@@ -140,17 +141,17 @@ def test_our_own_rewriting_is_to_blame(
         set_attribute("Gelu", 0, approximate="tanh")(made)
         return made, prepared
 
-    monkeypatch.setattr(blame, "prepare_graph", wrong)
+    monkeypatch.setattr(cause, "prepare_graph", wrong)
     engine = make(bundle, lambda logits: logits * np.float32(1.01))
     ran = cli("parity", engine, "--against", checkpoint, "--graph", bundle)
-    assert ran.code == 3 and "WHO    `gptexport trt`: it rewrote a right graph" in ran.out
+    assert ran.code == 3 and "CAUSE  `gptexport trt`: it rewrote a right graph" in ran.out
 
 
-def test_without_its_graph_nobody_is_accused(cli: Cli, make: Make, bundle: Path, checkpoint: Path) -> None:
+def test_without_its_graph_the_cause_stays_open(cli: Cli, make: Make, bundle: Path, checkpoint: Path) -> None:
     engine = make(bundle, lambda logits: logits * np.float32(1.01))
     ran = cli("parity", engine, "--against", checkpoint)
     assert ran.code == 3
-    assert "WHO    TensorRT, or a step before it that could not be run here" in ran.out
+    assert "CAUSE  TensorRT, or a step before it that could not be run here" in ran.out
     assert "not found beside the engine; say where it is with --graph" in ran.out
 
 
@@ -159,7 +160,7 @@ def test_another_checkpoint_is_told_by_its_hash(cli: Cli, make: Make, bundle: Pa
 
     engine = make(bundle)
     ran = cli("parity", engine, "--against", tiny_nanogpt(tmp_path / "other.pt", seed=1), "--graph", bundle)
-    assert ran.code == 3 and "WHO    the engine's graph was exported from another file than this checkpoint" in ran.out
+    assert ran.code == 3 and "CAUSE  the engine's graph was exported from another file than this checkpoint" in ran.out
 
 
 def test_bfloat16_goes_through_float32_here(
@@ -172,15 +173,16 @@ def test_bfloat16_goes_through_float32_here(
     assert cli("parity", engine, "--against", checkpoint).code == 0
     engine = make(made, lambda logits: logits * np.float32(1.3), compute_in=bundle)
     ran = cli("parity", engine, "--against", checkpoint)
-    assert ran.code == 3 and "WHO    TensorRT: the graph it was given is right" in ran.out
+    assert ran.code == 3 and "CAUSE  TensorRT: the graph it was given is right" in ran.out
     assert "right   the engine's graph, as it is written, in float32" in ran.out
 
 
-def test_the_precision_is_to_blame(cli: Cli, make: Make, bundle: Path, checkpoint: Path, monkeypatch: Any) -> None:
+def test_the_precision_is_the_cause(cli: Cli, make: Make, bundle: Path, checkpoint: Path, monkeypatch: Any) -> None:
     """Eager itself is too far off to be a yardstick."""
-    from gptexport.parity import blame, parity
+    from gptexport.parity import check
+    from gptexport.parity.locate import cause
 
-    def rough(model: Any, dtype: str) -> Any:
+    def rough(model: Any, precision: Any) -> Any:
         import torch
 
         with torch.no_grad():
@@ -189,11 +191,11 @@ def test_the_precision_is_to_blame(cli: Cli, make: Make, bundle: Path, checkpoin
                 parameter.mul_(1 + 1e-3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
         return made
 
-    monkeypatch.setattr(blame, "eager_in", rough)
-    monkeypatch.setattr(parity, "eager_in", rough)
+    monkeypatch.setattr(cause, "eager_in", rough)
+    monkeypatch.setattr(check, "eager_in", rough)
     engine = make(bundle, lambda logits: logits * np.float32(1.3))
     ran = cli("parity", engine, "--against", checkpoint, "--graph", bundle)
-    assert ran.code == 3 and "WHO    the precision: eager PyTorch in float32 is itself too far from float64" in ran.out
+    assert ran.code == 3 and "CAUSE  the precision: eager PyTorch in float32 is itself too far from float64" in ran.out
 
 
 @pytest.mark.parametrize("low", [(1, 1), (2, 4), (4, 17)])
@@ -223,26 +225,30 @@ def test_without_a_gpu_the_exit_code_is_4(
 
 
 def test_its_graph_is_known_by_its_hash(cli: Cli, make: Make, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
-    engine = make(bundle)
-    info = read_engine_info(engine)
-    assert find_origin(engine, info) is None
-    assert find_origin(engine, info, bundle) == bundle / "logits.onnx"
-    copy = beside(bundle, engine)
-    assert find_origin(engine, info) == copy / "logits.onnx"
+    path = make(bundle)
+
+    def engine() -> Engine:
+        return open_engine(path)
+
+    assert engine().graph is None
+    assert engine().built_from(bundle).graph == bundle / "logits.onnx"
+    copy = beside(bundle, path)
+    assert engine().graph == copy / "logits.onnx"
     renamed = Path(shutil.copytree(bundle, tmp_path / "renamed"))
     (renamed / "gptexport.json").unlink()
     (renamed / "logits.onnx").rename(renamed / "mine.onnx")
-    assert find_origin(engine, info, renamed / "mine.onnx") == renamed / "mine.onnx"
+    assert engine().built_from(renamed / "mine.onnx").graph == renamed / "mine.onnx"
     data = bytearray((copy / "weights.data").read_bytes())
     data[5] ^= 1
     (copy / "weights.data").write_bytes(data)
-    assert find_origin(engine, info) is None
+    assert engine().graph is None
     other = tampered(bundle, tmp_path / "other", set_attribute("Gelu", 1, approximate="tanh"))
     with pytest.raises(InputError, match="was not built from"):
-        find_origin(engine, info, other)
-    ran = cli("parity", engine, "--against", checkpoint, "--graph", other)
+        engine().built_from(other)
+    ran = cli("parity", path, "--against", checkpoint, "--graph", other)
     assert ran.code == 1 and "was not built from" in ran.err
-    assert cli("parity", bundle, "--against", checkpoint, "--graph", bundle).code == 2
+    ran = cli("parity", bundle, "--against", checkpoint, "--graph", bundle)
+    assert ran.code == 2 and "--graph applies to engines" in ran.err
 
 
 def test_a_report_of_an_engine(cli: Cli, make: Make, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -250,5 +256,5 @@ def test_a_report_of_an_engine(cli: Cli, make: Make, bundle: Path, checkpoint: P
     out = tmp_path / "engine.html"
     assert cli("parity", engine, "--against", checkpoint, "--graph", bundle, "--report", out).code == 3
     text = out.read_text()
-    assert "Whom to blame" in text and "the engine, as TensorRT runs it" in text
+    assert "The cause" in text and "the engine, as TensorRT runs it" in text
     assert "tensorrt-rtx 1.7.1.116" in text and read_engine_info(engine).engine.sha256 in text

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from gptexport.parity.record import record_verdict
 
 from gptexport.errors import OutputError
-from gptexport.parity.record import record_verdict
 from gptexport.parity.verdict import Verdict
 from gptexport.precision import Gates
 from gptexport_runtime import load

@@ -1,0 +1,123 @@
+"""A single .onnx file, which knows little of itself: its limits, and its precision by the weights that it holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from gptexport.artifacts.artifact import Device, Inspection, Shape, Stage
+from gptexport.precision import Precision, most_common
+from gptexport_runtime.contract.heads import LOGITS, Head
+from gptexport_runtime.contract.names import META_BLOCK_SIZE, META_VOCAB_SIZE
+from gptexport_runtime.errors import ArtifactError
+
+Axes = dict[str, list[str | int]]
+INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphInfo:
+    """An .onnx file. Axes: a name is dynamic, a number is fixed."""
+
+    file: str
+    bytes: int  # of the graph, without external data
+    opset: dict[str, int]  # version by domain; "" is ONNX's own
+    producer: str
+    inputs: Axes
+    outputs: Axes
+    nodes: dict[str, int]  # how many of each operator
+    parameters: int
+    external_data: list[str]  # files it reads its weights from
+    block_size: int | None
+    vocab_size: int | None
+
+
+@dataclass(frozen=True)
+class SingleGraph:
+    """A graph outside of a bundle."""
+
+    path: Path
+    precision: Precision
+    kind = "graph"
+    device: Device = "cpu"
+    stages = (Stage.GRAPH, Stage.ONNX_RUNTIME)
+    heads: tuple[Head, ...] = (LOGITS,)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[Stage, Sequence[str]] = field(default_factory=dict)
+    limits = None
+
+    @property
+    def graph(self) -> Path:
+        return self.path
+
+    def accepts(self, B: int, T: int) -> bool:
+        return True
+
+    def fit(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return list(shapes)
+
+    def built_from(self, given: Path) -> None:
+        """A graph is what was exported."""
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def certify(self, verdict: Mapping[str, Any]) -> None:
+        """Nowhere: nothing but the graph is there."""
+
+    def inspect(self, *, verify: bool = False) -> Inspection:
+        return Inspection(data=asdict(inspect_graph(self.path)), problems=())
+
+
+def open_graph(path: Path) -> SingleGraph:
+    """Read an .onnx file's structure, not its weights.
+
+    Raises:
+        ArtifactError: it is not ONNX.
+    """
+    model = _read(path)
+    return SingleGraph(path, most_common((t.data_type, prod(t.dims)) for t in model.graph.initializer))
+
+
+def inspect_graph(path: Path) -> GraphInfo:
+    """What is in an .onnx file. Raises as `open_graph`."""
+    model = _read(path)
+    weights = [t for t in model.graph.initializer if t.data_type not in INTEGERS]
+    meta = {entry.key: entry.value for entry in model.metadata_props}
+    return GraphInfo(
+        file=path.name,
+        bytes=path.stat().st_size,
+        opset={entry.domain: entry.version for entry in model.opset_import},
+        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        inputs=_axes(model.graph.input),
+        outputs=_axes(model.graph.output),
+        nodes=dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        parameters=sum(prod(t.dims) for t in weights),
+        external_data=sorted({e.value for t in weights for e in t.external_data if e.key == "location"}),
+        block_size=int(meta[META_BLOCK_SIZE]) if META_BLOCK_SIZE in meta else None,
+        vocab_size=int(meta[META_VOCAB_SIZE]) if META_VOCAB_SIZE in meta else None,
+    )
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise ArtifactError(f"{path} is not an ONNX file, or is damaged ({error}). Export again.") from error
+    if not model.graph.node:
+        raise ArtifactError(f"{path} is not an ONNX file: it holds no graph. Export again.")
+    return model
+
+
+def _axes(values: Iterable[onnx.ValueInfoProto]) -> Axes:
+    return {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values
+    }

@@ -1,0 +1,99 @@
+"""Run a graph as it is written, or with intermediate values among its outputs; the file itself is not touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from gptexport.parity.measure.metrics import Ids, Logits
+from gptexport.parity.measure.stored import read_weight
+from gptexport.precision import Precision
+from gptexport_runtime.backends.ort.cuda_options import CudaOptions
+from gptexport_runtime.backends.ort.providers import CPU, CUDA, SILENT, import_onnxruntime
+from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
+
+Values = dict[str, npt.NDArray[Any]]
+
+
+def run_graph(
+    path: Path, ids: Ids, precision: Precision, *, device: str = "cpu", model: onnx.ModelProto | None = None
+) -> Logits:
+    """The logits, every node run as it is written; arguments as those of `run_with_intermediates`."""
+    return run_with_intermediates(path, ids, [], precision, device=device, optimize=False, model=model)[LOGITS]
+
+
+def run_with_intermediates(
+    path: Path,
+    ids: Ids,
+    names: Sequence[str],
+    precision: Precision,
+    *,
+    device: str = "cpu",
+    optimize: bool = True,
+    model: onnx.ModelProto | None = None,
+) -> Values:
+    """The logits and the values called `names`, as ONNX Runtime computes them.
+
+    Args:
+        precision: of the graph. One that ONNX Runtime's CPU does not compute in is computed there in float32.
+        optimize: as in a session; else every node runs as it is written.
+        model: run this in place of the file's own graph; its weights are still found beside `path`.
+    """
+    ort = import_onnxruntime()
+    model = model or onnx.load(str(path), load_external_data=False)
+    if device == "cpu" and not precision.runs_on_cpu:
+        model = in_float32(model, path.parent)
+    existing = {output.name for output in model.graph.output}
+    names = [name for name in dict.fromkeys(names) if name not in existing]
+    outputs = add_outputs(model, names)
+    options = ort.SessionOptions()
+    options.log_severity_level = SILENT
+    options.add_session_config_entry("session.disable_prepacking", "1")  # it runs once
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    provider, provider_options = (CUDA, CudaOptions().of_provider()) if device == "cuda" else (CPU, {})
+    session = ort.InferenceSession(model.SerializeToString(), options, [provider], [provider_options])
+    return dict(zip([LOGITS, *names], session.run([LOGITS, *outputs], {INPUT_IDS: ids}), strict=True))
+
+
+def add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
+    """Make values outputs of the graph, and say what these are called. Of bfloat16, for which numpy has no name, in
+    float32: nothing is lost."""
+    graph = model.graph
+    cast = any(tensor.data_type == TensorProto.BFLOAT16 for tensor in graph.initializer)
+    outputs = [f"{name}.float32" if cast else name for name in names]
+    for name, output in zip(names, outputs, strict=True):
+        if cast:
+            graph.node.append(helper.make_node("Cast", [name], [output], to=TensorProto.FLOAT))
+        graph.output.append(onnx.ValueInfoProto(name=output))
+    return outputs
+
+
+def in_float32(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """A copy that computes in float32 with the bfloat16 weights that it has: ONNX Runtime's CPU runs no bfloat16.
+
+    Args:
+        folder: of the weights.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    del graph.value_info[:]
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.BFLOAT16:
+            wide = read_weight(tensor, folder).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype", "softmax_precision") and attribute.i == TensorProto.BFLOAT16:
+                attribute.CopyFrom(helper.make_attribute(attribute.name, TensorProto.FLOAT))
+            elif attribute.t.data_type == TensorProto.BFLOAT16:
+                attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
+    return copy

@@ -1,0 +1,141 @@
+"""The usual suspects, function by function.
+
+Nothing is decided here. An experiment computes the step with the suspect in place of the function, and believes it
+only if the graph's error is gone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from gptexport.parity.locate.attention_suspects import suspects_of_attention
+from gptexport.parity.locate.suspect import Fit, Function, Suspect
+
+NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def suspects_of(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Suspect | Fit]:
+    """All suspects of one call, the more particular first."""
+    makers: dict[str, Callable[..., Iterator[Suspect | Fit]]] = {
+        "gelu": _gelu,
+        "layer_norm": _layer_norm,
+        "scaled_dot_product_attention": suspects_of_attention,
+        "linear": _linear,
+        "embedding": _embedding,
+        "arange": _arange,
+        "add": _add,
+    }
+    if function in makers:
+        yield from makers[function](*args, **kwargs)
+
+
+def _gelu(x: torch.Tensor, approximate: str = "none") -> Iterator[Suspect]:
+    kinds: dict[str, Function] = {
+        "GELU erf": lambda x, **_: F.gelu(x),
+        "GELU tanh": lambda x, **_: F.gelu(x, approximate="tanh"),
+        "x·sigmoid(1.702x)": lambda x, **_: x * torch.sigmoid(1.702 * x),
+        "SiLU": lambda x, **_: F.silu(x),
+        "ReLU": lambda x, **_: F.relu(x),
+        "ReLU²": lambda x, **_: F.relu(x).square(),
+        "no activation": lambda x, **_: x,
+    }
+    expected = "tanh" if approximate == "tanh" else "erf"
+    for kind, compute in kinds.items():
+        if kind != f"GELU {expected}":
+            shown = expected if kind.startswith("GELU ") else f"GELU {expected}"
+            yield Suspect("gelu", f"{kind} for {shown}", compute)
+
+
+def _layer_norm(
+    x: torch.Tensor, shape: list[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Iterator[Suspect]:
+    def suspect(claim: str, compute: Callable[[Any, Any, Any], torch.Tensor]) -> Suspect:
+        def replacement(x: Any, _shape: Any, weight: Any = None, bias: Any = None, *_args: Any) -> torch.Tensor:
+            return compute(x, weight, bias)
+
+        return Suspect("layer_norm", claim, lambda *args, eps=eps, **kwargs: replacement(*args, **kwargs))
+
+    def norm(x: torch.Tensor, weight: Any, bias: Any, eps: float = eps) -> torch.Tensor:
+        return F.layer_norm(x, shape, weight, bias, eps)
+
+    for other in (1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-12, 0.0):
+        if not math.isclose(other, eps):
+            yield suspect(f"LayerNorm epsilon {other:g} for {eps:g}", partial(norm, eps=other))
+    if bias is not None:
+        yield suspect("LayerNorm without its bias", lambda x, w, _b: norm(x, w, None))
+    if weight is not None:
+        yield suspect("LayerNorm without its gain", lambda x, _w, b: norm(x, None, b))
+        yield suspect("LayerNorm with gain 1 + weight", lambda x, w, b: norm(x, 1 + w, b))
+    yield suspect("RMSNorm: the mean is not subtracted", lambda x, w, b: _affine(F.rms_norm(x, shape, w, eps), b))
+    n = math.prod(shape)
+    if n > 1:
+        bessel = math.sqrt((n - 1) / n)
+        yield suspect("LayerNorm divides the variance by C - 1 for C", lambda x, w, b: norm(x * bessel, w, b))
+    yield suspect("no LayerNorm at all", lambda x, _w, _b: x)
+
+
+def _affine(x: torch.Tensor, bias: Any) -> torch.Tensor:
+    return x if bias is None else x + bias
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> Iterator[Suspect | Fit]:
+    def suspect(claim: str, compute: Callable[[Any, Any, Any], torch.Tensor]) -> Suspect:
+        return Suspect("linear", claim, lambda x, w, b=None: compute(x, w, b))
+
+    if bias is not None:
+        yield suspect("bias missing", lambda x, w, _b: F.linear(x, w))
+    if weight.shape[0] == weight.shape[1]:
+        yield suspect("weights transposed", lambda x, w, b: F.linear(x, w.t(), b))
+    yield suspect("sign of the weights flipped", lambda x, w, b: F.linear(x, -w, b))
+    for name, dtype in NARROW.items():
+        yield suspect(f"weights rounded to {name}", partial(_rounded_linear, dtype, (False, True)))
+        yield suspect(f"inputs rounded to {name}", partial(_rounded_linear, dtype, (True, False)))
+        yield suspect(f"inputs and weights rounded to {name}", partial(_rounded_linear, dtype, (True, True)))
+    yield Fit("linear", "weights multiplied by {:.7g}".format, lambda a: lambda x, w, b=None: F.linear(x, a * w, b))
+
+
+def _rounded_linear(dtype: torch.dtype, which: tuple[bool, bool], x: Any, weight: Any, bias: Any) -> torch.Tensor:
+    x, weight = (t.to(dtype).to(t.dtype) if yes else t for t, yes in zip((x, weight), which, strict=True))
+    return F.linear(x, weight, bias)
+
+
+def _embedding(idx: torch.Tensor, weight: torch.Tensor, *_args: Any, **_kwargs: Any) -> Iterator[Suspect]:
+    rows = weight.shape[0]
+
+    def moved(offset: int, *, cyclic: bool) -> Function:
+        def compute(idx: torch.Tensor, weight: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+            other = idx + offset
+            return F.embedding(other % rows if cyclic else other.clamp(0, rows - 1), weight)
+
+        return compute
+
+    for offset in (1, -1, 2):
+        yield Suspect("embedding", f"positions or ids off by {offset:+d}", moved(offset, cyclic=False))
+        yield Suspect("embedding", f"positions or ids off by {offset:+d}, cyclically", moved(offset, cyclic=True))
+
+
+def _arange(*_args: Any, **_kwargs: Any) -> Iterator[Suspect]:
+    for offset in (1, -1, 2):
+        for how in ("", ", and end at the last"):
+            yield Suspect("arange", f"positions off by {offset:+d}{how}", partial(_later, offset, bool(how)))
+
+
+def _later(offset: int, held: bool, *args: Any, **kwargs: Any) -> torch.Tensor:
+    positions = torch.arange(*args, **kwargs)
+    return (positions + offset).clamp(0, len(positions) - 1) if held else positions + offset
+
+
+def _add(x: Any, y: Any, **_: Any) -> Iterator[Suspect | Fit]:
+    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.is_floating_point()):
+        return
+    branch, stream = "what is added (a branch, or the positions)", "what it is added to (the residual, or the tokens)"
+    yield Suspect("add", f"{branch} is dropped", lambda x, y, **_: x + 0 * y)
+    yield Suspect("add", f"{stream} is dropped", lambda x, y, **_: 0 * x + y)
+    yield Fit("add", (branch + " multiplied by {:.7g}").format, lambda a: lambda x, y, **_: x + a * y)
+    yield Fit("add", (stream + " multiplied by {:.7g}").format, lambda a: lambda x, y, **_: a * x + y)

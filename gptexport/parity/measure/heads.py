@@ -1,0 +1,100 @@
+"""A bundle's other heads must say what its logits say: those are compared with the checkpoint.
+
+What a head says is its definition (`Head.from_logits`), so one that is added is checked without a line in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gptexport.parity.measure.invariances import Invariance, Invariant
+from gptexport.parity.measure.metrics import Ids, Logits
+from gptexport.teacher_forcing import feed_pieces
+from gptexport_runtime import Session
+from gptexport_runtime.contract.heads import LOGITS, Head
+from gptexport_runtime.contract.names import LENGTHS
+from gptexport_runtime.inputs import PADDING_ID
+
+SINGLE_STEPS = 32  # of one token each, in a cached head
+SIGNS = 3  # draws of which logits rounding moves up, and which down
+
+
+def measure_heads(session: Session, heads: Sequence[Head], ids: Ids, allowed: float) -> list[Invariance]:
+    """How far each head is from its definition, by the session's own logits.
+
+    Args:
+        session: has a graph for each of `heads`. It may hold them in less memory than that of other measurements.
+        ids: (B,T). For heads that take lengths it is cut into rows of unequal length.
+        allowed: how far rounding may move a logit.
+    """
+    others = [head for head in heads if head is not LOGITS]
+    if not others:
+        return []
+    logits = session.logits(ids)
+    found = []
+    for head in others:
+        change = cached_change(session, head, ids, logits) if head.cached else head_change(session, head, ids, logits)
+        bound = allowed * _sensitivity(head, ids, logits, allowed)
+        found.append(Invariance(kind=Invariant.HEAD, name=f"{head} against logits", max_change=change, allowed=bound))
+    return found
+
+
+def head_change(session: Session, head: Head, ids: Ids, logits: Logits) -> float:
+    """The largest difference of a head's output from its definition, at ids (B,T) with logits (B,T,V)."""
+    ids, lengths = _ragged(ids) if LENGTHS in head.signature.inputs else (ids, _whole(ids))
+    expected = head.from_logits(logits, ids, lengths)
+    actual = np.empty(expected.shape, np.float32)
+    if not actual.size:  # nothing to score in one token
+        return 0.0
+    session._graph(head.name).run(ids, actual, lengths if LENGTHS in head.signature.inputs else None)
+    return float(np.abs(actual.astype(np.float64) - expected).max())
+
+
+def cached_change(session: Session, head: Head, ids: Ids, logits: Logits, *, single: int = SINGLE_STEPS) -> float:
+    """As `head_change`: prompts of mixed lengths, then single tokens, then longer pieces to the end.
+
+    Args:
+        single: how many steps of one token.
+    """
+    B, T = ids.shape
+    first = np.maximum(1, (T - single) // 2 - np.arange(B))
+    ends = [np.minimum(first + step, T) for step in range(single + 1)]
+    ends += [np.full(B, end) for end in np.linspace(T // 2, T, 4, dtype=int)[1:]]
+    worst = 0.0
+    with session.cache(rows=B, capacity=T) as cache:
+        for grown, actual in feed_pieces(cache, list(ids), ends):
+            expected = head.from_logits(logits, ids, cache.lengths)[grown]
+            worst = max(worst, float(np.abs(actual.astype(np.float64) - expected).max()))
+    return worst
+
+
+def _sensitivity(head: Head, ids: Ids, logits: Logits, change: float) -> float:
+    """How many times as much a head's output may change as each logit does: 1 where it is logits.
+
+    Of a log-probability twice as much, its own logit going up and all others down; signs drawn at random move the
+    others little, so what they show is doubled.
+    """
+    if head.signature.output == LOGITS.signature.output or not change > 0:
+        return 1.0
+    draw = np.random.default_rng(0)
+    lengths = _whole(ids)
+    base = head.from_logits(logits, ids, lengths)
+    found = [1.0]
+    for _ in range(SIGNS):
+        moved = (logits + change * draw.choice([-1.0, 1.0], size=logits.shape)).astype(np.float32)
+        found.append(float(np.abs(head.from_logits(moved, ids, lengths) - base).max(initial=0.0)) / change)
+    return 2 * max(found)
+
+
+def _ragged(ids: Ids) -> tuple[Ids, Ids]:
+    """Rows of T, T - 1, … tokens, padded."""
+    B, T = ids.shape
+    lengths = T - np.arange(B) % T
+    return np.where(np.arange(T) < lengths[:, None], ids, PADDING_ID), lengths
+
+
+def _whole(ids: Ids) -> Ids:
+    B, T = ids.shape
+    return np.full(B, T, np.int64)

@@ -1,0 +1,215 @@
+"""Numbers become a verdict: pass or fail, with every reason.
+
+The yardstick is the model's own rounding noise, the error of eager PyTorch in the same dtype against float64
+(FlashAttention's tests set the precedent: at most twice the error of the plain implementation). A fixed tolerance
+cannot do this: a wrong GELU passes atol=1e-2, and a right export misses atol=1e-5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gptexport.parity.measure.invariances import Invariance, Invariant
+from gptexport.parity.measure.measured import Measured
+from gptexport.parity.measure.metrics import ShapeStats
+from gptexport.parity.measure.noise import Noise, pool_noise
+from gptexport.parity.verdict.statistics import Summary, summarize
+from gptexport.precision import Gates
+
+LUCKY = 2.0  # by how much a shape's own noise may be too small
+LUCK = 10.0  # times a gate: beyond that no luck explains it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeVerdict:
+    """One row of the table."""
+
+    shape: tuple[int, int]
+    noise_ratio: float
+    max_ratio: float
+    relative_rms: float
+    eager_relative_rms: float
+    max_abs: float
+    kl_mean: float
+    top1_agreement: float
+    flips: int
+    flips_outside_ties: int
+    missed: tuple[str, ...]  # the gates that this shape misses, by name
+
+    @property
+    def passed(self) -> bool:
+        return not self.missed
+
+    @property
+    def maybe_unlucky(self) -> bool:
+        """It misses a ratio by little. A model that amplifies rounding at a few positions does that by luck."""
+        ratios = {"noise_ratio": self.noise_ratio, "max_ratio": self.max_ratio}
+        return bool(self.missed) and all(name in ratios and ratios[name] <= LUCK for name in self.missed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Truthy when the artifact is the same model as the checkpoint."""
+
+    dtype: str
+    gates: Gates
+    shapes: tuple[ShapeVerdict, ...]
+    invariances: tuple[Invariance, ...]
+    reasons: tuple[str, ...]
+    summary: Summary | None = None  # None where logits are not finite, or could not be compared
+
+    @property
+    def passed(self) -> bool:
+        return not self.reasons
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    @property
+    def noise_ratio(self) -> float | None:
+        """The worst over the grid; None where the two could not be compared at all."""
+        return max((row.noise_ratio for row in self.shapes), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json and the manifest. Not-finite numbers become null: JSON has none."""
+        data = {**asdict(self), "passed": self.passed, "noise_ratio": self.noise_ratio}
+        for row, verdict in zip(data["shapes"], self.shapes, strict=True):
+            row["passed"] = verdict.passed
+        for row, invariance in zip(data["invariances"], self.invariances, strict=True):
+            row |= {"passed": invariance.passed, "stored": invariance.kind is Invariant.WEIGHT}
+        return jsonable(data)  # type: ignore[no-any-return]
+
+
+def judge(measured: Measured, gates: Gates | None = None) -> Verdict:
+    """Hold every shape against the gates, and say every reason to fail.
+
+    Args:
+        gates: those of the artifact's own precision where None.
+    """
+    gates = gates or measured.precision.gates
+    invariances, stats = measured.invariances, measured.stats
+    verdict = partial(Verdict, dtype=measured.precision.dtype, gates=gates, invariances=invariances)
+    if measured.mismatch:
+        return verdict(shapes=(), reasons=measured.mismatch)
+    if not all(s.eager.finite for s in stats):
+        dtype = measured.precision.dtype
+        reason = f"the eager model itself gives NaN or Inf in {dtype}, so there is nothing to compare with"
+        return verdict(shapes=(), reasons=(reason,))
+    noise = pool_noise(stats, measured.precision)
+    tie = tie_of(stats)
+    rows = tuple(_judge_shape(s, noise, gates, tie) for s in stats)
+    summary = summarize(stats, tie)
+    reasons = _reasons(rows, gates) + _statistical_reasons(summary, gates, measured.real_text)
+    reasons += [
+        f"{i.name}: what must not change did, by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
+        for i in invariances
+        if not i.passed
+    ]
+    return verdict(shapes=rows, reasons=tuple(reasons), summary=summary)
+
+
+def tie_of(stats: Sequence[ShapeStats]) -> float:
+    """Two logits this near may change places: each errs by as much as eager's largest error."""
+    return 2 * max(s.eager.max for s in stats)
+
+
+def _judge_shape(s: ShapeStats, noise: Noise, gates: Gates, tie: float) -> ShapeVerdict:
+    tiny = 1e-100  # a model whose logits are all zero has no noise to divide by
+    scale, peak = max(s.expected_rms, tiny), max(s.expected_max, tiny)
+    ratio = s.actual.rms / _yardstick(s.eager.rms, noise.rms * scale, noise.floor * scale)
+    max_ratio = s.actual.max / _yardstick(s.eager.max, noise.max * peak, noise.floor * peak)
+    relative = s.actual.rms / scale
+    outside = sum(margin > tie for margin in s.flip_margins)
+    missed = ["finite"] * (not s.actual.finite)
+    if s.actual.finite:
+        kl_cap = None if gates.statistical or gates.kl_mean is None else gates.kl_mean * max(1.0, s.expected_spread**2)
+        checks = {
+            "noise_ratio": _within(ratio, gates.noise_ratio),
+            "max_ratio": _within(max_ratio, gates.max_ratio),
+            "relative_rms": _within(relative, gates.relative_rms),
+            "kl_mean": _within(s.actual.kl_mean, kl_cap),
+            "flips_outside_ties": _within(outside, gates.flips_outside_ties),
+        }
+        missed = [name for name, kept in checks.items() if not kept]
+    return ShapeVerdict(
+        shape=s.shape,
+        noise_ratio=ratio,
+        max_ratio=max_ratio,
+        relative_rms=relative,
+        eager_relative_rms=s.eager.rms / scale,
+        max_abs=s.actual.max,
+        kl_mean=s.actual.kl_mean,
+        top1_agreement=s.top1_agreement,
+        flips=len(s.flip_margins),
+        flips_outside_ties=outside,
+        missed=tuple(missed),
+    )
+
+
+def _yardstick(own: float, pooled: float, floor: float) -> float:
+    """A shape's own noise; where that was lucky, up to LUCKY times as much if other shapes are as noisy."""
+    return max(own, min(pooled, LUCKY * own), floor)
+
+
+def _within(value: float, gate: float | None) -> bool:
+    return gate is None or value <= gate  # NaN is not
+
+
+def _reasons(rows: tuple[ShapeVerdict, ...], gates: Gates) -> list[str]:
+    """One sentence for each gate that is missed anywhere, with its worst shape."""
+    sentences: dict[str, Callable[[ShapeVerdict], str]] = {
+        "finite": lambda _: "NaN or Inf in the logits",
+        "noise_ratio": lambda row: f"RMS error is {row.noise_ratio:.3g} × eager's noise; at most {gates.noise_ratio:g}",
+        "max_ratio": lambda row: f"largest error is {row.max_ratio:.3g} × eager's; at most {gates.max_ratio:g}",
+        "relative_rms": lambda row: (
+            f"relative RMS error is {row.relative_rms:.1e}; at most {gates.relative_rms:.0e}"
+            + (
+                f". Eager's own is {row.eager_relative_rms:.1e}, too much for a yardstick"
+                if row.eager_relative_rms > (gates.relative_rms or 0.0)
+                else ""
+            )
+        ),
+        "kl_mean": lambda row: f"mean KL is {row.kl_mean:.1e}; at most {gates.kl_mean:.0e} × the logits' variance",
+        "flips_outside_ties": lambda row: f"{row.flips_outside_ties} argmax flips that are not near-ties",
+    }
+    reasons = []
+    for gate, sentence in sentences.items():
+        missing = [row for row in rows if gate in row.missed]
+        if missing:
+            worst = max(missing, key=lambda row: float(getattr(row, gate, 0.0)))
+            where = "{}x{}".format(*worst.shape) + (f", and {len(missing) - 1} more shapes" if len(missing) > 1 else "")
+            reasons.append(f"{sentence(worst)} (at {where})")
+    return reasons
+
+
+def _statistical_reasons(summary: Summary | None, gates: Gates, real_text: bool) -> list[str]:
+    """What is judged over the whole grid."""
+    if summary is None:
+        return []
+    reasons = []
+    if gates.statistical and not _within(summary.kl.mean, gates.kl_mean):
+        reasons.append(f"mean KL is {summary.kl.mean:.2g}; at most {gates.kl_mean:g}")
+    if gates.top1_agreement is not None and summary.top1.mean < gates.top1_agreement:
+        reasons.append(f"top-1 agrees at {summary.top1.mean:.2%} of positions; at least {gates.top1_agreement:.2%}")
+    ratio = summary.perplexity_ratio
+    if gates.perplexity_ratio is not None and real_text and ratio is not None:
+        worse = max(ratio.mean, 1 / ratio.mean if ratio.mean else np.inf)
+        if not _within(worse, gates.perplexity_ratio):
+            reasons.append(f"perplexity is {ratio.mean:.4f} × the checkpoint's; at most {gates.perplexity_ratio:g}")
+    return reasons
+
+
+def jsonable(value: Any) -> Any:
+    """Tuples as lists, and null for what is not finite."""
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,158 @@
+"""From numbers to a verdict: each gate misses alone, and says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptexport.parity.measure.invariances import Invariance, Invariant
+from gptexport.parity.measure.measured import Measured
+from gptexport.parity.measure.metrics import ErrorStats, ShapeStats
+from gptexport.parity.measure.noise import pool_noise
+from gptexport.parity.verdict import judge as module
+from gptexport.parity.verdict.judge import Verdict
+from gptexport.precision import PRECISIONS, dtypes
+
+EAGER = ErrorStats(rms=1e-6, max=5e-6, kl_mean=1e-12, finite=True)
+GOOD = ShapeStats(
+    shape=(3, 17),
+    positions=51,
+    expected_rms=1.0,
+    expected_max=4.0,
+    expected_spread=1.0,
+    eager=EAGER,
+    actual=EAGER,
+    flip_margins=(),
+)
+KEPT = Invariance(kind=Invariant.CAUSALITY, name="causality", max_change=1e-6, allowed=2e-5)
+
+
+def judge(stats: list[ShapeStats], invariances: list[Invariance], dtype: str) -> Verdict:
+    measured = Measured(
+        precision=PRECISIONS[dtype], real_text=False, stats=tuple(stats), invariances=tuple(invariances)
+    )
+    return module.judge(measured)
+
+
+def missed(stats: ShapeStats, dtype: str = "float32") -> tuple[str, ...]:
+    verdict = judge([stats], [KEPT], dtype)
+    assert bool(verdict) == verdict.passed == (not verdict.reasons)
+    assert verdict.passed == verdict.shapes[0].passed
+    return verdict.shapes[0].missed
+
+
+def with_actual(**changes: Any) -> ShapeStats:
+    return replace(GOOD, actual=replace(EAGER, **changes))
+
+
+def test_as_wrong_as_eager_is_right() -> None:
+    assert missed(GOOD) == ()
+    assert judge([GOOD], [KEPT], "float32").noise_ratio == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "gate"),
+    [
+        ({"rms": 1.99e-6}, None),
+        ({"rms": 2.01e-6}, "noise_ratio"),
+        ({"max": 1.99e-5}, None),
+        ({"max": 2.01e-5}, "max_ratio"),
+        ({"kl_mean": 0.9e-8}, None),
+        ({"kl_mean": 1.1e-8}, "kl_mean"),
+    ],
+)
+def test_each_gate_alone(changes: dict[str, float], gate: str | None) -> None:
+    assert missed(with_actual(**changes)) == ((gate,) if gate else ())
+
+
+def test_the_cap_binds_where_eager_itself_is_too_noisy() -> None:
+    """As wrong as eager is no evidence if eager runs in TF32 by mistake."""
+    noisy = replace(EAGER, rms=3e-4, max=1e-3)
+    assert missed(replace(GOOD, eager=noisy, actual=noisy)) == ("relative_rms",)
+    assert missed(replace(GOOD, eager=noisy, actual=noisy), "float16") == ()
+
+
+def test_the_kl_cap_grows_with_the_spread() -> None:
+    """Errors are relative to the logits, and KL goes with their square."""
+    assert missed(with_actual(kl_mean=9e-8)) == ("kl_mean",)
+    assert missed(replace(with_actual(kl_mean=9e-8), expected_spread=10.0)) == ()
+    assert missed(replace(with_actual(kl_mean=9e-9), expected_spread=0.01)) == ()
+
+
+def test_a_flip_in_a_tie_is_rounding_and_any_other_a_fault() -> None:
+    """eager's largest error is 5e-6: two logits within 1e-5 of each other may change places."""
+    near, far = replace(GOOD, flip_margins=(0.9e-5,)), replace(GOOD, flip_margins=(0.9e-5, 1.1e-5))
+    assert missed(near) == ()
+    assert missed(far) == ("flips_outside_ties",)
+    row = judge([far], [KEPT], "float32").shapes[0]
+    assert (row.flips, row.flips_outside_ties) == (2, 1)
+
+
+@pytest.mark.parametrize("dtype", dtypes())
+def test_nan_fails_and_is_the_only_reason(dtype: str) -> None:
+    broken = replace(GOOD, actual=ErrorStats(rms=np.inf, max=np.inf, kl_mean=np.inf, finite=False))
+    verdict = judge([GOOD, broken], [KEPT], dtype)
+    assert not verdict
+    assert verdict.reasons == ("NaN or Inf in the logits (at 3x17)",)
+    assert verdict.to_dict()["noise_ratio"] is None, "infinity is no JSON"
+
+
+def test_eager_with_nan_fails_and_blames_eager() -> None:
+    broken = replace(GOOD, eager=replace(EAGER, finite=False))
+    verdict = judge([broken], [], "float16")
+    assert not verdict and "the eager model itself gives NaN or Inf in float16" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("change", [2.1e-5, np.inf, np.nan])
+def test_what_must_not_change(change: float) -> None:
+    verdict = judge([GOOD], [replace(KEPT, max_change=change)], "float32")
+    assert not verdict
+    assert "causality: what must not change did" in verdict.reasons[0]
+    assert verdict.to_dict()["invariances"][0]["passed"] is False
+
+
+def test_one_lucky_shape_raises_no_alarm() -> None:
+    """Where eager happens to be nearer the truth than elsewhere, the whole grid's noise counts, up to twice its own."""
+    lucky = replace(GOOD, shape=(1, 1), positions=1, eager=replace(EAGER, rms=3e-7, max=1.5e-6))
+    assert judge([lucky, GOOD], [], "float32").passed
+    assert not judge([lucky], [], "float32").passed
+    luckier = replace(lucky, eager=replace(EAGER, rms=2e-7, max=1.5e-6))
+    assert not judge([luckier, GOOD], [], "float32").passed
+
+
+def test_a_noisy_shape_does_not_hide_a_fault_at_another() -> None:
+    """Noise may grow with T: the yardstick of a short row is not that of a long one."""
+    long = replace(
+        GOOD, shape=(1, 1024), positions=1024, eager=replace(EAGER, rms=1e-5), actual=replace(EAGER, rms=1e-5)
+    )
+    assert judge([GOOD, long], [], "float32").passed
+    assert not judge([with_actual(rms=6e-6), long], [], "float32").passed
+
+
+def test_the_noise_is_never_below_rounding_the_result() -> None:
+    exact = replace(GOOD, eager=replace(EAGER, rms=0.0, max=0.0))
+    for precision in PRECISIONS.values():
+        noise = pool_noise([exact], precision)
+        assert noise.rms == noise.max == precision.eps / 2
+
+
+def test_logits_that_are_all_zero() -> None:
+    zero = replace(GOOD, expected_rms=0.0, expected_max=0.0, expected_spread=0.0)
+    still = replace(EAGER, rms=0.0, max=0.0, kl_mean=0.0)
+    assert judge([replace(zero, eager=still, actual=still)], [], "float32").passed
+    assert not judge([replace(zero, eager=still, actual=EAGER)], [], "float32").passed
+
+
+def test_a_reason_names_the_worst_shape_and_counts_the_others() -> None:
+    rows = [replace(with_actual(rms=rms), shape=(1, T)) for T, rms in ((1, 3e-6), (2, 9e-6), (3, 1e-6), (4, 4e-6))]
+    verdict = judge(rows, [], "float32")
+    assert verdict.reasons == ("RMS error is 9 × eager's noise; at most 2 (at 1x2, and 2 more shapes)",)
+
+
+def test_verdict_to_dict_is_what_json_holds() -> None:
+    data = judge([GOOD], [KEPT], "float32").to_dict()
+    assert data["passed"] is True and data["noise_ratio"] == 1.0 and data["dtype"] == "float32"
+    assert data["shapes"][0]["passed"] is True and data["invariances"][0]["passed"] is True
