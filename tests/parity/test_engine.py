@@ -6,6 +6,7 @@ The engine's arithmetic is ONNX Runtime's here, or a wrong copy of it, behind a 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from gptexport_runtime.engine_file import Profile, TensorInfo, read_engine_info,
 from tests.support.cli import Cli
 from tests.support.fake_engine import Fake, write_engine, write_sidecar
 from tests.support.fake_tensorrt import FakeCuda, FakeEngine
-from tests.support.faults import set_attribute, tampered
+from tests.support.faults import scale_weight, set_attribute, tampered
 
 SMALL, LARGE = Profile(min=(1, 1), opt=(1, 4), max=(2, 8)), Profile(min=(1, 1), opt=(4, 16), max=(4, 17))
 Compute = Callable[[Any], Any]
@@ -175,6 +176,21 @@ def test_bfloat16_goes_through_float32_here(
     ran = cli("parity", engine, "--against", checkpoint)
     assert ran.code == 3 and "CAUSE  TensorRT: the graph it was given is right" in ran.out
     assert "right   the engine's graph, as it is written, in float32" in ran.out
+
+
+def test_a_wrong_step_of_a_bfloat16_graph_is_named(
+    cli: Cli, make: Make, bundle: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """The graph as it is written is the cause, run in float32 or not; and its wrong step is looked for."""
+    right = export_onnx(load_checkpoint(str(checkpoint)), tmp_path / "bf16", dtype="bfloat16").path
+    wrong = tampered(right, tmp_path / "wrong", scale_weight("h.1.mlp.c_fc.weight", 1.5))
+    engine = make(wrong, lambda logits: logits * np.float32(1.3), compute_in=bundle)
+    ran = cli("parity", engine, "--against", checkpoint, "--graph", wrong)
+    assert ran.code == 3
+    assert "WRONG   the engine's graph, as it is written, in float32" in ran.out
+    assert "CAUSE  what was done to the graph after the portable export" in ran.out
+    assert "WHERE  h.1.mlp.c_fc (" in ran.out
+    assert re.search(r"looks like weights multiplied by 1\.(5|49)", ran.out)
 
 
 def test_the_precision_is_the_cause(cli: Cli, make: Make, bundle: Path, checkpoint: Path, monkeypatch: Any) -> None:
