@@ -8,9 +8,8 @@ import pytest
 
 from tests.support.cli import Cli, Ran
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as a shell starts what runs in its background: children inherit it
+# Ignored where a shell started pytest in its background; children inherit that, and tests interrupt some.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

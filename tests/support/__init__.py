@@ -1,1 +1,1 @@
-"""What the tests share: checkpoints made on the spot, faults, and stand-ins for what this machine lacks."""
+"""What tests share, and scripts with them: tiny checkpoints, faults, stand-ins for hardware and libraries."""
