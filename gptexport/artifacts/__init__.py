@@ -1,6 +1,6 @@
 """What an artifact is: a bundle, a single graph or an engine, each described in a file of its own. Torch-free.
 
-All descriptions answer the same questions (`Artifact`), so that whoever checks, inspects or times an artifact never
+All descriptions answer the same questions (`Artifact`), so that code that checks, inspects or times an artifact never
 asks which kind it is. To add a kind, write its description and add its suffix to `describe_artifact`.
 """
 

@@ -85,7 +85,7 @@ def print_error(kind: str, message: str, as_json: bool) -> None:
 
 
 def say(mark: str, text: str) -> None:
-    """On stderr. Where that cannot take it, nobody can be told."""
+    """On stderr. If that cannot be written either, the text is lost."""
     with contextlib.suppress(OSError, ValueError):
         click.echo(mark + printable(text), err=True)
 

@@ -1,4 +1,4 @@
-"""What may reach a terminal, and a stream in any state: of any encoding, closed, full, or with nobody reading it.
+"""What may reach a terminal, and a stream in any state: of any encoding, closed, full, or without a reader.
 
 Names in a checkpoint, a bundle or an engine are anybody's text. An escape sequence among them could retitle a window,
 move the cursor over what was printed, or hide it, so that no control character of theirs is printed as it is.

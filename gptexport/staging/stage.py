@@ -1,6 +1,6 @@
 """A private folder beside an output, in which it is made; and how those that a killed process left are known.
 
-A stage's name is drawn at random and made exclusively, so that nobody can lay a link in its way. While its process
+A stage's name is drawn at random and made exclusively, so that no link can be put in its way. While its process
 lives it holds a lock in there, which the system drops with the process: a stage whose lock can be taken is dead.
 """
 
@@ -30,7 +30,7 @@ TOKEN = "[a-z0-9_]{8}"  # as tempfile draws them
 NAME = re.compile(re.escape(PREFIX) + TOKEN + re.escape(SUFFIX))
 LOCK = "lock"
 PATIENCE = 5.0  # seconds
-UNLOCKED = b"no locks here"  # then nobody can tell whether its process lives, and it is never swept
+UNLOCKED = b"no locks here"  # whether its process lives cannot be known then, and it is never swept
 
 
 class Stage:

@@ -135,14 +135,14 @@ def fresh_export(checkpoint: Checkpoint, folder: Path, precision: Precision) -> 
 
 def _sentence(cause: Stage | None, stages: list[StageResult], artifact: Artifact, checkpoint: Checkpoint) -> str:
     known = {
-        None: "none is wrong on these ids alone: the fault depends on the ids or the shape",
+        None: "no stage is wrong on these ids: the fault depends on the ids or the shape",
         Stage.EAGER: f"the precision: {stages[0].name} is itself too far from float64. Export in another --dtype",
         Stage.EXPORT: "the export: a fresh portable export of this checkpoint is wrong too. Please report it",
         Stage.ONNX_RUNTIME: (
-            "the backend: the graph as it is written is right, and wrong once ONNX Runtime has optimized it"
+            "the backend: the graph is right as it is written, and wrong once ONNX Runtime has optimized it"
         ),
         Stage.PREPARED_GRAPH: (
-            "`gptexport trt`: it rewrote a right graph for TensorRT, and that is wrong. Please report it"
+            "`gptexport trt`: it rewrote a right graph for TensorRT, and the result is wrong. Please report it"
         ),
     }
     if cause in known:
@@ -162,7 +162,7 @@ def _sentence_of_graph(artifact: Artifact, checkpoint: Checkpoint) -> str:
     exported, asked = dict(options) if isinstance(options, dict) else {}, dict(checkpoint.options)
     other = [name for name in sorted({*exported, *asked}) if exported.get(name) != asked.get(name)]
     if other:
-        differing = ", ".join(f"{name} {exported.get(name)} then, {asked.get(name)} now" for name in other)
+        differing = ", ".join(f"{name}: {exported.get(name, 'default')} at export, {asked.get(name, 'default')} here" for name in other)
         return f"the {whose} was exported with other options ({differing}); a fresh export is right"
     changes = [*artifact.changes.get(Stage.GRAPH, ()), "a change of the file"]
     return f"what was done to the graph after the portable export, which is right: {', or '.join(changes)}"

@@ -1,4 +1,4 @@
-"""Where in a tensor the error is: what can be said of a fault that nobody has a name for."""
+"""Where in a tensor the error is: what can be said of a fault that no suspect explains."""
 
 from __future__ import annotations
 

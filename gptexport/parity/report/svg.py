@@ -73,7 +73,7 @@ def line_chart(about: str, x: Axis, y: Axis, series: Sequence[Series], *, fill: 
 
 
 def dot_chart(about: str, x: Axis, y: Axis, series: Sequence[Series], names: Sequence[str], gate: float | None) -> str:
-    """A dot for each value, with its name for whoever points at it, and a line at the gate."""
+    """A dot for each value, with its name as a tooltip, and a line at the gate."""
     body = []
     if gate is not None:
         height = y.at(gate, HEIGHT - BOTTOM, TOP)
