@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from gptexport.config import GPTConfig
 from gptexport_runtime import ExecutionError
 from gptexport_runtime.backends.ort.providers import import_onnxruntime
 
@@ -49,7 +48,7 @@ def measure(
     vocab_size: int,
     baseline: str,
     rounds: int,
-    config: GPTConfig | None = None,
+    flops: Callable[[int, int], float] | None = None,
     sgemm: float | None = None,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> list[Timing]:
@@ -58,7 +57,7 @@ def measure(
     Args:
         baseline: the candidate that the others' speed is given relative to.
         rounds: counted rounds; one more comes first, to warm up.
-        config: of a GPT-2, whose FLOPs are known.
+        flops: of a forward of (B,T), where the architecture's are known.
         sgemm: FLOP/s of the machine.
     """
     timings = []
@@ -74,7 +73,7 @@ def measure(
                 spent = time.perf_counter() - began
                 if counted >= 0:
                     seconds[name].append(spent)
-        ideal = forward_flops(config, B, T) / sgemm if config is not None and sgemm is not None else None
+        ideal = flops(B, T) / sgemm if flops is not None and sgemm is not None else None
         for name, spent_each in seconds.items():
             median = statistics.median(spent_each)
             ratios = [base / own for base, own in zip(seconds[baseline], spent_each, strict=True)]
@@ -90,14 +89,6 @@ def measure(
                 )
             )
     return timings
-
-
-def forward_flops(config: GPTConfig, B: int, T: int) -> float:
-    """Multiplications and additions of one forward to all logits: the matmuls, and the causal half of attention."""
-    C, V = config.n_embd, config.vocab_size
-    per_token = config.n_layer * (4 * C * C + 2 * C * config.mlp_width) + C * V
-    attention = config.n_layer * 2 * C * T * (T + 1) / 2  # scores and their product with v
-    return 2.0 * B * (T * per_token + attention)
 
 
 def sgemm_rate(threads: int, *, size: tuple[int, int, int] = (1024, 768, 3072), tries: int = 5) -> float:

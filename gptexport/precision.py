@@ -5,14 +5,17 @@ To add one, write a `Precision` and put it into PRECISIONS; nothing else compare
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from onnx import TensorProto
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
+    import torch.nn as nn
+
+    from gptexport.architectures import Architecture
+    from gptexport.export.trace import Trace
+    from gptexport.recipe import Limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +39,31 @@ class Gates:
     statistical: bool = False  # for quantized weights
 
 
+class Quantizer(Protocol):
+    """Makes quantized weights, in two steps."""
+
+    def prepare(self, model: nn.Module, architecture: Architecture, limits: Limits) -> str | None:
+        """Change the model's parameters without changing its function. Returns: what could not be done, and why."""
+        ...
+
+    def quantize(self, trace: Trace) -> dict[str, dict[str, int]]:
+        """Quantize the traced graph and its weights, in place. Returns: the audit."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Precision:
     """One precision. `dtype` is what a graph computes in; `name` differs from it where the weights are quantized."""
 
     name: str
     dtype: str  # as torch and numpy spell it
-    onnx_types: tuple[int, ...]  # TensorProto types of its weights, the one that an export writes first
+    stored_as: tuple[str, ...]  # names of the TensorProto types that its weights have, the export's own first
     bits: int  # of one weight
     eps: float  # distance from 1 to the next number of `dtype`
     gates: Gates
     max_relative_rms: float  # from eager, above which an export is refused: far above rounding, far below a wrong graph
     quantized: bool = False
+    quantizer: Callable[[], Quantizer] | None = None  # imports what makes such weights; of a quantized precision
     runs_on_cpu: bool = True  # ONNX Runtime's CPU provider has kernels for it
 
     @property
@@ -57,6 +73,18 @@ class Precision:
 
         found: torch.dtype = getattr(torch, self.dtype)
         return found
+
+    @property
+    def onnx_type(self) -> int:
+        """TensorProto type of the weights that an export writes."""
+        from onnx import TensorProto
+
+        return int(TensorProto.DataType.Value(self.stored_as[0]))
+
+    @property
+    def word(self) -> str:
+        """What the parameter that asks for it is called."""
+        return "quantize" if self.quantized else "dtype"
 
     @property
     def quantize(self) -> str | None:
@@ -76,10 +104,16 @@ def _statistical(kl_mean: float, perplexity_ratio: float, top1_agreement: float)
     )
 
 
+def _int8() -> Quantizer:
+    from gptexport.export.rewrites import int8
+
+    return int8.Int8()
+
+
 FLOAT32 = Precision(
     name="float32",
     dtype="float32",
-    onnx_types=(TensorProto.FLOAT,),
+    stored_as=("FLOAT",),
     bits=32,
     eps=2.0**-23,
     gates=Gates(relative_rms=1e-4, kl_mean=1e-8),
@@ -88,7 +122,7 @@ FLOAT32 = Precision(
 FLOAT16 = Precision(
     name="float16",
     dtype="float16",
-    onnx_types=(TensorProto.FLOAT16,),
+    stored_as=("FLOAT16",),
     bits=16,
     eps=2.0**-10,
     gates=Gates(relative_rms=1e-2, kl_mean=1e-4),
@@ -97,7 +131,7 @@ FLOAT16 = Precision(
 BFLOAT16 = Precision(
     name="bfloat16",
     dtype="bfloat16",
-    onnx_types=(TensorProto.BFLOAT16,),
+    stored_as=("BFLOAT16",),
     bits=16,
     eps=2.0**-7,
     gates=Gates(relative_rms=5e-2, kl_mean=1e-3),
@@ -107,12 +141,13 @@ BFLOAT16 = Precision(
 INT8 = Precision(
     name="int8",
     dtype="float32",
-    onnx_types=(TensorProto.INT8, TensorProto.UINT8),
+    stored_as=("INT8", "UINT8"),
     bits=8,
     eps=2.0**-23,
     gates=_statistical(kl_mean=0.005, perplexity_ratio=1.005, top1_agreement=0.98),
     max_relative_rms=2e-1,
     quantized=True,
+    quantizer=_int8,
 )
 PRECISIONS = {precision.name: precision for precision in (FLOAT32, FLOAT16, BFLOAT16, INT8)}
 
@@ -144,10 +179,12 @@ def most_common(elements: Iterable[tuple[int, int]]) -> Precision:
 
     Returns: float32 where there is no weight of any known type.
     """
+    from onnx import TensorProto
+
+    by_type = {TensorProto.DataType.Value(name): found for found in PRECISIONS.values() for name in found.stored_as}
     counts = dict.fromkeys(PRECISIONS, 0)
     for kind, count in elements:
-        for precision in PRECISIONS.values():
-            if kind in precision.onnx_types:
-                counts[precision.name] += count
+        if kind in by_type:
+            counts[by_type[kind].name] += count
     most = max(counts, key=lambda name: counts[name])
     return PRECISIONS[most] if counts[most] else FLOAT32

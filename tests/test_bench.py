@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import gptexport.bench as bench
+from gptexport.architectures.gpt2 import GPTConfig, forward_flops
 from gptexport.bench_chart import speed_chart
-from gptexport.config import GPTConfig
 from gptexport_runtime import ExecutionError
 
 
@@ -44,8 +44,8 @@ def test_flops_of_gpt2() -> None:
     """12 layers of 12 C² weights and the head, twice each per token; attention's causal half."""
     config = GPTConfig()
     weights = 12 * 12 * 768**2 + 768 * 50257
-    assert bench.forward_flops(config, 1, 1) == 2 * (weights + 12 * 2 * 768)
-    assert bench.forward_flops(config, 3, 1024) == pytest.approx(3 * 2 * (1024 * weights + 12 * 768 * 1024 * 1025))
+    assert forward_flops(config, 1, 1) == 2 * (weights + 12 * 2 * 768)
+    assert forward_flops(config, 3, 1024) == pytest.approx(3 * 2 * (1024 * weights + 12 * 768 * 1024 * 1025))
     assert config.parameters == 124_439_808
 
 

@@ -47,12 +47,12 @@ def _describe_stored(source: str, stored: Stored) -> CheckpointInfo:
         description=_WHAT[stored.format],
         readable=not problems,
         config=stored.config,
-        gelu_source=stored.gelu_source,
+        assumed=stored.assumed,
         tied=stored.config.tied,
         parameters=sum(
             math.prod(weight.shape)
             for name, weight in stored.weights.items()
-            if not (stored.config.tied and name == "lm_head.weight")
+            if not (stored.config.tied and name == stored.architecture.head)
         ),
         dtypes=dict(Counter(map(dtype_name, {id(weight): weight for weight in stored.weights.values()}.values()))),
         training=stored.training,

@@ -1,10 +1,11 @@
 """`load_checkpoint`: locate, recognise, read, compare with the config, build."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
+from gptexport.assumptions import ASSUMPTIONS
 from gptexport.checkpoints.formats import build_nanogpt, huggingface, module, nanogpt
 from gptexport.checkpoints.locate import locate
 from gptexport.checkpoints.payload import recognise_payload
@@ -12,20 +13,19 @@ from gptexport.checkpoints.recognise import recognise
 from gptexport.checkpoints.strict import assemble, check_weights, dtype_name
 from gptexport.checkpoints.torch_file import read_torch_file
 from gptexport.checkpoints.types import Checkpoint, Foreign, Stored
-from gptexport.config import Gelu
 from gptexport.errors import CheckpointError, UnknownCheckpointError
 
 GPT2_VOCAB = 50257  # of GPT-2's tokenizer
 
 
 def load_checkpoint(
-    source: str, *, gelu: Gelu | None = None, vocab_size: int | None = None, block_size: int | None = None
+    source: str, *, gelu: str | None = None, vocab_size: int | None = None, block_size: int | None = None
 ) -> Checkpoint:
     """Load a checkpoint strictly and safely.
 
     Args:
         source: a file, a folder, a hub id, or a user's own `module.py:factory` (that one is Python and is run).
-        gelu: overrides what the file or its format says; not for a module.
+        gelu: "tanh" or "erf", which overrides what the file or its format says; not for a module.
         vocab_size: keep only the first N logits, for a vocabulary that was padded in training.
         block_size: the longest T; a GPT-2's can only shrink (wpe loses rows), a module's is taken as given.
 
@@ -34,17 +34,18 @@ def load_checkpoint(
         UnknownCheckpointError: nothing that is recognised, or a format that is only recognised.
         UnsafeCheckpointError: loading it would run code that it carries.
     """
-    _check_options(gelu, vocab_size, block_size)
     asked = {"gelu": gelu, "vocab_size": vocab_size, "block_size": block_size}
     options = {name: value for name, value in asked.items() if value is not None}
-    return replace(_load(source, gelu, vocab_size, block_size), options=options)
+    choices = {item.name: str(options[item.name]) for item in ASSUMPTIONS if item.name in options}
+    _check_options(choices, vocab_size, block_size)
+    return replace(_load(source, choices, vocab_size, block_size), options=options)
 
 
-def _load(source: str, gelu: Gelu | None, vocab_size: int | None, block_size: int | None) -> Checkpoint:
+def _load(source: str, choices: Mapping[str, str], vocab_size: int | None, block_size: int | None) -> Checkpoint:
     if module.is_module(source):
-        if gelu is not None:
+        for name in choices:
             raise CheckpointError(
-                f"{source}: --gelu is for GPT-2 checkpoints; your own module computes its own activation"
+                f"{source}: {name} is for checkpoints whose model gptexport builds; your own module computes its own"
             )
         return module.load(source, vocab_size=vocab_size, block_size=block_size)
     path = locate(source)
@@ -52,7 +53,7 @@ def _load(source: str, gelu: Gelu | None, vocab_size: int | None, block_size: in
     if isinstance(stored, Foreign):
         advice = f". {stored.advice}" if stored.advice else ""
         raise UnknownCheckpointError(f"{path}: {stored.what}{advice}")
-    return _finish(stored, gelu, vocab_size, block_size)
+    return _finish(stored, choices, vocab_size, block_size)
 
 
 def read(path: Path) -> Stored | Foreign:
@@ -76,17 +77,21 @@ def read(path: Path) -> Stored | Foreign:
             return foreign
 
 
-def notes_of(stored: Stored, gelu: Gelu | None = None, vocab_size: int | None = None) -> tuple[str, ...]:
+def notes_of(
+    stored: Stored, choices: Mapping[str, str] | None = None, vocab_size: int | None = None
+) -> tuple[str, ...]:
     """What a person should know about what is stored and what was made of it."""
-    notes = list(stored.notes)
-    said, V = stored.config.gelu, stored.config.vocab_size
-    if gelu is None and stored.gelu_source == "format":
-        other = "tanh" if said == "erf" else "erf"
-        notes.append(
-            f"GELU taken as {said}, as in {stored.format}: the file does not say. If trained otherwise: --gelu {other}"
-        )
-    if gelu not in (None, said) and stored.gelu_source == "checkpoint":
-        notes.append(f"--gelu {gelu} overrides the checkpoint, which says {said}")
+    notes, choices, V = list(stored.notes), choices or {}, stored.config.vocab_size
+    for item in stored.architecture.assumed:
+        said, chosen = getattr(stored.config, item.name), choices.get(item.name)
+        if chosen is None and stored.assumed.get(item.name) == "format":
+            other = next(value for value in item.values if value != said)
+            notes.append(
+                f"{item.name.upper()} taken as {said}, as in {stored.format}: the file does not say. "
+                f"If trained otherwise: --{item.name} {other}"
+            )
+        if chosen not in (None, said) and stored.assumed.get(item.name) == "checkpoint":
+            notes.append(f"--{item.name} {chosen} overrides the checkpoint, which says {said}")
     if vocab_size is None and GPT2_VOCAB < V < GPT2_VOCAB + 256 and V % 64 == 0:
         notes.append(
             f"the vocabulary looks padded, {V} rows for GPT-2's {GPT2_VOCAB} tokens: pass --vocab-size {GPT2_VOCAB}"
@@ -107,39 +112,42 @@ def sha256_of(files: tuple[Path, ...]) -> str:
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in sorted(hashes)).encode()).hexdigest()
 
 
-def _finish(stored: Stored, gelu: Gelu | None, vocab_size: int | None, block_size: int | None) -> Checkpoint:
+def _finish(stored: Stored, choices: Mapping[str, str], vocab_size: int | None, block_size: int | None) -> Checkpoint:
     check_weights(stored)  # whole, before anything is cut from it
     config = replace(
         stored.config,
-        gelu=gelu or stored.config.gelu,
-        vocab_size=_shrunk(stored.path, "--vocab-size", vocab_size, stored.config.vocab_size),
-        block_size=_shrunk(stored.path, "--block-size", block_size, stored.config.block_size),
+        **choices,
+        vocab_size=_shrunk(stored.path, "vocab_size", vocab_size, stored.config.vocab_size),
+        block_size=_shrunk(stored.path, "block_size", block_size, stored.config.block_size),
     )
     return Checkpoint(
-        model=assemble(config, stored.weights),
+        model=assemble(stored.architecture, config, stored.weights),
+        architecture=stored.architecture,
         config=config,
         format=stored.format,
         block_size=config.block_size,
         vocab_size=config.vocab_size,
-        gelu_source="option" if gelu is not None else stored.gelu_source,
+        assumed={**stored.assumed, **dict.fromkeys(choices, "option")},
         sha256=sha256_of(stored.files),
         tokenizer=stored.tokenizer,
         text=stored.text,
-        notes=notes_of(stored, gelu, vocab_size),
+        notes=notes_of(stored, choices, vocab_size),
     )
 
 
-def _shrunk(path: Path, option: str, wanted: int | None, stored: int) -> int:
+def _shrunk(path: Path, name: str, wanted: int | None, stored: int) -> int:
     if wanted is not None and wanted > stored:
-        raise CheckpointError(
-            f"{path}: {option} {wanted} is more than the checkpoint has, {stored}; it can only shrink"
-        )
+        raise CheckpointError(f"{path}: {name} {wanted} is more than the checkpoint has, {stored}; it can only shrink")
     return stored if wanted is None else wanted
 
 
-def _check_options(gelu: str | None, vocab_size: int | None, block_size: int | None) -> None:
-    if gelu is not None and gelu not in get_args(Gelu):
-        raise CheckpointError(f"--gelu is {gelu!r}; expected one of {', '.join(get_args(Gelu))}")
-    for option, value in (("--vocab-size", vocab_size), ("--block-size", block_size)):
+def _check_options(choices: Mapping[str, str], vocab_size: int | None, block_size: int | None) -> None:
+    for item in ASSUMPTIONS:
+        if item.name in choices:
+            try:
+                item.check(choices[item.name])
+            except ValueError as error:
+                raise CheckpointError(f"{error}.") from error
+    for name, value in (("vocab_size", vocab_size), ("block_size", block_size)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise CheckpointError(f"{option} is {value!r}; expected a positive integer")
+            raise CheckpointError(f"{name} is {value!r}; expected a positive integer.")

@@ -3,35 +3,24 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
+import torch.nn as nn
 
+from gptexport.architectures import Architecture
 from gptexport.checkpoints.types import Stored
-from gptexport.config import GPTConfig
 from gptexport.errors import CheckpointError
-from gptexport.models.gpt2 import GPT
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_HEAD, _WTE = "lm_head.weight", "transformer.wte.weight"
-_BLOCK = re.compile(r"transformer\.h\.(\d+)\.")
 
 
 def problems_of(stored: Stored) -> tuple[str, ...]:
     """Every difference between the stored weights and those that the config calls for, one line each."""
-    weights, config = stored.weights, stored.config
-    blocks = {int(found.group(1)) for name in weights if (found := _BLOCK.match(name))}
-    absent = [layer for layer in range(min(config.n_layer, max(blocks, default=-1) + 1)) if layer not in blocks]
-    last = max(blocks, default=-1) + 1
-    problems = [f"missing       transformer.h.{layer}.*: the whole block" for layer in absent]
-    if config.n_layer > last:  # not one by one: a damaged n_layer may be any number
-        problems.append(
-            f"missing       transformer.h.{last}.* to transformer.h.{config.n_layer - 1}.*: {config.n_layer - last} "
-            f"whole blocks (n_layer is {config.n_layer}, the highest block stored is {last - 1})"
-        )
-    expected = expected_shapes(replace(config, n_layer=max(1, min(config.n_layer, last))))
-    whole = {f"transformer.h.{layer}." for layer in range(max(1, last)) if layer not in blocks}
+    weights = stored.weights
+    expected, problems = _expected(stored)
     for name, shape in expected.items():
-        if name not in weights and not any(name.startswith(block) for block in whole):
+        if name not in weights:
             problems.append(f"missing       {name} {_shape(shape)}")
     for name, weight in weights.items():
         if name not in expected:
@@ -45,10 +34,35 @@ def problems_of(stored: Stored) -> tuple[str, ...]:
     return (*stored.problems, *problems)
 
 
-def expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Every weight of the model, lm_head also where it is tied, with its shape."""
+def _expected(stored: Stored) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """The weights that the config calls for, less those of blocks that are missing whole; and these, a line each.
+
+    Not one by one: a damaged n_layer may be any number, and no model of so many blocks is to be built.
+    """
+    config, block = stored.config, stored.architecture.block
+    if block is None:
+        return expected_shapes(stored.architecture, config), []
+    pattern = re.compile(re.escape(block).replace(r"\{layer\}", r"(\d+)"))
+    blocks = {int(found.group(1)) for name in stored.weights if (found := pattern.match(name))}
+    last = max(blocks, default=-1) + 1
+    absent = [layer for layer in range(min(config.n_layer, last)) if layer not in blocks]
+    problems = [f"missing       {block.format(layer=layer)}*: the whole block" for layer in absent]
+    if config.n_layer > last:
+        problems.append(
+            f"missing       {block.format(layer=last)}* to {block.format(layer=config.n_layer - 1)}*: "
+            f"{config.n_layer - last} whole blocks (n_layer is {config.n_layer}, the highest block stored is "
+            f"{last - 1})"
+        )
+    whole = {block.format(layer=layer) for layer in range(max(1, last)) if layer not in blocks}
+    shapes = expected_shapes(stored.architecture, replace(config, n_layer=max(1, min(config.n_layer, last))))
+    there = {name: shape for name, shape in shapes.items() if not any(name.startswith(prefix) for prefix in whole)}
+    return there, problems
+
+
+def expected_shapes(architecture: Architecture, config: Any) -> dict[str, tuple[int, ...]]:
+    """Every weight of the model, the LM head also where it is tied, with its shape."""
     with torch.device("meta"):
-        return {name: tuple(weight.shape) for name, weight in GPT(config).state_dict().items()}
+        return {name: tuple(weight.shape) for name, weight in architecture.model(config).state_dict().items()}
 
 
 def check_weights(stored: Stored) -> None:
@@ -59,33 +73,41 @@ def check_weights(stored: Stored) -> None:
     """
     if not (problems := problems_of(stored)):
         return
-    c = stored.config
-    sizes = f"n_layer {c.n_layer}, n_head {c.n_head}, n_embd {c.n_embd}, block_size {c.block_size}"
+    said = ", ".join(f"{name} {value}" for name, value in stored.config.to_dict().items() if isinstance(value, int))
     raise CheckpointError(
-        f"{stored.path}: the weights are not those of its config ({sizes}, vocab_size {c.vocab_size}, bias {c.bias}):\n"
+        f"{stored.path}: the weights are not those of its config ({said}):\n"
         + "\n".join(f"  {problem}" for problem in problems)
-        + "\nThe checkpoint is incomplete, or its architecture is not GPT-2's; in that case export it through its own "
-        "code: gptexport onnx module.py:factory"
+        + f"\nThe checkpoint is incomplete, or its architecture is not {stored.architecture.title}'s; in that case "
+        "export it through its own code: gptexport onnx module.py:factory"
     )
 
 
-def assemble(config: GPTConfig, weights: Mapping[str, torch.Tensor]) -> GPT:
-    """GPT(config) in eval mode around weights that were checked: the very tensors of the file where they are float32.
+def assemble(architecture: Architecture, config: Any, weights: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The model in eval mode around weights that were checked: the very tensors of the file where they are float32.
 
-    Others are cast one by one. A config with a smaller vocabulary or context keeps the first rows of wte, lm_head and
-    wpe, as views.
+    Others are cast one by one. A config with a smaller vocabulary or context keeps the first rows of the weights that
+    depend on it, as views. A tied LM head is the embedding's own tensor.
     """
-    rows = {_WTE: config.vocab_size, _HEAD: config.vocab_size, "transformer.wpe.weight": config.block_size}
-    cut = {name: weight.detach()[: rows.get(name)] for name, weight in weights.items()}
-    if config.tied:
-        cut.pop(_HEAD)  # so that it is not cast a second time
-    floats = {name: weight.to(torch.float32) for name, weight in cut.items()}
-    floats.setdefault(_HEAD, floats[_WTE])
+    rows = {name: getattr(config, size) for name, size in architecture.cut_rows.items()}
+    floats: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        if config.tied and name == architecture.head:
+            continue  # so that it is not cast a second time
+        floats[name] = weight.detach()[: rows.get(name)].to(torch.float32)
     with torch.device("meta"):
-        model = GPT(config)
+        model = architecture.model(config)
+    if config.tied and architecture.head is not None and architecture.embedding is not None:
+        floats.setdefault(architecture.head, floats[architecture.embedding])
     model.load_state_dict(floats, strict=True, assign=True)
-    model.tie_weights()
+    if config.tied and architecture.head is not None and architecture.embedding is not None:
+        _share(model, architecture.head, architecture.embedding)
     return model.requires_grad_(False).eval()
+
+
+def _share(model: nn.Module, name: str, other: str) -> None:
+    """Make two parameters one again: load_state_dict(assign=True) gave each a Parameter of its own."""
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, model.get_parameter(other))
 
 
 def dtype_name(weight: torch.Tensor) -> str:

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
 
-from gptexport.config import GPTConfig
+from gptexport.architectures import Architecture, Config
 from gptexport_runtime.contract.manifest import TextEntry
 
-GeluSource = Literal["checkpoint", "format", "option"]  # the file says it, the format's convention, --gelu
+AssumptionSource = Literal["checkpoint", "format", "option"]  # the file says it, the format's convention, an option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +19,15 @@ class Checkpoint:
     """A model ready for export: eval mode, no gradients, float32 parameters, on the CPU."""
 
     model: nn.Module  # forward(idx (B,T) int64) -> logits (B,T,V), always
-    config: GPTConfig | None  # None for a user's own module
+    architecture: Architecture
+    config: Config
     format: str  # "nanogpt" | "build-nanogpt" | "huggingface" | "module"
     block_size: int
     vocab_size: int  # V of the logits, after --vocab-size
     input_vocab_size: int | None = None  # how many ids forward takes, where it is not as many as there are logits
-    gelu_source: GeluSource | None
     sha256: str  # of the checkpoint's file; of the sorted (name, sha256) lines where there are several
     tokenizer: Path | None = None  # where the format keeps it, if it is there; nobody has looked inside
+    assumed: Mapping[str, AssumptionSource] = field(default_factory=dict)  # by name, how each assumption was decided
     notes: tuple[str, ...] = ()  # what a person should be told
     text: TextEntry = field(default_factory=TextEntry)  # the ids that begin, end and pad a text, where it says them
     options: Mapping[str, int | str] = field(default_factory=dict)  # what load_checkpoint was asked for
@@ -45,8 +46,8 @@ class CheckpointInfo:
     format: str  # as in Checkpoint, or the name of a format that is only recognised
     description: str
     readable: bool  # load_checkpoint would read it
-    config: GPTConfig | None = None
-    gelu_source: GeluSource | None = None
+    config: Config | None = None
+    assumed: Mapping[str, AssumptionSource] = field(default_factory=dict)  # as in Checkpoint
     tied: bool | None = None
     parameters: int | None = None  # tied ones once
     dtypes: Mapping[str, int] = field(default_factory=dict)  # stored dtype -> number of tensors
@@ -60,14 +61,15 @@ class CheckpointInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A GPT-2 checkpoint as it was opened: its config, and its weights still mapped from the file."""
+    """A checkpoint as it was opened: its config, and its weights still mapped from the file."""
 
     format: str
     path: Path
-    config: GPTConfig  # tied by what is stored, gelu by the file or the format
-    gelu_source: GeluSource
-    weights: Mapping[str, torch.Tensor]  # under GPT's names, linears (out,in); not yet compared with the config
+    architecture: Architecture
+    config: Any  # the architecture's; tied by what is stored, assumptions by the file or the format
+    weights: Mapping[str, torch.Tensor]  # under the model's names, linears (out,in); not yet compared with the config
     files: tuple[Path, ...]
+    assumed: Mapping[str, AssumptionSource] = field(default_factory=dict)  # as in Checkpoint
     tokenizer: Path | None = None  # as in Checkpoint
     text: TextEntry = field(default_factory=TextEntry)  # as in Checkpoint
     training: Mapping[str, int | float] = field(default_factory=dict)

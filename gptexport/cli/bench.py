@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -14,8 +15,6 @@ from gptexport.cli.output import Output, output_options, table
 
 if TYPE_CHECKING:
     from gptexport.bench import Shape, Timing
-    from gptexport.config import GPTConfig
-    from gptexport_runtime.contract.manifest import Manifest
 
 OWN = "gptexport"
 DEFAULT_SHAPES = ((1, 1), (1, 128), (4, 256), (1, 1024))
@@ -71,7 +70,7 @@ def bench(
             return session.logits(ids, out=buffers[ids.shape])
 
         candidates: dict[str, Candidate] = {OWN: run_session}
-        config = None
+        model: Mapping[str, Any] = session.manifest.model if session.manifest else {}
         if checkpoint is not None:
             import torch
 
@@ -79,7 +78,7 @@ def bench(
 
             torch.set_num_threads(session.threads)
             loaded = load_checkpoint(checkpoint)
-            config = loaded.config
+            model = {"architecture": loaded.architecture.name, **loaded.config.to_dict()}
 
             def run_eager(ids: Ids) -> object:
                 with torch.inference_mode():
@@ -95,7 +94,7 @@ def bench(
             vocab_size=vocab_size,
             baseline=baseline,
             rounds=rounds,
-            config=config or _gpt2(session.manifest),
+            flops=_flops(model),
             sgemm=sgemm,
             progress=output.step,
         )
@@ -122,13 +121,14 @@ def _draw(output: Output, plot: Path, chart: str) -> None:
         output.note(f"not drawn: {error}")
 
 
-def _gpt2(manifest: Manifest | None) -> GPTConfig | None:
-    """The sizes that the bundle says it has, if it is one of ours."""
-    if manifest is None or manifest.model.get("architecture") != "gpt2":
-        return None
-    from gptexport.config import GPTConfig
+def _flops(model: Mapping[str, Any]) -> Callable[[int, int], float] | None:
+    """Those of a forward of (B,T), if the architecture that the model says it has is known."""
+    from gptexport.architectures import described
 
-    return GPTConfig(**{name: value for name, value in manifest.model.items() if name != "architecture"})
+    found = described(model)
+    if found is None or found[0].flops is None:
+        return None
+    return partial(found[0].flops, found[1])
 
 
 def _chart(artifact: Path, timings: list[Timing], baseline: str) -> str:

@@ -102,7 +102,7 @@ def checkpoint_text(info: CheckpointInfo) -> str:
         ("model", _config_line(info.config.to_dict()) if info.config else None),
         ("parameters", f"{info.parameters:,}" if info.parameters is not None else None),
         ("head", None if info.tied is None else "tied to wte" if info.tied else "its own weights"),
-        ("GELU", _gelu(info.config.gelu, info.gelu_source) if info.config else None),
+        ("GELU", _gelu(info.config.to_dict().get("gelu"), info.assumed.get("gelu")) if info.config else None),
         ("stored as", ", ".join(f"{dtype} ({count} tensors)" for dtype, count in info.dtypes.items()) or None),
         ("training", ", ".join(f"{name} {value}" for name, value in info.training.items()) or None),
         ("size", size(info.file_size) if info.file_size else None),

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from gptexport.cli.options import Graphs, OutputPath
+from gptexport.cli.options import Graphs, OutputPath, assumption_options
 from gptexport.cli.output import Output, output_options, size
-from gptexport.config import DType, Gelu, Quantize, Target
+from gptexport.export.targets import TARGETS
+from gptexport.precision import dtypes, quantizations
+from gptexport.recipe import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, Recipe
 
 if TYPE_CHECKING:
     from gptexport.export import Exported
+
+_TARGETS = "; ".join(f"{target.name}: {target.help}" for target in TARGETS.values())
 
 
 @click.command(short_help="Export a checkpoint to ONNX.")
 @click.argument("checkpoint")
 @click.option("-o", "--out", "out", required=True, type=OutputPath(), help="A folder, or a name that ends in .onnx.")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(dtypes()), default="float32", show_default=True)
+@click.option("--target", type=click.Choice(list(TARGETS)), default="portable", show_default=True, help=f"{_TARGETS}.")
 @click.option(
-    "--target",
-    type=click.Choice(["portable", "cpu", "cuda"]),
-    default="portable",
-    show_default=True,
-    help="cpu, cuda: fused for that provider of ONNX Runtime.",
+    "--quantize", type=click.Choice(quantizations()), help="8-bit weights and activations; with --target cpu."
 )
-@click.option("--quantize", type=click.Choice(["int8"]), help="8-bit weights and activations; with --target cpu.")
 @click.option("--graphs", type=Graphs(), help="Some of logits,last,score,decode.  [default: all that the model allows]")
-@click.option(
-    "--gelu", type=click.Choice(["tanh", "erf"]), help="What the training code used, where the checkpoint does not say."
-)
+@assumption_options
 @click.option(
     "--vocab-size", type=click.IntRange(min=1), help="Keep the first N tokens: drops the padding of the vocabulary."
 )
@@ -41,18 +40,24 @@ if TYPE_CHECKING:
     "--tokenizer",
     help="bytes, gpt2, a tokenizer.json or meta.pkl, to travel in the bundle.  [default: what is found with it]",
 )
-@click.option("--opset", type=click.IntRange(18, 24), default=23, show_default=True, help="23 keeps attention whole.")
+@click.option(
+    "--opset",
+    type=click.IntRange(MIN_OPSET, MAX_OPSET),
+    default=DEFAULT_OPSET,
+    show_default=True,
+    help="23 keeps attention whole.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options("onnx")
 def onnx(
     output: Output,
     checkpoint: str,
     out: Path,
-    dtype: DType,
-    target: Target,
-    quantize: Quantize | None,
+    dtype: str,
+    target: str,
+    quantize: str | None,
     graphs: list[str] | None,
-    gelu: Gelu | None,
+    gelu: str | None,
     vocab_size: int | None,
     block_size: int | None,
     tokenizer: str | None,
@@ -79,43 +84,33 @@ def onnx(
     """
     from gptexport.staging import check_output
 
+    recipe = Recipe.of(dtype=dtype, target=target, quantize=quantize, graphs=graphs, opset=opset)
     check_output(out, force=force)  # before the seconds that importing torch takes
     output.step(f"reading {checkpoint}")
 
     from gptexport.checkpoints import load_checkpoint
-    from gptexport.export import export_onnx
+    from gptexport.export import export
     from gptexport.tokenizers import found_with, travelling
 
     loaded = load_checkpoint(checkpoint, gelu=gelu, vocab_size=vocab_size, block_size=block_size)
     output.step(
         f"{loaded.format} checkpoint, {sum(p.numel() for p in loaded.model.parameters()) / 1e6:,.1f} M parameters"
     )
-    words, told = travelling(tokenizer) if tokenizer else None, None
+    carried, found = travelling(tokenizer) if tokenizer else None, None
     if tokenizer is None and out.suffix != ".onnx":
-        words, told = found_with(loaded)
-    for note in (*loaded.notes, *([told] if told else [])):
+        carried, found = found_with(loaded)
+    for note in (*loaded.notes, *([found] if found else [])):
         output.note(note)
-    kept = [loaded]
-    del loaded
-    done = export_onnx(
-        kept.pop(),
-        out,
-        dtype=dtype,
-        target=target,
-        quantize=quantize,
-        graphs=graphs,
-        tokenizer=words,
-        opset=opset,
-        force=force,
-        progress=output.step,
-    )
+    done = export(loaded, out, replace(recipe, tokenizer=carried), force=force, progress=output.step)
 
+    for note in done.notes:
+        output.note(note)
     for kind, reason in done.manifest.left_out.items():
         output.note(f"without {kind}.onnx: {reason}")
     audit = ", ".join(f"{row['achieved']} of {row['expected']} {op}" for op, row in done.manifest.audit.items())
     output.step(f"{audit or 'nothing to audit'}; {_ran(done)}")
-    if done.manifest.target == "cuda":
-        output.step(f"CUDA kernels: {done.manifest.checked['kernels']}; attention: {_expected(done)}")
+    if (kernels := done.manifest.checked.get("kernels")) is not None:
+        output.step(f"CUDA kernels: {kernels}; attention: {_expected(done)}")
     output.result(
         {
             "ok": True,
@@ -134,12 +129,10 @@ def onnx(
 
 
 def _ran(done: Exported) -> str:
-    if done.check_error is None:
-        return done.manifest.checked["run"]
-    twin = ", by the float32 twin" if "twin" in done.manifest.checked["run"] else ""
-    return f"run at shapes not traced{twin}: {done.check_error:.1e} relative RMS from eager"
+    how = done.run.value.partition(";")[0]
+    return f"run {how}, at shapes not traced: {done.check_error:.1e} relative RMS from eager"
 
 
 def _expected(done: Exported) -> str:
     kernels = [f"{op} by {' or '.join(names)}" for op, names in done.manifest.expected_kernels.items()]
-    return f"{', '.join(kernels)} expected" if kernels else "nothing expected of a module of your own"
+    return f"{', '.join(kernels)} expected" if kernels else "no attention node, so nothing expected"

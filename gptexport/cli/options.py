@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
+from gptexport.assumptions import ASSUMPTIONS
 from gptexport_runtime.contract import heads
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def assumption_options(command: F) -> F:
+    """Give a command an option for each choice that weights do not tell."""
+    for item in reversed(ASSUMPTIONS):
+        command = click.option(f"--{item.name}", type=click.Choice(item.values), help=item.help)(command)
+    return command
 
 
 class OutputPath(click.Path):

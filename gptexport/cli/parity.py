@@ -13,7 +13,6 @@ from gptexport.cli.parity_text import result_text
 
 if TYPE_CHECKING:
     from gptexport.artifacts import Artifact
-    from gptexport.config import Gelu
 
 EXIT_PARITY_FAILED = 3
 
@@ -84,7 +83,7 @@ def parity(
     quick: bool,
     tokens: Path | None,
     tokenizer: str | None,
-    gelu: Gelu | None,
+    gelu: str | None,
     block_size: int | None,
     vocab_size: int | None,
     device: Literal["cpu", "cuda"] | None,

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 import onnxscript.optimizer
@@ -17,9 +17,10 @@ import torch.nn as nn
 
 from gptexport.errors import ExportError
 from gptexport.export.encoder_mask import mask_as_given
+from gptexport.export.rewrites import Audit
+from gptexport.recipe import DEFAULT_OPSET
 from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
 
-MIN_OPSET, DEFAULT_OPSET, MAX_OPSET = 18, 23, 24
 NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnx_ir.passes.common.initializer_deduplication")
 
 # The operations whose count must survive the trace, with the opset since when ONNX has them whole.
@@ -34,10 +35,15 @@ WHOLE_OPS = {
 class Trace:
     """The structure and the weights of a model, apart: passes over the graph can neither fold nor keep a weight."""
 
-    graph: ir.Model  # initializers that are weights have no value in here
+    model: ir.Model  # initializers that are weights have no value in here
     weights: dict[str, torch.Tensor]  # by initializer; the model's own tensors, not copies
     expected: dict[str, int]  # how many of each WHOLE_OPS node the PyTorch program promises
     longest: int  # the T up to which torch.export vouches for the graph: block_size, or one less
+    audit: Audit = field(default_factory=dict)  # of what was made of this graph since
+
+    @property
+    def graph(self) -> ir.Graph:
+        return self.model.graph
 
     @property
     def weight_bytes(self) -> int:
@@ -62,8 +68,6 @@ def trace_logits(model: nn.Module, *, block_size: int, opset: int = DEFAULT_OPSE
     Raises:
         ExportError: the forward fixes B or T, cannot be traced, or ONNX lacks one of its operations.
     """
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise ExportError(f"opset is {opset}; expected {MIN_OPSET} to {MAX_OPSET} (default {DEFAULT_OPSET}).")
     if block_size < 2:
         raise ExportError(f"block_size is {block_size}; a graph with a dynamic T needs at least 2.")
     with _quiet_exporter():
@@ -82,11 +86,11 @@ def trace_logits(model: nn.Module, *, block_size: int, opset: int = DEFAULT_OPSE
             raise ExportError(f"the traced model cannot be written at opset {opset}: {_reason(error)}") from error
         assert onnx_program is not None
         weights = _take_weights(onnx_program.model.graph)
-        graph = onnx_program.model.clone()  # the exporter's own keeps weights that it merged, out of sight
-        onnxscript.optimizer.optimize_ir(graph)
-    _name_axes(graph)
-    weights = {name: tensor for name, tensor in weights.items() if name in graph.graph.initializers}
-    return Trace(graph, weights, _promised(program, opset), longest)
+        made = onnx_program.model.clone()  # the exporter's own keeps weights that it merged, out of sight
+        onnxscript.optimizer.optimize_ir(made)
+    _name_axes(made.graph)
+    weights = {name: tensor for name, tensor in weights.items() if name in made.graph.initializers}
+    return Trace(made, weights, _promised(program, opset), longest)
 
 
 def _export_program(model: nn.Module, block_size: int) -> tuple[torch.export.ExportedProgram, int]:
@@ -141,9 +145,9 @@ def _take_weights(graph: ir.Graph) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _name_axes(graph: ir.Model) -> None:
+def _name_axes(graph: ir.Graph) -> None:
     """Give the dynamic axes their contract names, everywhere; the exporter calls them s95 or so."""
-    (input_ids,) = graph.graph.inputs
+    (input_ids,) = graph.inputs
     assert input_ids.shape is not None
     names: dict[str, str] = {}
     for dim, axis in zip(input_ids.shape, (AXIS_B, AXIS_T), strict=True):
@@ -151,7 +155,7 @@ def _name_axes(graph: ir.Model) -> None:
             raise ExportError(f"the exporter fixed {axis} to {dim} silently; the graph would run at that size alone.")
         names[dim.value] = axis
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
-    for value in _values(graph.graph):
+    for value in _values(graph):
         if value.shape is not None:
             value.shape = ir.Shape(
                 pattern.sub(lambda match: names[match.group()], dim.value)

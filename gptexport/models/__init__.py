@@ -1,1 +1,1 @@
-"""One textbook forward per architecture: `forward(idx)` returns logits (B,T,V), always, at every position."""
+"""Names of version 0.1: see gptexport.architectures."""

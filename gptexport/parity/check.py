@@ -9,7 +9,6 @@ from pathlib import Path
 
 from gptexport.artifacts import Artifact, Device, describe_artifact
 from gptexport.checkpoints import Checkpoint, load_checkpoint
-from gptexport.config import Gelu
 from gptexport.parity.locate.diagnosis import Diagnosis, diagnose
 from gptexport.parity.measure.draws import measure_again, measure_shape
 from gptexport.parity.measure.heads import measure_heads
@@ -123,7 +122,7 @@ def load_for(
     artifact: Artifact,
     checkpoint: str,
     *,
-    gelu: Gelu | None = None,
+    gelu: str | None = None,
     vocab_size: int | None = None,
     block_size: int | None = None,
 ) -> Checkpoint:
@@ -227,7 +226,7 @@ def _mismatch(session: Session, checkpoint: Checkpoint) -> tuple[str, ...]:
 
 def _gelu_mismatch(artifact: Artifact, checkpoint: Checkpoint) -> GeluMismatch | None:
     exported = artifact.model.get("gelu")
-    assumed = checkpoint.config.gelu if checkpoint.config else None
+    assumed = checkpoint.config.to_dict().get("gelu")
     different = exported is not None and assumed is not None and exported != assumed
     return GeluMismatch(str(exported), str(assumed)) if different else None
 

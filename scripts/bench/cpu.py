@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gptexport.bench import forward_flops, sgemm_rate
+from gptexport.architectures.gpt2 import forward_flops
+from gptexport.bench import sgemm_rate
 from gptexport.bench_chart import speed_chart
 from scripts.bench.models import SIZES
 from scripts.bench.peers import PEERS, prepare, vocab_size

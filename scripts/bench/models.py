@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gptexport.config import GPTConfig
+from gptexport.architectures.gpt2 import GPTConfig
 
 SIZES = {
     "124M": GPTConfig(),
@@ -47,7 +47,7 @@ def write_checkpoint(folder: Path, config: GPTConfig, kind: str) -> None:
     """A checkpoint in its real format, of random weights as GPT-2 begins with."""
     import torch
 
-    from gptexport.models.gpt2 import GPT
+    from gptexport.architectures.gpt2 import GPT
 
     torch.manual_seed(0)
     state = GPT(config).state_dict()

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.bench import sgemm_rate
-from gptexport.config import GPTConfig
 from gptexport_runtime import Session, load
 from gptexport_runtime.backends.ort import graph as ort
 from scripts.bench.models import SIZES, write_apart

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gptexport.config import GPTConfig
-from gptexport.models.gpt2 import GPT
+from gptexport.architectures.gpt2 import GPT, GPTConfig
 
 CONFIG = GPTConfig(block_size=128, vocab_size=256, n_layer=4, n_head=4, n_embd=128, bias=False, gelu="erf")
 BATCH = 12

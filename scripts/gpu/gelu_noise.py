@@ -12,8 +12,7 @@ import copy
 import torch
 import torch.nn as nn
 
-from gptexport.config import GPTConfig
-from gptexport.models.gpt2 import GPT
+from gptexport.architectures.gpt2 import GPT, GPTConfig
 
 
 class Native(nn.Module):

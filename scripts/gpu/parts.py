@@ -152,7 +152,7 @@ def xl(part: Part) -> None:
 
 def beside_torch(part: Part, name: str, model: Model, shapes: str, left_out: dict[str, str] | None = None) -> None:
     """Every peer at every shape, in interleaved rounds. `left_out`: peers that are not measured, and why."""
-    from gptexport.bench import forward_flops
+    from gptexport.architectures.gpt2 import forward_flops
     from scripts.gpu.peers import PEERS, TUNED
 
     part.found(matmul_flop_per_s=matmul_rate())

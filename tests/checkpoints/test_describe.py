@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from tests.support.builders import Builder, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 
@@ -22,8 +23,12 @@ def test_it_tells_what_loading_finds(tmp_path: Path, tiny: Builder, options: dic
     path = tiny(tmp_path / "c", **options)
     info, checkpoint = describe_checkpoint(str(path)), load_checkpoint(str(path))
     assert (info.source, info.format, info.readable) == (str(path), name, True)
-    assert (info.config, info.gelu_source, info.notes) == (checkpoint.config, checkpoint.gelu_source, checkpoint.notes)
-    assert info.config is not None and info.tied == info.config.tied
+    assert (info.config, info.assumed.get("gelu"), info.notes) == (
+        checkpoint.config,
+        checkpoint.assumed.get("gelu"),
+        checkpoint.notes,
+    )
+    assert isinstance(info.config, GPTConfig) and info.tied == info.config.tied
     assert info.parameters == sum(p.numel() for p in checkpoint.model.parameters())
     assert (info.problems, info.unsafe_globals) == ((), ())
     assert set(info.dtypes) == {str(options.get("dtype", torch.float32)).removeprefix("torch.")}

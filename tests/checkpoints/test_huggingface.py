@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.checkpoints import load_checkpoint
 from gptexport.checkpoints.formats.huggingface_config import ACTIVATIONS, ALIASES, DEFAULTS, REFUSED
 from gptexport.errors import CheckpointError, UnknownCheckpointError
@@ -47,7 +48,7 @@ def test_every_container_computes_what_transformers_does(tmp_path: Path, contain
     path = tiny_huggingface(tmp_path / "hf", **container)
     checkpoint = load_checkpoint(str(path))
     assert relative_rms(checkpoint.model(IDX), expected_logits(path)) <= 2e-6
-    assert (checkpoint.format, checkpoint.gelu_source) == ("huggingface", "checkpoint")
+    assert (checkpoint.format, checkpoint.assumed.get("gelu")) == ("huggingface", "checkpoint")
 
 
 FIELDS: list[dict[str, Any]] = [
@@ -110,8 +111,8 @@ def test_absent_fields_take_transformers_defaults(tmp_path: Path) -> None:
     names = ["activation_function", "layer_norm_epsilon", "n_inner", "scale_attn_weights", "tie_word_embeddings"]
     edit(path, **dict.fromkeys([*names, "scale_attn_by_inverse_layer_idx", "model_type", "architectures"], ...))
     checkpoint = load_checkpoint(str(path))
-    assert checkpoint.config is not None
-    assert (checkpoint.config.gelu, checkpoint.gelu_source, checkpoint.config.tied) == ("tanh", "format", True)
+    assert isinstance(checkpoint.config, GPTConfig)
+    assert (checkpoint.config.gelu, checkpoint.assumed.get("gelu"), checkpoint.config.tied) == ("tanh", "format", True)
 
 
 def test_aliases_are_read_and_must_agree(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_a_tied_config_with_the_same_head_stored_is_tied(tmp_path: Path) -> None
     weights = load_file(path / "model.safetensors")
     save_file(weights | {"lm_head.weight": weights["transformer.wte.weight"].clone()}, path / "model.safetensors")
     config = load_checkpoint(str(path)).config
-    assert config is not None and config.tied
+    assert isinstance(config, GPTConfig) and config.tied
 
 
 def test_an_untied_config_without_a_head_lacks_it(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
-from gptexport.config import Gelu
 from gptexport.errors import CheckpointError, UnknownCheckpointError
 from tests.support.builders import Builder, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 from tests.support.nanogpt_reference import relative_rms
@@ -22,15 +22,15 @@ IDX = torch.tensor([[5, 0, 40, 31, 31, 7, 2]])
 
 @pytest.mark.parametrize("tiny", [tiny_nanogpt, tiny_build_nanogpt, tiny_huggingface])
 @pytest.mark.parametrize("gelu", ["tanh", "erf"])
-def test_gelu_overrides(tmp_path: Path, tiny: Builder, gelu: Gelu) -> None:
+def test_gelu_overrides(tmp_path: Path, tiny: Builder, gelu: str) -> None:
     path = str(tiny(tmp_path / "c"))
     plain, chosen = load_checkpoint(path), load_checkpoint(path, gelu=gelu)
-    assert chosen.config is not None and plain.config is not None
-    assert (chosen.config.gelu, chosen.gelu_source) == (gelu, "option")
+    assert isinstance(chosen.config, GPTConfig) and isinstance(plain.config, GPTConfig)
+    assert (chosen.config.gelu, chosen.assumed.get("gelu")) == (gelu, "option")
     assert chosen.config == replace(plain.config, gelu=gelu)
     assert torch.equal(plain.model(IDX), chosen.model(IDX)) == (plain.config.gelu == gelu)
     assert not any("GELU taken" in note for note in chosen.notes)
-    overrides = plain.gelu_source == "checkpoint" and gelu != plain.config.gelu
+    overrides = plain.assumed.get("gelu") == "checkpoint" and gelu != plain.config.gelu
     assert any("overrides the checkpoint" in note for note in chosen.notes) == overrides
 
 
@@ -49,7 +49,7 @@ def test_vocab_size_keeps_the_first_logits(tmp_path: Path, tiny: Builder, tied: 
     whole, cut = load_checkpoint(path), load_checkpoint(path, vocab_size=50)
     assert relative_rms(cut.model(IDX), whole.model(IDX)[..., :50]) <= 1e-6
     assert cut.model(IDX).shape == (1, 7, 50)
-    assert cut.config is not None
+    assert isinstance(cut.config, GPTConfig)
     assert (cut.vocab_size, cut.config.vocab_size, cut.config.tied) == (50, 50, tied)
     assert cut.sha256 == whole.sha256, "the hash is the file's"
 
@@ -57,7 +57,7 @@ def test_vocab_size_keeps_the_first_logits(tmp_path: Path, tiny: Builder, tied: 
 def test_block_size_can_shrink(tmp_path: Path) -> None:
     path = str(tiny_nanogpt(tmp_path / "c"))
     cut = load_checkpoint(path, block_size=7)
-    assert cut.config is not None and (cut.block_size, cut.config.block_size) == (7, 7)
+    assert isinstance(cut.config, GPTConfig) and (cut.block_size, cut.config.block_size) == (7, 7)
     assert cut.model.state_dict()["transformer.wpe.weight"].shape == (7, 30)
     assert torch.equal(cut.model(IDX), load_checkpoint(path).model(IDX))
 
@@ -65,12 +65,12 @@ def test_block_size_can_shrink(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vocab_size": 98}, "--vocab-size 98 is more than the checkpoint has, 97"),
-        ({"vocab_size": 0}, "--vocab-size is 0; expected a positive integer"),
-        ({"vocab_size": True}, "--vocab-size is True"),
-        ({"block_size": 18}, "--block-size 18 is more than the checkpoint has, 17"),
-        ({"block_size": -1}, "--block-size is -1"),
-        ({"gelu": "relu"}, "--gelu is 'relu'; expected one of tanh, erf"),
+        ({"vocab_size": 98}, "vocab_size 98 is more than the checkpoint has, 97"),
+        ({"vocab_size": 0}, "vocab_size is 0; expected a positive integer"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"block_size": 18}, "block_size 18 is more than the checkpoint has, 17"),
+        ({"block_size": -1}, "block_size is -1"),
+        ({"gelu": "relu"}, "gelu is 'relu'; expected one of tanh, erf"),
     ],
 )
 def test_impossible_options(tmp_path: Path, options: dict[str, object], message: str) -> None:

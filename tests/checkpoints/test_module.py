@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gptexport.architectures.module import ModuleConfig
 from gptexport.checkpoints import Checkpoint, describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError
 
@@ -65,7 +66,8 @@ def test_a_class_a_function_or_an_instance(tmp_path: Path, body: str, what: str)
     checkpoint = load(tmp_path, body, what)
     expected = load(tmp_path).model(IDX)
     assert torch.equal(checkpoint.model(IDX), expected), "and dropout is off"
-    assert (checkpoint.format, checkpoint.config, checkpoint.gelu_source) == ("module", None, None)
+    assert (checkpoint.format, checkpoint.assumed) == ("module", {})
+    assert checkpoint.config == ModuleConfig(block_size=16, vocab_size=11)
     assert (checkpoint.block_size, checkpoint.vocab_size) == (16, 11)
     assert not any(m.training for m in checkpoint.model.modules())
     assert not any(p.requires_grad for p in checkpoint.model.parameters())
@@ -124,7 +126,7 @@ def test_vocab_size_slices_the_logits(tmp_path: Path) -> None:
 
 
 def test_gelu_is_not_for_modules(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="--gelu is for GPT-2 checkpoints"):
+    with pytest.raises(CheckpointError, match="gelu is for checkpoints whose model"):
         load_checkpoint(f"{write(tmp_path)}:Tiny", gelu="erf")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError
 from tests.support.builders import SIZES, Builder, random_weights, tiny_build_nanogpt, tiny_nanogpt
@@ -24,9 +25,9 @@ def test_nanogpt_computes_nanogpts_forward_with_erf(tmp_path: Path, tied: bool, 
     logits = checkpoint.model(IDX)
     assert relative_rms(logits, nanogpt_logits(weights, IDX, **SHAPE, gelu="erf")) <= 2e-6
     assert relative_rms(logits, nanogpt_logits(weights, IDX, **SHAPE, gelu="tanh")) > 2e-5
-    assert checkpoint.config is not None
+    assert isinstance(checkpoint.config, GPTConfig)
     assert (checkpoint.config.tied, checkpoint.config.bias, checkpoint.config.gelu) == (tied, bias, "erf")
-    assert (checkpoint.format, checkpoint.gelu_source) == ("nanogpt", "format")
+    assert (checkpoint.format, checkpoint.assumed.get("gelu")) == ("nanogpt", "format")
     assert (checkpoint.block_size, checkpoint.vocab_size) == (SIZES["block_size"], SIZES["vocab_size"])
 
 
@@ -35,7 +36,7 @@ def test_build_nanogpt_computes_with_tanh(tmp_path: Path, tied: bool) -> None:
     checkpoint = load_checkpoint(str(tiny_build_nanogpt(tmp_path / "model_19072.pt", tied=tied)))
     expected = nanogpt_logits(random_weights(tied=tied), IDX, **SHAPE, gelu="tanh")
     assert relative_rms(checkpoint.model(IDX), expected) <= 2e-6
-    assert (checkpoint.format, checkpoint.gelu_source) == ("build-nanogpt", "format")
+    assert (checkpoint.format, checkpoint.assumed.get("gelu")) == ("build-nanogpt", "format")
     assert any("__main__.GPTConfig" in note for note in checkpoint.notes)
 
 
@@ -69,10 +70,10 @@ def test_a_head_with_equal_values_is_tied_and_with_other_values_is_not(tmp_path:
     weights = random_weights()
     twice = weights | {"lm_head.weight": weights["transformer.wte.weight"].clone()}
     config = load_checkpoint(str(tiny_nanogpt(tmp_path / "twice.pt", weights=twice))).config
-    assert config is not None and config.tied
+    assert isinstance(config, GPTConfig) and config.tied
     twice["lm_head.weight"][3, 4] += 1e-6
     config = load_checkpoint(str(tiny_nanogpt(tmp_path / "other.pt", weights=twice))).config
-    assert config is not None and not config.tied
+    assert isinstance(config, GPTConfig) and not config.tied
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -129,7 +130,7 @@ def test_checkpoints_from_before_the_bias_option_have_biases(tmp_path: Path) -> 
     config = load_checkpoint(
         str(tiny_nanogpt(tmp_path / "ckpt.pt", bias=..., dropout=..., weights=random_weights()))
     ).config
-    assert config is not None and config.bias
+    assert isinstance(config, GPTConfig) and config.bias
 
 
 def test_a_plain_dict_serves_as_build_nanogpts_config(tmp_path: Path) -> None:

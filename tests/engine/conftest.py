@@ -33,7 +33,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
         if key not in made:
             folder = tmp_path_factory.mktemp(dtype)
             checkpoint = load_checkpoint(str(tiny_nanogpt(folder / "ckpt.pt", **sizes)))
-            made[key] = export_onnx(checkpoint, folder / "gpt", dtype=dtype).path  # type: ignore[arg-type]
+            made[key] = export_onnx(checkpoint, folder / "gpt", dtype=dtype).path
         return made[key]
 
     return call

@@ -15,9 +15,11 @@ import torch.nn as nn
 import gptexport_runtime
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
-from gptexport.export import cpu, export_onnx
-from gptexport.export.widen import LINE, WIDENED
-from tests.support.builders import SIZES, tiny_fusable, tiny_huggingface, tiny_nanogpt
+from gptexport.export import export_onnx
+from gptexport.export.attention import Attention
+from gptexport.export.rewrites.group_query_attention import FLASH_MIN_LENGTH
+from gptexport.export.rewrites.widen import LINE, WIDENED
+from tests.support.builders import SIZES, own, tiny_fusable, tiny_huggingface, tiny_nanogpt
 
 L = SIZES["n_layer"]
 
@@ -65,14 +67,18 @@ def test_heads_that_the_kernel_does_not_take_stay_portable(checkpoint: Checkpoin
 
 def test_a_fusion_that_is_missed_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = load_checkpoint(str(tiny_fusable(tmp_path, "erf")))
-    monkeypatch.setattr(cpu, "_packed_qkv", lambda _: None)
+    monkeypatch.setattr(Attention, "packed", None)
     with pytest.raises(ExportError, match="GroupQueryAttention: 0 of 3"):
         export_onnx(checkpoint, tmp_path / "gpt", target="cpu")
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"dtype": "float16"}, "float32 only"), ({"opset": 20}, "needs opset 23 or later")]
+    ("options", "message"),
+    [
+        ({"dtype": "float16"}, "dtype float16 with target cpu: its kernels are for float32, int8"),
+        ({"opset": 20}, "is one node since opset 23"),
+    ],
 )
 def test_what_the_target_cannot_do_is_refused(
     checkpoint: Checkpoint, tmp_path: Path, options: dict[str, Any], message: str
@@ -129,9 +135,7 @@ def test_hidden_layers_that_somebody_else_reads_stay_as_they_are(tmp_path: Path)
     model = Shared().eval()
     ids = torch.arange(12).reshape(2, 6)
     expected = model(ids).detach().numpy()
-    checkpoint = Checkpoint(
-        model=model, config=None, format="module", block_size=8, vocab_size=31, gelu_source=None, sha256=""
-    )
+    checkpoint = own(model, block_size=8, vocab_size=31)
     done = export_onnx(checkpoint, tmp_path / "gpt", target="cpu")
     assert done.manifest.audit[WIDENED] == {"expected": 2, "achieved": 0}
     with gptexport_runtime.load(tmp_path / "gpt") as session:
@@ -140,7 +144,7 @@ def test_hidden_layers_that_somebody_else_reads_stay_as_they_are(tmp_path: Path)
 
 def test_rows_of_many_tokens_take_the_flash_kernel(tmp_path: Path) -> None:
     """Where block_size allows them, each attention has both kernels; on both sides of the border, the same function."""
-    sizes: dict[str, Any] = {"block_size": cpu.SHORT + 40, "n_embd": 48, "n_layer": 2}
+    sizes: dict[str, Any] = {"block_size": FLASH_MIN_LENGTH + 39, "n_embd": 48, "n_layer": 2}
     source = str(tiny_nanogpt(tmp_path / "ckpt.pt", **sizes))
     export_onnx(load_checkpoint(source), tmp_path / "portable")
     done = export_onnx(load_checkpoint(source), tmp_path / "cpu", target="cpu")
@@ -153,4 +157,4 @@ def test_rows_of_many_tokens_take_the_flash_kernel(tmp_path: Path) -> None:
         outputs = {a.name: [len(node.output) for node in a.g.node] for node in choices for a in node.attribute}
         assert outputs == {"then_branch": [3], "else_branch": [1]}, "present K and V are named for the flash kernel"
     with gptexport_runtime.load(tmp_path / "portable") as one, gptexport_runtime.load(tmp_path / "cpu") as other:
-        assert_same(one, other, [(2, cpu.SHORT), (2, cpu.SHORT + 1), (1, cpu.SHORT + 40)])
+        assert_same(one, other, [(2, FLASH_MIN_LENGTH - 1), (2, FLASH_MIN_LENGTH), (1, FLASH_MIN_LENGTH + 39)])

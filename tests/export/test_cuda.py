@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,19 +13,23 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 import gptexport_runtime
 from gptexport.checkpoints import Checkpoint, load_checkpoint
-from gptexport.config import DType
 from gptexport.errors import ExportError
-from gptexport.export import cuda_decode, cuda_kernels, export_onnx, fuse
-from gptexport.export.check import Audit
-from gptexport.export.cuda import EFFICIENT, FLASH, MATH, expected_kernels, fuse_for_cuda
-from gptexport.export.fuse import fuse_graphs
-from gptexport.export.portable import make_portable
-from gptexport.export.run import Sample, run_twin, take_samples
+from gptexport.export import export_onnx
+from gptexport.export.attention import Attention
+from gptexport.export.cached import group_query_attention, lengths_on_the_device
+from gptexport.export.normalize import normalize
+from gptexport.export.rewrites import Audit, Rewrite
+from gptexport.export.targets import CUDA, TARGETS, kernels
+from gptexport.export.targets.cuda import EFFICIENT, FLASH, MATH
 from gptexport.export.trace import Trace, trace_logits
-from gptexport.export.write import write_graphs
+from gptexport.export.verify import Run, Sample, check_numbers, take_samples
+from gptexport.export.write import WeightsFile, write_graph
+from gptexport.precision import PRECISIONS, Precision
+from gptexport.recipe import Limits, Recipe
 from gptexport_runtime import BackendUnavailableError
 from gptexport_runtime.bundle import open_artifact
 from gptexport_runtime.contract import heads
@@ -34,6 +38,7 @@ from tests.support.builders import SIZES, tiny_fusable
 from tests.support.cli import Cli
 
 L = SIZES["n_layer"]
+LIMITS = Limits(block_size=SIZES["block_size"], vocab_size=SIZES["vocab_size"])
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +66,13 @@ def nodes_of(path: Path) -> list[onnx.NodeProto]:
         ("scaled", "FastGelu", "float32"),
     ],
 )
-def test_every_fusion_is_there_and_nothing_shuffles_layouts(tmp_path: Path, kind: str, gelu: str, dtype: DType) -> None:
+def test_every_fusion_is_there_and_nothing_shuffles_layouts(tmp_path: Path, kind: str, gelu: str, dtype: str) -> None:
     done = export_onnx(load_checkpoint(str(tiny_fusable(tmp_path, kind))), tmp_path / "gpt", target="cuda", dtype=dtype)
     assert done.manifest.audit == {
         name: {"expected": count, "achieved": count}
         for name, count in {"Attention": L, "SkipLayerNormalization": 2 * L + 1, gelu: L, "FusedMatMul": 1}.items()
     }
-    assert done.check_error is not None and done.check_error < 1e-5, "far below what 16 bits round: it is the twin's"
+    assert done.check_error < 1e-5, "far below what 16 bits round: it ran in float32"
     for graph in ("logits", "last", "score"):
         ops = Counter(node.op_type for node in nodes_of(tmp_path / "gpt" / f"{graph}.onnx"))
         assert ops["Transpose"] == ops["LayerNormalization"] == ops["Range"] == 0
@@ -77,7 +82,7 @@ def test_every_fusion_is_there_and_nothing_shuffles_layouts(tmp_path: Path, kind
         )
     assert sorted(path.name for path in (tmp_path / "gpt").iterdir()) == sorted(
         ["gptexport.json", "weights.data", "logits.onnx", "last.onnx", "score.onnx", "decode.onnx"]
-    ), "the twins are gone"
+    ), "the float32 graphs are gone"
 
 
 def test_in_float32_the_cpu_runs_it_too(source: str, tmp_path: Path) -> None:
@@ -100,7 +105,7 @@ def test_in_float32_the_cpu_runs_it_too(source: str, tmp_path: Path) -> None:
 def test_scores_of_more_positions_than_a_trip_takes(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptexport.export.export.CUDA_SCORE_CHUNK", 7)
+    monkeypatch.setitem(TARGETS, "cuda", replace(CUDA, score_chunk=7))
     export_onnx(load_checkpoint(source), tmp_path / "gpt", target="cuda", graphs=["logits", "score"])
     with gptexport_runtime.load(tmp_path / "gpt", "cpu") as gpt:
         ids = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (3, 17))
@@ -151,10 +156,10 @@ def no_bias_in_the_gelu(node: ir.Node) -> None:
 def traced(source: str) -> tuple[Trace, list[Sample]]:
     """A portable trace in bfloat16, and what the model says in float32 with the same weights."""
     model = load_checkpoint(source).model.bfloat16()
-    limits = {"block_size": SIZES["block_size"], "vocab_size": SIZES["vocab_size"]}
-    trace = trace_logits(model, block_size=SIZES["block_size"])
-    make_portable(trace, model, **limits)
-    return trace, take_samples(model.float(), **limits, longest=trace.longest)
+    trace = trace_logits(model, block_size=LIMITS.block_size)
+    normalize(trace, model, **asdict(LIMITS))
+    wide = model.float()
+    return trace, take_samples(wide, wide, LIMITS, longest=trace.longest)
 
 
 FAULTS = [
@@ -173,39 +178,62 @@ def test_a_wrong_fusion_is_noticed(
     traced: tuple[Trace, list[Sample]], tmp_path: Path, fault: Callable[[ir.Node], None] | None
 ) -> None:
     trace, samples = traced
-    broken = replace(trace, graph=trace.graph.clone())
-    fuse_graphs({heads.LOGITS.name: broken}, "cuda", "bfloat16", block_size=SIZES["block_size"])
+    broken = replace(trace, model=trace.model.clone())
+    recipe = Recipe.of(target="cuda", dtype="bfloat16")
+    for rewrite in recipe.target.rewrites(recipe.precision):
+        rewrite.apply(broken.graph, LIMITS)
+    RemoveUnusedNodesPass()(broken.model)
+    broken.graph.opset_imports["com.microsoft"] = 1
     if fault is not None:
-        for node in broken.graph.graph:
+        for node in broken.graph:
             fault(node)
-    path = tmp_path / "logits.onnx"
-    write_graphs({heads.LOGITS.name: broken}, {heads.LOGITS.name: path}, tmp_path / "weights.data")
+    path, weights = tmp_path / "logits.onnx", WeightsFile(tmp_path / "weights.data")
+    weights.take(broken.weights)
+    write_graph(broken.model, weights, path)
+    weights.close()
     if fault is None:
-        error = run_twin(path, heads.LOGITS.name, samples)
-        assert error is not None and error < 1e-5
+        assert check_numbers(path, heads.LOGITS, samples, recipe) < 1e-5
     else:
         with pytest.raises(ExportError, match="graph logits differs from the eager model"):
-            run_twin(path, heads.LOGITS.name, samples)
+            check_numbers(path, heads.LOGITS, samples, recipe)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["logits.onnx", "weights.data"]
 
 
-def test_a_twin_that_fails_fails_the_export(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = fuse_for_cuda
+def test_a_rewrite_that_makes_a_graph_wrong_is_undone_and_said(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others stay, and what is written is right."""
 
-    def wrong(model: ir.Model) -> Audit:
-        audit = right(model)
-        for node in model.graph:
+    def wrong(graph: ir.Graph, _limits: Limits) -> Audit:
+        for node in graph:
             swap_q_and_k(node)
-        return audit
+        return {}
 
-    monkeypatch.setattr(fuse, "fuse_for_cuda", wrong)
+    rewrites = [*CUDA.rewrites(PRECISIONS["float16"]), Rewrite("a wrong one", wrong)]
+    monkeypatch.setitem(TARGETS, "cuda", replace(CUDA, rewrites=lambda _precision: rewrites))
+    done = export_onnx(load_checkpoint(source), tmp_path / "gpt", target="cuda", dtype="float16", graphs=["logits"])
+    assert done.manifest.checked["rewrites undone"] == "logits: a wrong one"
+    assert any("a wrong one undone" in note for note in done.notes)
+    assert done.run is Run.IN_FLOAT32 and done.check_error < 1e-5
+    assert done.manifest.audit["Attention"] == {"expected": L, "achieved": L}
+
+
+def test_a_graph_that_is_wrong_without_any_rewrite_fails_the_export(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(trace: Trace, _precision: Precision) -> Audit:
+        for node in trace.graph:
+            swap_q_and_k(node)
+        return {}
+
+    monkeypatch.setitem(TARGETS, "cuda", replace(CUDA, prepare=wrong))
     with pytest.raises(ExportError, match="graph logits differs from the eager model"):
         export_onnx(load_checkpoint(source), tmp_path / "gpt", target="cuda", dtype="float16", graphs=["logits"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fusion_that_is_missed_fails_the_export(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptexport.export.cuda._side_by_side", lambda _: None)
+    monkeypatch.setattr(Attention, "merged", None)
     with pytest.raises(ExportError, match="Attention: 0 of 3"):
         export_onnx(load_checkpoint(source), tmp_path / "gpt", target="cuda", graphs=["logits"])
 
@@ -237,37 +265,44 @@ def test_decode_in_float32_keeps_the_portable_form(source: str, tmp_path: Path) 
     assert ops["ScatterND"] == 2 * L and ops["Attention"] == L and ops["GroupQueryAttention"] == 0
 
 
+def test_a_cached_attention_without_a_cuda_kernel_is_undone(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GroupQueryAttention would be in float32: the portable form has kernels."""
+    attend = group_query_attention(lengths_on_the_device)
+    monkeypatch.setitem(TARGETS, "cuda", replace(CUDA, attend=lambda _precision: attend))
+    done = export_onnx(load_checkpoint(source), tmp_path / "gpt", target="cuda", graphs=["logits", "decode"])
+    assert done.manifest.checked["rewrites undone"] == "decode: fused attention over the cache"
+    ops = Counter(node.op_type for node in nodes_of(tmp_path / "gpt" / "decode.onnx"))
+    assert ops["GroupQueryAttention"] == 0 and ops["ScatterND"] == 2 * L and ops["FusedMatMul"] == 1
+
+
 def test_a_node_without_a_cuda_kernel_fails_the_export(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As GroupQueryAttention would be in float32."""
-    monkeypatch.setattr(
-        fuse, "fuse_decode_for_cuda", lambda model, _: cuda_decode.fuse_decode_for_cuda(model, "float16")
-    )
-    with pytest.raises(ExportError, match=r"graph decode has .* does not run with CUDA: GroupQueryAttention of float "):
+    monkeypatch.setattr(kernels, "without_kernel", lambda _path: ["LayerNormalization of float (n)"])
+    with pytest.raises(ExportError, match=r"graph logits has operations .* with CUDA: LayerNormalization of float "):
         export_onnx(load_checkpoint(source), tmp_path / "gpt", target="cuda", graphs=["logits", "decode"])
 
 
 def test_kernels_are_looked_up_by_type_and_version(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    version, kernels = cuda_kernels.registered()
-    assert cuda_kernels.without_kernel(bundle / "score.onnx") == []
-    without = {name: [k for k in rows if k.types.get("T") != ["float"]] for name, rows in kernels.items()}
-    monkeypatch.setattr(cuda_kernels, "registered", lambda: (version, without))
-    assert {line.split(" (")[0] for line in cuda_kernels.without_kernel(bundle / "score.onnx")} == {
-        "LogSoftmax of float"
-    }, "within the loop; all else computes in bfloat16, or takes any type"
-    old = {name: [k for k in rows if k.since < 17] for name, rows in kernels.items()}
-    monkeypatch.setattr(cuda_kernels, "registered", lambda: (version, old))
-    assert "Attention of bfloat16" in {
-        line.split(" (")[0] for line in cuda_kernels.without_kernel(bundle / "last.onnx")
-    }
+    version, table = kernels.registered()
+    assert kernels.without_kernel(bundle / "score.onnx") == []
+    without = {name: [k for k in rows if k.types.get("T") != ["float"]] for name, rows in table.items()}
+    monkeypatch.setattr(kernels, "registered", lambda: (version, without))
+    assert {line.split(" (")[0] for line in kernels.without_kernel(bundle / "score.onnx")} == {"LogSoftmax of float"}, (
+        "within the loop; all else computes in bfloat16, or takes any type"
+    )
+    old = {name: [k for k in rows if k.since < 17] for name, rows in table.items()}
+    monkeypatch.setattr(kernels, "registered", lambda: (version, old))
+    assert "Attention of bfloat16" in {line.split(" (")[0] for line in kernels.without_kernel(bundle / "last.onnx")}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantize": "int8"}, "its kernels are the CPU's. Pass --target cpu"),
-        ({"opset": 20}, "needs opset 23 or later"),
+        ({"quantize": "int8"}, "its kernels are for float32, float16, bfloat16. Pass target cpu"),
+        ({"opset": 20}, "is one node since opset 23"),
     ],
 )
 def test_what_the_target_cannot_do_is_refused(
@@ -281,8 +316,8 @@ def test_what_the_target_cannot_do_is_refused(
 def test_the_manifest_says_what_was_checked_and_what_is_expected(bundle: Path) -> None:
     manifest = open_artifact(bundle).manifest
     assert manifest is not None
-    assert "float32 twin" in manifest.checked["run"] and "not checked" in manifest.checked["run"]
-    assert manifest.checked["kernels"] == f"registered in onnxruntime-gpu {cuda_kernels.registered()[0]}; none has run"
+    assert "in float32" in manifest.checked["run"] and "not checked" in manifest.checked["run"]
+    assert manifest.checked["kernels"] == f"registered in onnxruntime-gpu {kernels.registered()[0]}; none has run"
     assert manifest.expected_kernels["Attention"] == [FLASH]
 
 
@@ -296,9 +331,9 @@ def test_the_manifest_says_what_was_checked_and_what_is_expected(bundle: Path) -
         ("bfloat16", 12, [MATH]),
     ],
 )
-def test_expectations(dtype: DType, head_size: int, kernels: list[str]) -> None:
-    """As ONNX Runtime 1.31.1 decided on a pretended GPU of compute capability 8.0 (scripts/gpu/pretend)."""
-    assert expected_kernels(dtype, head_size)["Attention"] == kernels
+def test_expectations(dtype: str, head_size: int, kernels: list[str]) -> None:
+    """As ONNX Runtime 1.31.1 decided on a pretended GPU of compute capability 8.0 (scripts/pretend_gpu)."""
+    assert CUDA.expected_kernels(PRECISIONS[dtype], [head_size])["Attention"] == kernels
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
@@ -324,4 +359,4 @@ def test_the_commands(cli: Cli, source: str, bundle: Path, tmp_path: Path) -> No
     ran = cli("parity", tmp_path / "gpt", "--against", source, "--shapes", "1x1,2x9,1x17")
     assert ran.code == 0, ran.out + ran.err
     text = cli("inspect", bundle).out
-    assert "checked: run" in text and "float32 twin" in text and "not checked: gptexport parity" in text
+    assert "checked: run" in text and "in float32, on the CPU" in text and "not checked: gptexport parity" in text

@@ -111,7 +111,7 @@ def test_another_forward_is_left_out_with_the_reason(tmp_path: Path, body: str, 
         pytest.raises(BackendUnavailableError, match="cannot generate: the forward"),
     ):
         gpt.generate([[1, 2]])
-    with pytest.raises(ExportError, match=r"decode cannot be made: .* Leave decode out of --graphs"):
+    with pytest.raises(ExportError, match=r"decode cannot be made: .* Leave decode out of graphs"):
         export_onnx(load_checkpoint(source), tmp_path / "other", graphs=["logits", "decode"])
 
 

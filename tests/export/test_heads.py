@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,19 @@ import onnx
 import pytest
 import torch
 import torch.nn as nn
+from onnx import numpy_helper
 
 import gptexport_runtime
 from gptexport.checkpoints import Checkpoint
 from gptexport.errors import ExportError
-from gptexport.export import export_onnx, heads
-from gptexport.export.derive import derive_graphs
-from gptexport.export.run import Sample, run_samples
+from gptexport.export import export_onnx
+from gptexport.export.heads import HEAD_GRAPHS
+from gptexport.export.targets import PORTABLE, TARGETS
 from gptexport.export.trace import trace_logits
-from tests.support.builders import SIZES
+from gptexport.export.verify import Sample, check_numbers
+from gptexport.recipe import Recipe
+from gptexport_runtime.contract.heads import HEADS
+from tests.support.builders import SIZES, own
 
 V = SIZES["vocab_size"]
 
@@ -33,6 +38,18 @@ def session(request: pytest.FixtureRequest, ckpt: Path, tmp_path_factory: pytest
 
 
 ROWS = [[5, 96, 0, 7, 7], [1], [3, 2, 1, 4, 4, 4, 9, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69], [8, 8]]
+
+
+def nodes_of(path: Path) -> list[onnx.NodeProto]:
+    return list(onnx.load(path, load_external_data=False).graph.node)
+
+
+def constants_of(path: Path, value: int) -> list[onnx.TensorProto]:
+    """The Constants that hold `value` and nothing else."""
+    tensors = [a.t for node in nodes_of(path) if node.op_type == "Constant" for a in node.attribute]
+    return [
+        t for t in tensors if t.data_type == onnx.TensorProto.INT64 and numpy_helper.to_array(t).tolist() == [value]
+    ]
 
 
 def tolerance(session: gptexport_runtime.Session) -> float:
@@ -74,7 +91,7 @@ def test_score_is_the_same_in_any_chunks(
     chunk: int,
 ) -> None:
     """More positions than a chunk, fewer, and a whole number of chunks: 3 x 16 positions."""
-    monkeypatch.setattr(heads, "SCORE_CHUNK", chunk)
+    monkeypatch.setitem(TARGETS, "portable", replace(PORTABLE, score_chunk=chunk))
     export_onnx(checkpoint, tmp_path / "gpt")
     ids = np.random.default_rng(0).integers(0, V, (3, 17))
     with gptexport_runtime.load(tmp_path / "gpt", "cpu") as chunked:
@@ -82,6 +99,7 @@ def test_score_is_the_same_in_any_chunks(
         got = chunked.score(ids).logprobs
     expected = np.stack([gptexport_runtime.score.logprobs_of(*row) for row in zip(logits, ids, strict=True)])
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
+    assert constants_of(tmp_path / "gpt" / "score.onnx", chunk), "the graph counts in chunks of this size"
 
 
 def test_the_score_graph_never_holds_all_logits(bundle: Path) -> None:
@@ -123,13 +141,16 @@ class Squashed(nn.Module):
         return torch.tanh(self.head(self.emb(idx)))
 
 
-def test_a_head_that_cannot_be_parted_is_refused_only_if_asked_for() -> None:
+def test_a_head_that_cannot_be_parted_is_refused_only_if_asked_for(tmp_path: Path) -> None:
     trace = trace_logits(Squashed().eval(), block_size=8)
-    graphs, left_out = derive_graphs(trace, None)
-    assert list(graphs) == ["logits"] and list(left_out) == ["last", "score", "decode"]
-    assert "the forward ends in Tanh; expected a linear head" in left_out["score"]
-    with pytest.raises(ExportError, match=r"score cannot be made: .* Leave score out of --graphs"):
-        derive_graphs(trace, ["logits", "score"])
+    for name in ("last", "score", "decode"):
+        with pytest.raises(ExportError, match="the forward ends in Tanh; expected a linear head"):
+            HEAD_GRAPHS[name].build(trace, Recipe())
+    checkpoint = own(Squashed().eval(), block_size=8, vocab_size=11)
+    done = export_onnx(checkpoint, tmp_path / "gpt")
+    assert list(done.manifest.graphs) == ["logits"] and list(done.manifest.left_out) == ["last", "score", "decode"]
+    with pytest.raises(ExportError, match=r"score cannot be made: .* Leave score out of graphs"):
+        export_onnx(checkpoint, tmp_path / "other", graphs=["score"])
 
 
 @pytest.mark.parametrize("kind", ["logits", "last", "score"])
@@ -137,7 +158,18 @@ def test_a_graph_that_contradicts_eager_is_refused(bundle: Path, kind: str) -> N
     ids = np.arange(6).reshape(2, 3)
     wrong = np.random.default_rng(0).normal(size=(2, 3, V)).astype(np.float32)
     with pytest.raises(ExportError, match=f"graph {kind} differs from the eager model"):
-        run_samples(bundle / f"{kind}.onnx", kind, [Sample(ids, wrong)], "float32")
+        check_numbers(bundle / f"{kind}.onnx", HEADS[kind], [Sample(ids, wrong)], Recipe())
     wrong[:] = np.nan
-    with pytest.raises(ExportError, match="differs from the eager model by nan"):
-        run_samples(bundle / f"{kind}.onnx", kind, [Sample(ids, wrong)], "float32")
+    with pytest.raises(ExportError, match="differs from the eager model by inf"):
+        check_numbers(bundle / f"{kind}.onnx", HEADS[kind], [Sample(ids, wrong)], Recipe())
+
+
+def test_the_logits_are_written_whatever_else_is_asked_for(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    done = export_onnx(checkpoint, tmp_path / "gpt", graphs=["score"])
+    assert list(done.manifest.graphs) == ["logits", "score"]
+
+
+def test_a_single_file_holds_no_other_head(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"graphs is logits, score; a single \.onnx holds the logits alone"):
+        export_onnx(checkpoint, tmp_path / "gpt.onnx", graphs=["score"])
+    assert list(tmp_path.iterdir()) == []

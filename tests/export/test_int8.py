@@ -11,11 +11,13 @@ import pytest
 import torch
 
 import gptexport_runtime
+from gptexport.architectures.gpt2 import ARCHITECTURE
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
-from gptexport.export.int8 import calibration_ids, smooth
-from tests.support.builders import SIZES, random_weights, tiny_nanogpt
+from gptexport.export.rewrites import int8
+from gptexport.export.rewrites.int8 import calibration_ids, smooth
+from tests.support.builders import SIZES, own, random_weights, tiny_nanogpt
 from tests.support.cli import Cli
 
 L, C, V = SIZES["n_layer"], 48, SIZES["vocab_size"]
@@ -68,7 +70,8 @@ def test_smoothing_changes_nothing_but_the_ranges(tmp_path: Path) -> None:
     model = load_checkpoint(str(make(tmp_path / "ckpt.pt", outliers=True))).model
     smoothed = copy.deepcopy(model).double()
     ids = calibration_ids(block_size=17, vocab_size=V)
-    smooth(smoothed, ids)  # type: ignore[arg-type]
+    assert ARCHITECTURE.smoothing is not None
+    smooth(smoothed, ARCHITECTURE.smoothing(smoothed), ids)
     with torch.no_grad():
         torch.testing.assert_close(smoothed(ids), copy.deepcopy(model).double()(ids), rtol=0, atol=1e-10)
 
@@ -88,7 +91,7 @@ def test_smoothing_changes_nothing_but_the_ranges(tmp_path: Path) -> None:
 def test_without_smoothing_outliers_are_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the smoothing is for, and that an export which lost the model's function is not written."""
     checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt", outliers=True)))
-    monkeypatch.setattr("gptexport.export.export.smooth", lambda *_: None)
+    monkeypatch.setattr(int8, "smooth", lambda *_: None)
     with pytest.raises(ExportError, match=r"differs from the eager model by .* expected at most 2e-01 for int8"):
         export_onnx(checkpoint, tmp_path / "gpt", target="cpu", quantize="int8")
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
@@ -112,7 +115,7 @@ def test_the_checkpoint_on_disk_stays_as_it_was(tmp_path: Path) -> None:
 
 
 def test_int8_needs_the_cpu_target(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="Pass --target cpu"):
+    with pytest.raises(ExportError, match=r"quantize int8 with target portable: .* Pass target cpu"):
         export_onnx(checkpoint, tmp_path / "gpt", quantize="int8")
     assert list(tmp_path.iterdir()) == []
 
@@ -126,3 +129,22 @@ def test_parity_judges_it_by_statistics(cli: Cli, tmp_path: Path) -> None:
     assert "statistics" in ran.out
     other = tiny_nanogpt(tmp_path / "other.pt", n_embd=C, seed=5)
     assert cli("parity", tmp_path / "gpt", "--against", other, "-q", "--quick").code == 3
+
+
+class Own(torch.nn.Module):
+    """A module of whose norms nothing is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.emb, self.norm, self.head = torch.nn.Embedding(31, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 31)
+
+    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.norm(self.emb(idx)))
+        return logits
+
+
+def test_a_module_that_is_not_smoothed_is_said_not_to_be(tmp_path: Path) -> None:
+    checkpoint = own(Own(), block_size=8, vocab_size=31)
+    done = export_onnx(checkpoint, tmp_path / "gpt", target="cpu", quantize="int8")
+    assert any("activations were not smoothed" in note for note in done.notes)

@@ -14,8 +14,9 @@ import gptexport_runtime
 from gptexport.checkpoints import load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
-from gptexport.export.run import take_samples
 from gptexport.export.trace import trace_logits
+from gptexport.export.verify import take_samples
+from gptexport.recipe import Limits, Recipe
 
 
 class Body(nn.Module):
@@ -76,7 +77,7 @@ def test_what_is_not_dynamic_is_refused(model: type[Body], message: str) -> None
 
 def test_handwritten_attention_traces() -> None:
     trace = trace_logits(Dynamic().eval(), block_size=16)
-    assert [str(value.shape) for value in (trace.graph.graph.inputs[0], trace.graph.graph.outputs[0])] == [
+    assert [str(value.shape) for value in (trace.graph.inputs[0], trace.graph.outputs[0])] == [
         "[B,T]",
         "[B,T,8]",
     ]
@@ -86,8 +87,9 @@ def test_handwritten_attention_traces() -> None:
 
 def test_a_length_the_tracer_does_not_vouch_for_is_run(tmp_path: Path) -> None:
     """Handwritten attention with a mask cut to T is exported whole, and checked at T = block_size."""
-    samples = take_samples(Dynamic().eval(), block_size=16, vocab_size=11, longest=15)
-    assert [sample.ids.shape for sample in samples] == [(1, 1), (3, 11), (1, 16)]
+    model = Dynamic().eval()
+    samples = take_samples(model, model, Limits(block_size=16, vocab_size=8), longest=15)
+    assert [sample.ids.shape for sample in samples] == [(1, 1), (3, 11), (1, 16), (5, 7)]
     source = tmp_path / "mine.py"
     source.write_text(
         "import torch, torch.nn as nn\n\n"
@@ -104,4 +106,4 @@ def test_a_length_the_tracer_does_not_vouch_for_is_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("opset", [17, 25])
 def test_opset_out_of_range(opset: int) -> None:
     with pytest.raises(ExportError, match=f"opset is {opset}; expected 18 to 24"):
-        trace_logits(Body(), block_size=16, opset=opset)
+        Recipe.of(opset=opset)

@@ -109,7 +109,7 @@ def test_a_model_that_cannot_run_in_float64_is_told(loaded: Checkpoint) -> None:
 
     from dataclasses import replace
 
-    mine = replace(loaded, model=Stubborn().requires_grad_(False), config=None)
+    mine = replace(loaded, model=Stubborn().requires_grad_(False))
     with pytest.raises(GPTExportError, match="take their dtype from the parameters"):
         check(eager_session(mine), mine)
 

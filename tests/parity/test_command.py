@@ -14,7 +14,6 @@ import pytest
 
 from gptexport.artifacts import describe_artifact
 from gptexport.checkpoints import load_checkpoint
-from gptexport.config import DType
 from gptexport.export import export_onnx
 from gptexport.precision import INT8, PRECISIONS
 from tests.support.cli import Cli
@@ -133,9 +132,7 @@ def test_a_failure_replaces_an_earlier_pass(cli: Cli, copy: Path, checkpoint: Pa
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_single_graph_is_judged_in_the_precision_of_its_weights(
-    checkpoint: Path, tmp_path: Path, dtype: DType
-) -> None:
+def test_a_single_graph_is_judged_in_the_precision_of_its_weights(checkpoint: Path, tmp_path: Path, dtype: str) -> None:
     """It has no manifest to say so."""
     made = export_onnx(load_checkpoint(str(checkpoint)), tmp_path / "gpt.onnx", dtype=dtype)
     assert describe_artifact(made.path).precision is PRECISIONS[dtype]

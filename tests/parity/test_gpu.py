@@ -6,15 +6,15 @@ Not run where there is none: `pytest -m gpu tests/parity`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import pytest
 
 import gptexport_runtime
 from gptexport.checkpoints import load_checkpoint
-from gptexport.config import DType
 from gptexport.export import export_onnx
+from gptexport.precision import dtypes
 from gptexport_runtime import CudaOptions
 from gptexport_runtime.backends.gpu.device import why_no_gpu
 from gptexport_runtime.backends.gpu.memory import CudaPlace
@@ -22,7 +22,7 @@ from tests.support.builders import tiny_nanogpt
 from tests.support.cli import Cli
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(why_no_gpu() is not None, reason=str(why_no_gpu()))]
-DTYPES: tuple[DType, ...] = get_args(DType)
+DTYPES = dtypes()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gptexport.export.cuda import expected_kernels
+from gptexport.export.targets import CUDA
+from gptexport.precision import PRECISIONS
 from scripts.gpu.attention_kernel import read_log, unexpected
 
 # As onnxruntime-gpu 1.31.1 prints it (scripts/gpu/pretend), colours and all; one line is of a node without a name.
@@ -28,7 +29,7 @@ def test_every_attention_that_ran_is_read() -> None:
 
 
 def test_what_was_not_expected_is_named() -> None:
-    expected = expected_kernels("bfloat16", 64)
+    expected = CUDA.expected_kernels(PRECISIONS["bfloat16"], [64])
     runs = read_log(LOG)
     assert unexpected(runs[:3], expected) == []
     assert unexpected(runs, expected) == ["Attention ran by MATH"]

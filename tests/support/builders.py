@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from gptexport.architectures import module
+from gptexport.checkpoints import Checkpoint
+
 Builder = Callable[..., Path]  # what makes a tiny checkpoint: `tiny_nanogpt(path, n_embd=48)`
 SIZES: dict[str, int] = {"block_size": 17, "vocab_size": 97, "n_layer": 3, "n_head": 3, "n_embd": 30}
 
@@ -209,3 +212,16 @@ def tiny_fusable(folder: Path, kind: str) -> Path:
     if kind == "scaled":
         return tiny_huggingface(folder / "hf", n_embd=48, scale_attn_by_inverse_layer_idx=True)
     return tiny_nanogpt(folder / "ckpt.pt", n_embd=48, bias=kind == "erf")
+
+
+def own(model: torch.nn.Module, *, block_size: int, vocab_size: int) -> Checkpoint:
+    """What the loader makes of a user's own module, without a file."""
+    return Checkpoint(
+        model=model.eval().requires_grad_(False),
+        architecture=module.ARCHITECTURE,
+        config=module.ModuleConfig(block_size=block_size, vocab_size=vocab_size),
+        format="module",
+        block_size=block_size,
+        vocab_size=vocab_size,
+        sha256="",
+    )

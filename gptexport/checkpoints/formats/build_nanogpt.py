@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gptexport.architectures import gpt2
 from gptexport.checkpoints.formats.nanogpt import config_of, training
 from gptexport.checkpoints.names import clean_state_dict, is_tied
 from gptexport.checkpoints.torch_file import PickledConfig
 from gptexport.checkpoints.types import Stored
-from gptexport.config import Gelu
 
 FORMAT = "build-nanogpt"
-GELU: Gelu = "tanh"
+GELU = "tanh"
 
 
 def read(payload: Mapping[str, Any], path: Path, *, config_globals: tuple[str, ...] = ()) -> Stored:
@@ -33,7 +33,8 @@ def read(payload: Mapping[str, Any], path: Path, *, config_globals: tuple[str, .
         format=FORMAT,
         path=path,
         config=config,
-        gelu_source="format",
+        architecture=gpt2.ARCHITECTURE,
+        assumed={"gelu": "format"},
         weights=weights,
         files=(path,),
         training=training(payload, ("step", "val_loss")),

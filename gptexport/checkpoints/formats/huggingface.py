@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from gptexport.architectures import gpt2
 from gptexport.checkpoints.formats.huggingface_config import config_of, read_json
 from gptexport.checkpoints.names import clean_state_dict, is_tied
 from gptexport.checkpoints.torch_file import corrupt, read_torch_file
@@ -45,7 +46,8 @@ def read(folder: Path) -> Stored:
         format=FORMAT,
         path=folder,
         config=replace(config, tied=_tie(config.tied, weights, folder)),
-        gelu_source="checkpoint" if "activation_function" in fields else "format",
+        architecture=gpt2.ARCHITECTURE,
+        assumed={"gelu": "checkpoint" if "activation_function" in fields else "format"},
         weights=weights,
         files=(path, *files),
         tokenizer=tokenizer if (tokenizer := folder / TOKENIZER).is_file() else None,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptexport.config import Gelu, GPTConfig
+from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.errors import CheckpointError, UnknownCheckpointError
 
 ALIASES = {  # GPT2Config.attribute_map
@@ -15,7 +15,7 @@ ALIASES = {  # GPT2Config.attribute_map
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
-ACTIVATIONS: dict[str, Gelu] = {  # of transformers' ACT2FN, those that are one of the two GELUs in float32
+ACTIVATIONS: dict[str, str] = {  # of transformers' ACT2FN, those that are one of the two GELUs in float32
     "gelu_new": "tanh",
     "gelu_pytorch_tanh": "tanh",
     "gelu_python_tanh": "tanh",

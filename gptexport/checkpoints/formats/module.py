@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from gptexport.architectures.module import ARCHITECTURE, ModuleConfig
 from gptexport.casting import cast_parameters, floating_dtypes
 from gptexport.checkpoints.formats import as_it_came
 from gptexport.checkpoints.formats.as_it_came import AsItCame
@@ -63,12 +64,12 @@ def load(source: str, *, vocab_size: int | None = None, block_size: int | None =
         model, ids, more = _prepare(made, came, source, path, vocab_size)
     return Checkpoint(
         model=model,
-        config=None,
+        architecture=ARCHITECTURE,
+        config=ModuleConfig(block_size=T_max, vocab_size=model.keep or came.vocab_size, input_vocab_size=ids),
         format=FORMAT,
         block_size=T_max,
         vocab_size=model.keep or came.vocab_size,
         input_vocab_size=ids,
-        gelu_source=None,
         sha256=_sha256(path, model.module),
         notes=(*notes, *more),
     )

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from gptexport.architectures import gpt2
+from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.checkpoints.names import clean_state_dict, is_tied
 from gptexport.checkpoints.types import Stored
-from gptexport.config import Gelu, GPTConfig
 from gptexport.errors import CheckpointError
 
 FORMAT = "nanogpt"
-GELU: Gelu = "erf"
+GELU = "erf"
 _SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 _PLAIN_NAME = re.compile(r"\w[\w.-]*")
 _NO_EFFECT = ("dropout",)  # off in eval mode
@@ -35,7 +36,8 @@ def read(payload: Mapping[str, Any], path: Path) -> Stored:
         format=FORMAT,
         path=path,
         config=config,
-        gelu_source="format",
+        architecture=gpt2.ARCHITECTURE,
+        assumed={"gelu": "format"},
         weights=weights,
         files=(path,),
         tokenizer=_characters(payload.get("config"), path),
@@ -53,7 +55,7 @@ def _characters(config: Any, path: Path) -> Path | None:
     return meta if meta.is_file() else None
 
 
-def config_of(fields: Any, *, where: str, gelu: Gelu, tied: bool) -> GPTConfig:
+def config_of(fields: Any, *, where: str, gelu: str, tied: bool) -> GPTConfig:
     """The config in a training script's own fields, every one of them accounted for.
 
     Raises:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +127,7 @@ def fresh_export(checkpoint: Checkpoint, folder: Path, precision: Precision) -> 
     size = sum(parameter.numel() * parameter.element_size() for parameter in checkpoint.model.parameters())
     if size > FRESH_EXPORT_BYTES:
         raise GPTExportError(f"{size / 1e9:.1f} GB of weights are not exported again beside an open session")
-    mine = replace(checkpoint, model=copy.deepcopy(checkpoint.model))  # an export consumes what it is given
-    made = export_onnx(mine, folder / "fresh", dtype=precision.dtype)  # type: ignore[arg-type]
+    made = export_onnx(checkpoint, folder / "fresh", dtype=precision.dtype)
     return made.path / made.manifest.graphs[LOGITS.name].file
 
 

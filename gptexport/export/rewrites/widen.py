@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import torch.nn.functional as F
 
-from gptexport.export.check import Audit
-from gptexport.export.fusions import unbiased
+from gptexport.export.irtools import only_reader, unbiased
+from gptexport.export.rewrites import Audit, counted
 from gptexport.export.trace import Trace
 
 SETS_BYTES = 4096  # of an L1 cache of 64 sets with lines of 64 bytes: x86's, for as long as its pages are 4 KiB
@@ -38,7 +38,7 @@ def widen_hidden(trace: Trace) -> Audit:
 
     Returns: the audit: how many activations have such a width, and how many hidden layers were widened.
     """
-    aliased = [node for node in trace.graph.graph if node.op_type in ACTIVATIONS and _aliased(node.outputs[0])]
+    aliased = [node for node in trace.graph if node.op_type in ACTIVATIONS and _aliased(node.outputs[0])]
     found = [hidden for node in aliased if (hidden := _hidden(node)) is not None]
     for hidden in found:
         _pad(trace, hidden.into, (0, LINE))
@@ -48,7 +48,7 @@ def widen_hidden(trace: Trace) -> Audit:
         for value in hidden.values:
             assert value.shape is not None and isinstance(value.shape[-1], int)
             value.shape = ir.Shape([*value.shape[:-1], value.shape[-1] + LINE])
-    return {WIDENED: {"expected": len(aliased), "achieved": len(found)}} if aliased else {}
+    return counted(WIDENED, len(aliased), len(found))
 
 
 def _aliased(value: ir.Value) -> bool:
@@ -61,23 +61,18 @@ def _hidden(activation: ir.Node) -> _Hidden | None:
     assert before is not None
     projected, bias = unbiased(before)
     values = [after, before, projected] if bias is not None else [after, before]
-    into, out = projected.producer(), _only_reader(after)
+    into, out = projected.producer(), only_reader(after)
     if into is None or out is None or out.inputs[0] is not after:
         return None
     weights = [node.inputs[1] for node in (into, out) if node.op_type == "MatMul"]
-    own = [weight for weight in weights if weight is not None and weight.is_initializer() and _only_reader(weight)]
+    read_once = [weight for weight in weights if weight is not None and weight.is_initializer() and only_reader(weight)]
     if (
-        len(own) < 2
-        or not all(_only_reader(value) for value in values)
-        or (bias is not None and not _only_reader(bias))
+        len(read_once) < 2
+        or not all(only_reader(value) for value in values)
+        or (bias is not None and not only_reader(bias))
     ):
         return None
-    return _Hidden(own[0], bias, own[1], values)
-
-
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    return _Hidden(read_once[0], bias, read_once[1], values)
 
 
 def _pad(trace: Trace, weight: ir.Value, padding: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A raw trace becomes the portable graph: readable names, weights as they are read, nothing of the machine."""
+"""A raw trace becomes the portable graph: readable names, weights stored as they are read, nothing of the machine."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from gptexport.export.trace import Trace
 from gptexport_runtime.contract.names import META_BLOCK_SIZE, META_VOCAB_SIZE
 
 
-def make_portable(trace: Trace, model: nn.Module, *, block_size: int, vocab_size: int) -> None:
-    """Rewrite `trace`, of `model`, in place. Any ONNX backend of its opset runs the result."""
-    _name_weights(trace, model)
+def normalize(trace: Trace, module: nn.Module, *, block_size: int, vocab_size: int) -> None:
+    """Rewrite `trace`, of `module`, in place. Any ONNX backend of its opset runs the result."""
+    _name_weights(trace, module)
     _transpose_weights(trace)
-    graph = trace.graph
-    _strip_metadata(graph)
-    graph.producer_name = "gptexport"
-    graph.producer_version = gptexport.__version__
-    graph.metadata_props[META_BLOCK_SIZE] = str(block_size)
-    graph.metadata_props[META_VOCAB_SIZE] = str(vocab_size)
+    model = trace.model
+    _strip_metadata(model)
+    model.producer_name = "gptexport"
+    model.producer_version = gptexport.__version__
+    model.metadata_props[META_BLOCK_SIZE] = str(block_size)
+    model.metadata_props[META_VOCAB_SIZE] = str(vocab_size)
 
 
-def _name_weights(trace: Trace, model: nn.Module) -> None:
-    """Weights are called what the model's state_dict calls them; a tied one by its first name."""
+def _name_weights(trace: Trace, module: nn.Module) -> None:
+    """Weights are called what the module's state_dict calls them; a tied one by its first name."""
     names: dict[tuple[int, torch.Size], str] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in module.state_dict().items():
         names.setdefault((tensor.data_ptr(), tensor.shape), name)
     for traced, tensor in list(trace.weights.items()):
         known = names.get((tensor.data_ptr(), tensor.shape))
         if known is not None and known not in trace.weights:
-            trace.graph.graph.initializers[traced].name = known  # the graph's index follows
+            trace.graph.initializers[traced].name = known  # the graph's index follows
             trace.weights[known] = trace.weights.pop(traced)
 
 
@@ -40,7 +40,7 @@ def _transpose_weights(trace: Trace) -> None:
 
     A weight with other readers, such as a tied head, stays as it is behind its Transpose: it is on disk once.
     """
-    graph = trace.graph.graph
+    graph = trace.graph
     for node in list(graph):
         source, result = node.inputs[0] if node.inputs else None, node.outputs[0]
         if node.op_type != "Transpose" or source is None or source.name not in trace.weights:
@@ -57,16 +57,17 @@ def _transpose_weights(trace: Trace) -> None:
         del graph.initializers[source.name], trace.weights[source.name]
 
 
-def _strip_metadata(graph: ir.Model) -> None:
+def _strip_metadata(model: ir.Model) -> None:
     """The exporter records stack traces with the paths of the user's files on every node."""
-    ir.passes.common.ClearMetadataAndDocStringPass()(graph)
-    graph.graph.name = "logits"
-    for node in graph.graph:
+    ir.passes.common.ClearMetadataAndDocStringPass()(model)
+    graph = model.graph
+    graph.name = "logits"
+    for node in graph:
         node.metadata_props.clear()
     for value in [
-        *graph.graph.inputs,
-        *graph.graph.initializers.values(),
-        *(v for n in graph.graph for v in n.outputs),
+        *graph.inputs,
+        *graph.initializers.values(),
+        *(v for n in graph for v in n.outputs),
     ]:
         value.metadata_props.clear()
         value.doc_string = None

@@ -24,7 +24,7 @@ TYPE_NAMES = {
     TensorProto.BFLOAT16: "bfloat16",
 }
 OTHER = "other"  # any type that is no float
-TABLE = Path(__file__).with_name("cuda_kernels.json")
+TABLE = Path(__file__).with_name("kernels.json")
 
 
 @dataclass(frozen=True)
@@ -104,3 +104,8 @@ def _bind(node: NodeProto, version: int, types: dict[str, str]) -> dict[str, str
             continue
         types.setdefault(name, bound.get(variable, OTHER))
     return bound
+
+
+def has_kernel(operator: str, dtype: str) -> bool:
+    """Whether "domain:operator" has a CUDA kernel that computes in `dtype`, as ONNX spells it ("float", "float16")."""
+    return any(dtype in kernel.types.get("T", ()) for kernel in registered()[1].get(operator, []))

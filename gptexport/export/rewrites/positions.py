@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from gptexport.errors import ExportError
+from gptexport.export.irtools import constant, number
 from gptexport_runtime.contract.names import AXIS_B, AXIS_T
 
 
@@ -44,25 +44,19 @@ def counts_up(value: ir.Value | None) -> bool:
         return False
     if node.op_type in ("Unsqueeze", "Expand", "Reshape", "Cast", "Identity"):
         return counts_up(node.inputs[0])
-    return node.op_type == "Range" and [_constant(node.inputs[0]), _constant(node.inputs[2])] == [0, 1]
+    return node.op_type == "Range" and [number(node.inputs[0]), number(node.inputs[2])] == [0, 1]
 
 
 def _cut_to_length(node: ir.Node) -> int | None:
     """The axis along which a Slice keeps 0 ... T-1, if that is all that it does."""
     start, end, axes, steps = ([*node.inputs[1:], None, None])[:4]
-    step = 1 if steps is None else _constant(steps)
+    step = 1 if steps is None else number(steps)
     producer = end.producer() if end is not None else None
-    if _constant(start) != 0 or step != 1 or axes is None or producer is None or producer.op_type != "Shape":
+    if number(start) != 0 or step != 1 or axes is None or producer is None or producer.op_type != "Shape":
         return None
     shape = node.outputs[0].shape
-    axis = _constant(axes)
+    axis = number(axes)
     return axis if axis is not None and shape is not None and str(shape[axis]) == AXIS_T else None
-
-
-def _constant(value: ir.Value | None) -> int | None:
-    """The number that a value is, if the graph says so."""
-    tensor = value.const_value if value is not None else None
-    return int(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
 
 
 def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, axis: int, positions: ir.Value) -> None:
@@ -70,7 +64,7 @@ def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, axis: int, positio
     if axis > 1 or (axis == 1 and (table.shape is None or table.shape[0] != 1)):
         return
     tape = Tape()
-    first = tape.op("Constant", [], {"value": ir.tensor(np.array([0], np.int64))})
+    first = constant(tape, [0])
     rows = tape.op("Gather", [tape.op("Squeeze", [table, first]) if axis else table, positions])
     old = node.outputs[0]
     rows.type, rows.shape = old.type, old.shape

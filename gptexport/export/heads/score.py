@@ -1,0 +1,62 @@
+"""The head `score`: log-probs of the tokens that came, without all logits ever existing at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
+from onnx_ir.tape import Tape
+
+from gptexport.export.heads.lm_head import LMHead, finish, without_lm_head
+from gptexport.export.irtools import constant
+from gptexport.export.trace import Trace
+from gptexport.recipe import Recipe
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.names import AXIS_B, LOGPROBS
+
+
+def build(logits: Trace, recipe: Recipe) -> Trace:
+    """input_ids (B,T) -> logprobs (B,T-1) of each next token; as many logits at a time as the target says.
+
+    Raises:
+        ExportError: the forward does not end in a linear head.
+    """
+    trace, lm_head = without_lm_head(logits, heads.SCORE)
+    graph, tape = trace.graph, Tape()
+    chunk_size = recipe.target.score_chunk
+    ids = graph.inputs[0]
+    zero, one, chunk = (constant(tape, [value]) for value in (0, 1, chunk_size))
+    axis1, end, flat = constant(tape, [1]), constant(tape, [2**62]), constant(tape, [-1])
+    targets = tape.op("Reshape", [tape.op("Slice", [ids, one, end, axis1]), flat])  # (N), N = B * (T-1)
+    before = tape.op("Slice", [lm_head.hidden, zero, constant(tape, [-1]), axis1])  # every position but the last
+    hidden = tape.op("Reshape", [before, constant(tape, [-1, lm_head.width])])  # (N,C)
+    count = tape.op("Shape", [targets])
+    trips = tape.op("Div", [tape.op("Add", [count, constant(tape, [chunk_size - 1])]), chunk])
+    nothing = tape.op("Constant", [], {"value": ir.tensor(np.zeros(0, np.float32))})
+    body = _body(lm_head, hidden, targets, chunk)
+    always = tape.op("Constant", [], {"value": ir.tensor(np.array(True))})
+    done = tape.op("Loop", [tape.op("Squeeze", [trips]), always, nothing], {"body": body})
+    shape = tape.op("Shape", [tape.op("Slice", [ids, one, end, axis1])])
+    result = tape.op("Reshape", [done, shape], {"allowzero": 1})  # T = 1 has nothing to score: (B,0)
+    finish(graph, tape, result, LOGPROBS, [AXIS_B, "T-1"])
+    NameFixPass()(trace.model)  # the loop's values have names of their own
+    return trace
+
+
+def _body(lm_head: LMHead, hidden: ir.Value, targets: ir.Value, chunk: ir.Value) -> ir.Graph:
+    """One trip: log-probs of the next `chunk` positions, appended to those before."""
+    tape = Tape()
+    trip = ir.Value(name="trip", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+    go_on = ir.Value(name="go_on", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
+    before = ir.Value(name="before", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["done"]))
+    start = tape.op("Mul", [trip, chunk])
+    stop = tape.op("Add", [start, chunk])
+    rows = tape.op("Slice", [hidden, start, stop, constant(tape, [0])])
+    wanted = tape.op("Unsqueeze", [tape.op("Slice", [targets, start, stop, constant(tape, [0])]), constant(tape, [1])])
+    logits = lm_head.apply(tape, rows)  # (chunk, V)
+    picked = tape.op("GatherElements", [tape.op("LogSoftmax", [logits], {"axis": -1}), wanted], {"axis": 1})
+    after = tape.op("Concat", [before, tape.op("Squeeze", [picked, constant(tape, [1])])], {"axis": 0})
+    after.name, after.type, after.shape = "after", before.type, ir.Shape(["done_after"])
+    still = tape.op("Identity", [go_on])
+    still.name, still.type, still.shape = "still", go_on.type, go_on.shape
+    return ir.Graph([trip, go_on, before], [still, after], nodes=tape.nodes, name="score_chunk")

@@ -1,0 +1,52 @@
+"""`--target cpu`: rewritten for ONNX Runtime's CPU provider, by fusion.
+
+Each fused operation is one kernel, and one pass over memory, where the portable graph has several. Other runtimes do
+not have them.
+
+SkipLayerNormalization is not among them: ONNX Runtime 1.31.1's takes 80 ms of a one-thread 1x1024 forward of GPT-2 124M
+where Add and LayerNormalization take 22.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gptexport.export.targets.base import Target
+from gptexport.precision import FLOAT32, INT8, Precision
+
+if TYPE_CHECKING:
+    from gptexport.export.cached import Attend
+    from gptexport.export.rewrites import Audit, Rewrite
+    from gptexport.export.trace import Trace
+
+
+def _prepare(trace: Trace, precision: Precision) -> Audit:
+    from gptexport.export.rewrites.widen import widen_hidden
+
+    return {} if precision.quantized else widen_hidden(trace)
+
+
+def _attend(_precision: Precision) -> Attend:
+    from gptexport.export.cached import group_query_attention, lengths_of_rows
+
+    return group_query_attention(lengths_of_rows)
+
+
+def _rewrites(_precision: Precision) -> Sequence[Rewrite]:
+    from gptexport.export.rewrites.gelu import FUSE_GELUS
+    from gptexport.export.rewrites.group_query_attention import FUSE_ATTENTION
+    from gptexport.export.rewrites.tied_head import FUSE_TIED_HEADS
+
+    return FUSE_GELUS, FUSE_ATTENTION, FUSE_TIED_HEADS
+
+
+CPU = Target(
+    name="cpu",
+    help="fused for ONNX Runtime's CPU provider",
+    precisions=(FLOAT32, INT8),
+    min_opset=23,
+    prepare=_prepare,
+    attend=_attend,
+    rewrites=_rewrites,
+)

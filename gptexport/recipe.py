@@ -1,0 +1,97 @@
+"""What is asked of an export, validated once and before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gptexport.errors import ExportError
+from gptexport.export.targets import PORTABLE, TARGETS, Target
+from gptexport.precision import FLOAT32, Precision, dtypes, precision_of, quantizations
+from gptexport_runtime.contract.heads import HEADS, LOGITS, Head
+
+if TYPE_CHECKING:
+    from gptexport.tokenizers import Travelling
+
+MIN_OPSET, DEFAULT_OPSET, MAX_OPSET = 18, 23, 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a graph takes: T up to block_size, ids below vocab_size."""
+
+    block_size: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One export.
+
+    Raises:
+        ExportError: the parts do not go together.
+    """
+
+    target: Target = PORTABLE
+    precision: Precision = FLOAT32
+    heads: tuple[Head, ...] | None = None  # None: all, less those that the forward does not allow
+    opset: int = DEFAULT_OPSET
+    tokenizer: Travelling | None = None  # goes into the bundle
+
+    def __post_init__(self) -> None:
+        if not MIN_OPSET <= self.opset <= MAX_OPSET:
+            raise ExportError(f"opset is {self.opset}; expected {MIN_OPSET} to {MAX_OPSET} (default {DEFAULT_OPSET}).")
+        if self.opset < self.target.min_opset:
+            raise ExportError(
+                f"target {self.target} with opset {self.opset}: it fuses attention, which is one node since opset "
+                f"{self.target.min_opset}. Leave opset out."
+            )
+        if self.precision not in self.target.precisions:
+            there = ", ".join(precision.name for precision in self.target.precisions)
+            others = [target.name for target in TARGETS.values() if self.precision in target.precisions]
+            advice = f"Pass target {' or '.join(others)}, or another precision." if others else "Pass another one."
+            raise ExportError(
+                f"{self.precision.word} {self.precision.name} with target {self.target}: its kernels are for {there}. "
+                f"{advice}"
+            )
+
+    @staticmethod
+    def of(
+        *,
+        dtype: str = "float32",
+        target: str = "portable",
+        quantize: str | None = None,
+        graphs: Sequence[str] | None = None,
+        opset: int = DEFAULT_OPSET,
+        tokenizer: Travelling | None = None,
+    ) -> Recipe:
+        """The recipe that names stand for, as the command line and a manifest spell them.
+
+        Args:
+            graphs: names of heads; the logits are always among them. None: all that the forward allows.
+
+        Raises:
+            ExportError: a name is not known, or the parts do not go together.
+        """
+        _check_name("target", target, list(TARGETS))
+        _check_name("dtype", dtype, dtypes())
+        if quantize is not None:
+            _check_name("quantize", quantize, quantizations())
+        for name in graphs or ():
+            _check_name("graphs", name, list(HEADS))
+        precision = precision_of(dtype, quantize)
+        if precision.dtype != dtype:
+            raise ExportError(
+                f"quantize {quantize} with dtype {dtype}: the rest computes in {precision.dtype}. Leave dtype out."
+            )
+        heads = None if graphs is None else tuple(h for h in HEADS.values() if h.name in graphs or h is LOGITS)
+        return Recipe(target=TARGETS[target], precision=precision, heads=heads, opset=opset, tokenizer=tokenizer)
+
+    def wants(self, head: Head) -> bool:
+        return self.heads is None or head in self.heads
+
+
+def _check_name(parameter: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ExportError(f"{parameter} is {value!r}; expected one of {', '.join(known)}.")
