@@ -124,7 +124,7 @@ def test_nobody_who_reads_is_no_bug(command: list[str], stdout: str, small_bundl
 
 def test_a_traceback_is_printable_too(small_bundle: Path) -> None:
     code = "import gptexport.artifacts as artifacts\n"
-    code += f"def broken(*_, **__): raise ZeroDivisionError({OWNED!r})\nartifacts.inspect_bundle = broken\n"
+    code += f"def broken(*_, **__): raise ZeroDivisionError({OWNED!r})\nartifacts.find = broken\n"
     ran = python(code + call("inspect", small_bundle, "-v"))
     assert ran.returncode == 1
     assert b"ZeroDivisionError: \\x1b]0;owned\\x07" in ran.stderr and b"\x1b" not in ran.stderr

@@ -160,7 +160,9 @@ def _sentence_of_graph(artifact: Artifact, checkpoint: Checkpoint) -> str:
     exported, asked = dict(options) if isinstance(options, dict) else {}, dict(checkpoint.options)
     other = [name for name in sorted({*exported, *asked}) if exported.get(name) != asked.get(name)]
     if other:
-        differing = ", ".join(f"{name}: {exported.get(name, 'default')} at export, {asked.get(name, 'default')} here" for name in other)
+        differing = ", ".join(
+            f"{name}: {exported.get(name, 'default')} at export, {asked.get(name, 'default')} here" for name in other
+        )
         return f"the {whose} was exported with other options ({differing}); a fresh export is right"
     changes = [*artifact.changes.get(Stage.GRAPH, ()), "a change of the file"]
     return f"what was done to the graph after the portable export, which is right: {', or '.join(changes)}"
