@@ -58,7 +58,7 @@ def diagnose(
 ) -> Diagnosis:
     """Judge each step of the graph alone: where a failure comes from, and what a pass may hide.
 
-    The inside of an engine cannot be seen: there only the cause is found, and the wrong step of its graph where that is it.
+    The inside of an engine cannot be seen: there only the cause is found, and if that is the graph, its wrong step.
 
     Args:
         causes: on a failure run the other stages too, which exports the checkpoint afresh.
