@@ -13,6 +13,8 @@ from gptexport.cli.parity_text import result_text
 
 if TYPE_CHECKING:
     from gptexport.artifacts import Artifact
+    from gptexport.parity.result import ParityResult
+    from gptexport_runtime.text import Tokenizer
 
 EXIT_PARITY_FAILED = 3
 
@@ -143,17 +145,31 @@ def parity(
             )
         except ShapeError as error:
             raise click.BadParameter(str(error), param_hint="--shapes") from error
-    if save is not None:
-        result.measured.save(save)
-    if report is not None:
-        from gptexport.parity.report.page import write_report
-
-        write_report(report, result, text_tokenizer)
     for note in result.notes:
         output.note(note)
     output.result({"ok": True, "artifact": str(artifact), **result.to_dict()}, result_text(result))
+    _keep(output, result, save, report, text_tokenizer)
     if not result:
         ctx.exit(EXIT_PARITY_FAILED)
+
+
+def _keep(
+    output: Output, result: ParityResult, save: Path | None, report: Path | None, words: Tokenizer | None
+) -> None:
+    """Write what was asked for. The verdict has been said: a place that cannot be written costs a note."""
+    from gptexport.errors import OutputError
+    from gptexport.parity.report.page import write_report
+
+    try:
+        if save is not None:
+            result.measured.save(save)
+    except OutputError as error:
+        output.note(f"not saved: {error}")
+    try:
+        if report is not None:
+            write_report(report, result, words)
+    except OutputError as error:
+        output.note(f"no report: {error}")
 
 
 def _describe(path: Path, graph: Path | None) -> Artifact:

@@ -16,6 +16,7 @@ from gptexport.artifacts import describe_artifact
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
 from gptexport.precision import INT8, PRECISIONS
+from gptexport.staging import watched
 from tests.support.cli import Cli
 from tests.support.faults import scale_weight, tampered
 
@@ -163,6 +164,22 @@ def test_nothing_is_replaced_but_what_parity_wrote(
     ran = cli("parity", copy, "--against", checkpoint, option, copy.parent / name)
     assert ran.code == 2 and message in " ".join(ran.err.split())
     assert (copy.parent / name).read_bytes() == before
+
+
+def test_a_full_disk_costs_a_note_and_not_the_verdict(cli: Cli, copy: Path, checkpoint: Path, tmp_path: Path) -> None:
+    def full(step: str, path: Path) -> None:
+        if step == "write" and path.name in ("p.json", "r.html", "gptexport.json"):
+            raise OSError(28, "No space left on device")
+
+    options = ("--save", tmp_path / "p.json", "--report", tmp_path / "r.html")
+    before = (copy / "gptexport.json").read_bytes()
+    with watched(full):
+        ran = cli("parity", copy, "--against", checkpoint, *options, *SHAPES)
+    assert ran.code == 0 and "PASS" in ran.out
+    notes = [line for line in ran.err.splitlines() if "No space left on device" in line]
+    assert len(notes) == 3 and "not saved" in ran.err and "no report" in ran.err
+    assert not list(tmp_path.glob("*.json")) and not list(tmp_path.glob("*.html"))
+    assert (copy / "gptexport.json").read_bytes() == before
 
 
 def test_the_manifest_itself_names_the_bundle(cli: Cli, copy: Path, checkpoint: Path) -> None:
