@@ -19,5 +19,5 @@ class Assumption:
             raise ValueError(f"{self.name} is {value!r}; expected one of {', '.join(self.values)}")
 
 
-GELU = Assumption("gelu", ("tanh", "erf"), "What the training code used, where the checkpoint does not say.")
+GELU = Assumption("gelu", ("tanh", "erf"), "The GELU that the training code used, if the checkpoint does not say.")
 ASSUMPTIONS = (GELU,)

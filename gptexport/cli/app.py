@@ -46,7 +46,7 @@ def gptexport() -> None:
       gptexport onnx out/ckpt.pt -o gpt2/            export it to a bundle
       gptexport parity gpt2/ --against out/ckpt.pt   is the bundle the same model?
       gptexport trt gpt2/ -o gpt2.engine             build a TensorRT engine from it
-      gptexport generate gpt2/ --prompt "Once upon"  text, as it comes
+      gptexport generate gpt2/ --prompt "Once upon"  continue a text
       gptexport doctor                               what can this machine run?
 
     \b

@@ -22,12 +22,23 @@ DEFAULT_SHAPES = ((1, 1), (1, 128), (4, 256), (1, 1024))
 
 @click.command(short_help="Time an artifact, beside eager PyTorch.")
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
-@click.option("--against", "checkpoint", metavar="CHECKPOINT", help="Time eager PyTorch in the same rounds.")
-@click.option("--shapes", type=Shapes(), help="The (B,T) to time.  [default: 1x1,1x128,4x256,1x1024 up to block_size]")
-@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU.  [default: all usable cores]")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cpu; cuda for an engine]")
-@click.option("--plot", type=OutputPath(dir_okay=False), metavar="FILE.svg", help="Draw the speeds.")
+@click.option(
+    "--against",
+    "checkpoint",
+    metavar="CHECKPOINT",
+    help="Also time this checkpoint in eager PyTorch, in the same rounds.",
+)
+@click.option(
+    "--shapes", type=Shapes(), help="The (B,T) shapes to time.  [default: 1x1,1x128,4x256,1x1024 up to block_size]"
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Rounds of measurements.")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all usable cores]")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Device that runs the artifact.  [default: cpu; cuda for an engine]",
+)
+@click.option("--plot", type=OutputPath(dir_okay=False), metavar="FILE.svg", help="Write a chart of the speeds.")
 @output_options("bench")
 def bench(
     output: Output,
@@ -39,15 +50,15 @@ def bench(
     device: Literal["cpu", "cuda"] | None,
     plot: Path | None,
 ) -> None:
-    """Time full logits of ARTIFACT, and of CHECKPOINT in eager PyTorch, in interleaved rounds.
+    """Time all logits of ARTIFACT, and of CHECKPOINT in eager PyTorch, in interleaved rounds.
 
     \b
     Examples:
       gptexport bench gpt2/
       gptexport bench gpt2/ --against out/ckpt.pt --shapes 1x1,1x1024 --plot speed.svg
 
-    The session writes into one buffer that is used again (`out=`). Ratios are medians over rounds: absolute times
-    drift with the machine. The peak of memory is that of another process, which loads the artifact and runs once.
+    The session writes into one buffer, again and again (`out=`). Ratios are medians over rounds, because absolute
+    times drift with the machine. Peak memory is that of a process of its own, which loads the artifact and runs once.
     """
     from gptexport.bench_chart import CHART, is_chart
 
@@ -110,7 +121,7 @@ def bench(
 
 
 def _draw(output: Output, plot: Path, chart: str) -> None:
-    """What was measured has been said: a place that cannot be written costs a note."""
+    """The measurements are printed by now, so a place that cannot be written costs a note only."""
     from gptexport.bench_chart import CHART, is_chart
     from gptexport.errors import OutputError
     from gptexport.staging import write_output

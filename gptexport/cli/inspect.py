@@ -18,7 +18,7 @@ EXIT_UNREADABLE = 5
 @click.option(
     "--verify",
     is_flag=True,
-    help="Check the sha256 of a bundle's weights even where no parity verdict asks for it.",
+    help="Check the SHA-256 of a bundle's weights even if it has no parity verdict.",
 )
 @output_options("inspect")
 @click.pass_context

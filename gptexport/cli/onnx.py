@@ -22,30 +22,48 @@ _TARGETS = "; ".join(f"{target.name}: {target.help}" for target in TARGETS.value
 
 @click.command(short_help="Export a checkpoint to ONNX.")
 @click.argument("checkpoint")
-@click.option("-o", "--out", "out", required=True, type=OutputPath(), help="A folder, or a name that ends in .onnx.")
-@click.option("--dtype", type=click.Choice(dtypes()), default="float32", show_default=True)
-@click.option("--target", type=click.Choice(list(TARGETS)), default="portable", show_default=True, help=f"{_TARGETS}.")
+@click.option("-o", "--out", "out", required=True, type=OutputPath(), help="Where to write: a folder, or NAME.onnx.")
 @click.option(
-    "--quantize", type=click.Choice(quantizations()), help="8-bit weights and activations; with --target cpu."
+    "--dtype",
+    type=click.Choice(dtypes()),
+    default="float32",
+    show_default=True,
+    help="Precision of weights and computation.",
 )
-@click.option("--graphs", type=Graphs(), help="Some of logits,last,score,decode.  [default: all that the model allows]")
+@click.option(
+    "--target",
+    type=click.Choice(list(TARGETS)),
+    default="portable",
+    show_default=True,
+    help=f"What to optimize for. {_TARGETS}.",
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(quantizations()),
+    help="Quantize weights and activations to 8 bits; needs --target cpu.",
+)
+@click.option(
+    "--graphs",
+    type=Graphs(),
+    help="Which graphs to write, of logits,last,score,decode.  [default: all that the model allows]",
+)
 @assumption_options
 @click.option(
-    "--vocab-size", type=click.IntRange(min=1), help="Keep the first N tokens: drops the padding of the vocabulary."
+    "--vocab-size",
+    type=click.IntRange(min=1),
+    help="Keep the first N tokens only, to drop the padding of a vocabulary.",
 )
-@click.option(
-    "--block-size", type=click.IntRange(min=1), help="Longest sequence, where a module of your own does not say."
-)
+@click.option("--block-size", type=click.IntRange(min=1), help="The longest sequence, if your own module does not say.")
 @click.option(
     "--tokenizer",
-    help="bytes, gpt2, a tokenizer.json or meta.pkl, to travel in the bundle.  [default: what is found with it]",
+    help="Tokenizer for the bundle: bytes, gpt2, a tokenizer.json or a meta.pkl.  [default: the checkpoint's own]",
 )
 @click.option(
     "--opset",
     type=click.IntRange(MIN_OPSET, MAX_OPSET),
     default=DEFAULT_OPSET,
     show_default=True,
-    help="23 keeps attention whole.",
+    help="ONNX operator set; from 23 on attention is a single node.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options("onnx")
@@ -73,14 +91,14 @@ def onnx(
       gptexport onnx openai-community/gpt2 -o gpt2/        Hugging Face: a hub id or a folder
       gptexport onnx my_model.py:make_gpt -o gpt2/         your own nn.Module
       gptexport onnx out/ckpt.pt -o gpt2.onnx              the graph alone, for other tools
-      gptexport onnx out/ckpt.pt -o gpt2/ --vocab-size 50257   without the padded tokens
+      gptexport onnx out/ckpt.pt -o gpt2/ --vocab-size 50257   without the padding tokens
       gptexport onnx out/ckpt.pt -o gpt2/ --target cpu --quantize int8   a quarter of the size, for CPUs
       gptexport onnx out/ckpt.pt -o gpt2/ --target cuda --dtype bfloat16   for GPUs
       gptexport onnx out/ckpt.pt -o gpt2/ --tokenizer data/shakespeare_char/meta.pkl   for text in and out
 
     \b
-    A bundle is a folder: gptexport.json, logits.onnx (input_ids (B,T) -> logits (B,T,V)),
-    weights.data. Nothing is written until everything has been checked.
+    A bundle is a folder: gptexport.json, weights.data and a graph for each use, such as
+    logits.onnx: input_ids (B,T) -> logits (B,T,V). It appears only after everything has been checked.
     """
     from gptexport.staging import check_output
 

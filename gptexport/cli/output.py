@@ -61,9 +61,11 @@ def output_options(command: str) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; everything else on stderr.")
-        @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-        @click.option("-v", "--verbose", is_flag=True, help="More detail; tracebacks for bugs.")
+        @click.option(
+            "--json", "as_json", is_flag=True, help="Print one JSON object on stdout and everything else on stderr."
+        )
+        @click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
+        @click.option("-v", "--verbose", is_flag=True, help="Print more detail, and tracebacks of bugs.")
         @wraps(function)
         def run(*args: Any, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
             output = Output(command, as_json, quiet, verbose, sys.stdout)

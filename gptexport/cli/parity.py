@@ -42,29 +42,31 @@ class Gate(click.ParamType[tuple[str, str]]):
 @click.command(short_help="Check an export against its checkpoint.")
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option("--against", "checkpoint", metavar="CHECKPOINT", help="The checkpoint that it was exported from.")
-@click.option("--shapes", type=Shapes(), help="The (B,T) to compare at.  [default: a grid up to block_size]")
-@click.option("--quick", is_flag=True, help="A first answer: two small shapes, and no search for the cause.")
+@click.option("--shapes", type=Shapes(), help="The (B,T) shapes to compare at.  [default: a grid up to block_size]")
+@click.option("--quick", is_flag=True, help="A first answer: two small shapes, without a search for the cause.")
 @click.option(
     "--tokens",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Real text: .bin or .npy of ids, or plain text where there is a tokenizer.",
+    help="Real text: token ids (.bin, .npy), or plain text if there is a tokenizer.",
 )
 @click.option(
     "--tokenizer",
     metavar="NAME|FILE",
-    help="bytes, gpt2, a tokenizer.json, or nanoGPT's meta.pkl.  [default: the bundle's own]",
+    help="Tokenizer for plain text: bytes, gpt2, a tokenizer.json or a meta.pkl.  [default: the bundle's own]",
 )
 @click.option(
     "--gelu", type=click.Choice(["tanh", "erf"]), help="The GELU of the training code, where the checkpoint names none."
 )
-@click.option("--block-size", type=click.IntRange(min=1), help="Longest sequence, where a module of your own has none.")
+@click.option("--block-size", type=click.IntRange(min=1), help="The longest sequence, if your own module does not say.")
 @click.option(
     "--vocab-size",
     type=click.IntRange(min=1),
     help="The value used at export. Only needed for a single .onnx: a bundle records it.",
 )
 @click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), help="Where the artifact runs.  [default: cpu; an engine: cuda]"
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Device that runs the artifact.  [default: cpu; an engine: cuda]",
 )
 @click.option(
     "--graph",
@@ -102,14 +104,14 @@ def parity(
       gptexport parity gpt2/ --against openai-community/gpt2 --shapes 1x1,3x17,1x1024
       gptexport parity gpt2/ --against out/ckpt.pt --tokens data/val.bin    on real text
       gptexport parity gpt2/ --against out/ckpt.pt --report parity.html --save parity.json
-      gptexport parity gpt2.engine --against out/ckpt.pt --graph gpt2/      on a GPU; three ways
-      gptexport parity parity.json --gate noise_ratio=3    judge what was saved, without the model
+      gptexport parity gpt2.engine --against out/ckpt.pt --graph gpt2/      on a GPU, in three ways
+      gptexport parity parity.json --gate noise_ratio=3    judge saved measurements, without the model
 
     \b
-    The yardstick is the model's own rounding noise: both the artifact and eager PyTorch in
-    the same dtype are compared with the model in float64. The artifact may err at most twice
-    as much as eager does. Where it errs more, the first wrong step is named, with what it looks
-    like. The verdict goes into the bundle's manifest or the engine's sidecar, unless it is that of --quick or --gate.
+    The yardstick is the model's own rounding noise: the artifact and eager PyTorch in the same
+    dtype are both compared with the model in float64, and the artifact may err at most twice as
+    much as eager does. If it errs more, parity names the first wrong step and what it looks like.
+    The verdict is stored in the bundle's manifest or the engine's sidecar, except with --quick or --gate.
     Exit code 0: the same model; 3: not the same.
     """
     from gptexport.parity.measure.measured import is_measured

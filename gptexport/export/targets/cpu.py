@@ -43,7 +43,7 @@ def _rewrites(_precision: Precision) -> Sequence[Rewrite]:
 
 CPU = Target(
     name="cpu",
-    help="fused for ONNX Runtime's CPU provider",
+    help="fused for ONNX Runtime on a CPU",
     precisions=(FLOAT32, INT8),
     min_opset=23,
     prepare=_prepare,

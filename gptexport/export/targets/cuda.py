@@ -94,7 +94,7 @@ def _checked() -> str:
 
 CUDA = Target(
     name="cuda",
-    help="fused for its CUDA provider",
+    help="fused for ONNX Runtime on a GPU",
     precisions=(FLOAT32, FLOAT16, BFLOAT16),
     min_opset=23,
     runs_on=_runs_on,
