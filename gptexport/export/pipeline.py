@@ -134,8 +134,9 @@ def export(
         weights = layout.weights(folder, traced.trace.weight_bytes)
         for graph in graphs:
             weights.take(graph.trace.weights)
-            graph.file = write_graph(graph.trace.model, weights, folder / layout.graph_name(graph.head))
         weights_file = weights.close()
+        for graph in graphs:
+            graph.file = write_graph(graph.trace.model, weights, folder / layout.graph_name(graph.head))
         traced = _let_go(bare, graphs)
         progress(f"checking {', '.join(graph.file.file for graph in graphs if graph.file)}")
         graphs = _verify(graphs, left_out, traced, checkpoint.architecture.strict, recipe, limits, weights, folder)

@@ -16,12 +16,19 @@ import torch
 from gptexport.staging import write_file
 from gptexport.tokenizers import Travelling
 from gptexport_runtime.contract.manifest import FileEntry, TokenizerEntry
+from gptexport_runtime.contract.names import META_WEIGHTS
+from gptexport_runtime.contract.seal import seal
 
 PAGE = 4096  # external data that begins on a page can be memory-mapped (onnx.proto, TensorProto.external_data)
 
 
 class Weights(Protocol):
     """Where the weights of several graphs go."""
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the weights in the file, once it is closed; None where they go inside the graphs."""
+        ...
 
     def take(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Store these, by the name of their initializer."""
@@ -54,6 +61,7 @@ class WeightsFile:
         self._size = 0
         self._spans: dict[tuple[str, bytes], _Span] = {}
         self._stored: dict[str, ir.ExternalTensor] = {}
+        self.sha256: str | None = None
 
     def take(self, weights: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in weights.items():
@@ -74,6 +82,8 @@ class WeightsFile:
                 value.const_value = self._stored[name]
 
     def close(self) -> FileEntry:
+        self.sha256 = self._hash.hexdigest()
+        self._write(seal(self.sha256))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -97,6 +107,8 @@ class WeightsFile:
 class InlineWeights:
     """The weights go inside each graph's own file."""
 
+    sha256 = None
+
     def __init__(self) -> None:
         self._stored: dict[str, torch.Tensor] = {}
 
@@ -113,8 +125,10 @@ class InlineWeights:
 
 
 def write_graph(model: ir.Model, weights: Weights, path: Path) -> FileEntry:
-    """Write a graph whose weights are stored in `weights`."""
+    """Write a graph whose weights are stored in `weights`, which is closed."""
     weights.attach(model.graph)
+    if weights.sha256 is not None:
+        model.metadata_props[META_WEIGHTS] = weights.sha256
     data = ir.to_proto(model).SerializeToString(deterministic=True)
     write_file(path, data)
     return FileEntry(file=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -217,7 +217,8 @@ def test_weights_lie_on_pages_each_once_with_zeros_between(name: str, bundles: d
     ordered = sorted(places)
     assert all(offset % 4096 == 0 for offset, _, _ in ordered)
     ends = [offset + length for offset, length, _ in ordered]
-    assert ends[-1] == len(data)
+    content, last_line = data[: ends[-1]], data[ends[-1] :]
+    assert last_line == f"gptexport weights {hashlib.sha256(content).hexdigest()}\n".encode()
     for end, (offset, _, _) in zip(ends, ordered[1:], strict=False):
         assert end <= offset and not any(data[end:offset])
     assert len({(kind, data[offset : offset + length]) for offset, length, kind in ordered}) == len(ordered)
@@ -229,7 +230,9 @@ def test_graphs_state_their_limits_and_the_interface_of_the_page(name: str, bund
     for head, entry in _manifest(bundles[name])["graphs"].items():
         model = onnx.load(str(bundles[name] / entry["file"]), load_external_data=False)
         limits = {item.key: item.value for item in model.metadata_props}
-        assert limits == {"gptexport.block_size": "17", "gptexport.vocab_size": "97"}
+        weights = (bundles[name] / "weights.data").read_bytes()[-65:-1].decode()
+        limits_only = {"gptexport.block_size": "17", "gptexport.vocab_size": "97"}
+        assert limits == {**limits_only, "gptexport.weights": weights}
         inputs = [value.name for value in model.graph.input if not value.name.startswith(("past_key", "past_value"))]
         outputs = [value.name for value in model.graph.output if not value.name.startswith("present")]
         assert [word for word in quoted(rows[head][1]) if "[" not in word] == inputs

@@ -22,6 +22,7 @@ from gptexport.errors import ExportError
 from gptexport.export import export_onnx, layout
 from gptexport.export.verify import Run, check_audit, compare_counts
 from gptexport.export.write import WeightsFile
+from gptexport_runtime.contract.seal import seal
 from tests.support.builders import SIZES
 
 
@@ -71,7 +72,9 @@ def test_equal_weights_are_stored_once(tmp_path: Path) -> None:
     file.attach(graph.graph)
     entry = file.close()
     data = (tmp_path / "weights.data").read_bytes()
-    assert entry.bytes == len(data) == 4096 + 8000
+    line = seal(hashlib.sha256(data[: 4096 + 8000]).hexdigest())
+    assert entry.bytes == len(data) == 4096 + 8000 + len(line)
+    assert data.endswith(line) and str(file.sha256) in line.decode()
     assert entry.sha256 == hashlib.sha256(data).hexdigest()
     places = {value.name: value.const_value.offset for value in values}  # type: ignore[union-attr]
     assert places == {"a": 0, "b": 0, "c": 4096, "d": 0}

@@ -21,6 +21,7 @@ FORMAT_VERSION = 1
 # metadata_props of every graph, so that a bare .onnx knows its limits too
 META_BLOCK_SIZE = "gptexport.block_size"
 META_VOCAB_SIZE = "gptexport.vocab_size"
+META_WEIGHTS = "gptexport.weights"  # sha256 of the weights that the graph reads from a file, as contract/seal.py has it
 
 
 def past_names(layer: int) -> tuple[str, str]:

@@ -1,0 +1,91 @@
+"""Files that anybody may have made: only regular ones are opened, none is waited for, none is believed to be small."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from gptexport_runtime.errors import ArtifactError, InputError
+
+_PATIENT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO is opened without waiting for its writer
+
+
+def as_path(value: object, name: str = "path") -> Path:
+    """A caller's path, as one.
+
+    Raises:
+        InputError: it is neither a string nor a path.
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise InputError(f"{name} is {value!r:.80}; expected a string or a pathlib.Path.")
+    return Path(value)
+
+
+def status(path: Path) -> os.stat_result | None:
+    """What the system says of it; None: there is no such thing, and no name of that kind."""
+    try:
+        return path.stat()
+    except (OSError, ValueError):  # too long, a loop of links, a NUL
+        return None
+
+
+def is_folder(path: Path) -> bool:
+    found = status(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def is_file(path: Path) -> bool:
+    """Is it a regular file, or a link to one? No FIFO, no device."""
+    found = status(path)
+    return found is not None and stat.S_ISREG(found.st_mode)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a device may already do something
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        handle = os.open(path, os.O_RDONLY | _PATIENT | getattr(os, "O_CLOEXEC", 0))
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
+    file = os.fdopen(handle, "rb")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return file
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """All of a file that has no business being large.
+
+    Raises:
+        OSError: as `open_regular`; or it has more than `limit` bytes.
+    """
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes, which no such file needs", str(path))
+    return data
+
+
+def read_text(path: Path, limit: int) -> str:
+    """The same, as UTF-8.
+
+    Raises:
+        ArtifactError: it cannot be read, is too large, or is not UTF-8; the message says why.
+    """
+    try:
+        return read_small(path, limit).decode("utf-8")
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise ArtifactError(
+            f"{path} cannot be read: it is not UTF-8 ({error.reason} at byte {error.start})."
+        ) from error
