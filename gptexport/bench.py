@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 
 from gptexport_runtime import ExecutionError
-from gptexport_runtime.backends.ort.providers import import_onnxruntime
+from gptexport_runtime.backends.ort.package import import_onnxruntime
 
 Ids = npt.NDArray[np.int64]
 Shape = tuple[int, int]

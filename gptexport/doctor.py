@@ -9,9 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gptexport.engine.flavour import MODULES, Flavour, import_library
+from gptexport.engine.edition import PACKAGE, Library
 from gptexport_runtime.backends.gpu.device import find_gpu, why_no_gpu
-from gptexport_runtime.backends.ort.providers import probe_providers
+from gptexport_runtime.backends.ort.probe import probe_providers
+from gptexport_runtime.backends.ort.providers.cpu import usable_cores
+from gptexport_runtime.backends.tensorrt.library import import_library
+from gptexport_runtime.contract.edition import EDITIONS, Edition
 from gptexport_runtime.errors import BackendUnavailableError
 
 PACKAGES = (
@@ -75,29 +78,29 @@ def examine() -> Health:
         problems.append(probe.conflict)
     return Health(
         python=platform.python_version(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory=_memory(),
         instructions=_instructions(),
         versions={name: _version(name) for name in PACKAGES},
         providers=[Provider(p.device, p.loads, p.reason) for p in probe.providers],
-        engines=[_engine_library(name) for name in MODULES],
+        engines=[_engine_library(edition) for edition in EDITIONS.values()],
         problems=problems,
     )
 
 
-def _engine_library(name: str) -> EngineLibrary:
+def _engine_library(edition: Edition) -> EngineLibrary:
     """Only imported: without a GPU any call into its runtime would end the process."""
     try:
-        library = import_library(name)
+        trt = import_library(edition, PACKAGE)
     except BackendUnavailableError as error:
-        return EngineLibrary(name, None, "none", False, str(error))
+        return EngineLibrary(edition.name, None, "none", False, str(error))
     reason = why_no_gpu()
-    flavour = Flavour(name, library, str(library.__version__), None if reason else find_gpu())
-    here = [flavour.gpu.compute_capability] if flavour.gpu else []
-    builds = ", ".join(flavour.targets or here) or "none"
-    if flavour.targets and here and here[0] not in flavour.targets:
+    library = Library(edition, trt, str(trt.__version__), None if reason else find_gpu())
+    here = [library.gpu.compute_capability] if library.gpu else []
+    builds = ", ".join(library.targets or here) or "none"
+    if library.targets and here and here[0] not in library.targets:
         reason = f"it has no target {here[0]}, which this GPU is."
-    return EngineLibrary(name, flavour.version, builds, reason is None, reason)
+    return EngineLibrary(edition.name, library.version, builds, reason is None, reason)
 
 
 def _version(package: str) -> str | None:

@@ -13,9 +13,8 @@ from gptexport.artifacts.artifact import Artifact, Device, Inspection, Stage
 from gptexport.artifacts.bundle import Bundle, open_bundle
 from gptexport.artifacts.engine import Engine, open_engine
 from gptexport.artifacts.graph import SingleGraph, open_graph
-from gptexport_runtime.bundle import GRAPH_SUFFIX
+from gptexport_runtime.artifact import ENGINE_SUFFIX, GRAPH_SUFFIX
 from gptexport_runtime.contract.names import MANIFEST_FILE
-from gptexport_runtime.engine_file import ENGINE_SUFFIX
 from gptexport_runtime.errors import ArtifactError
 
 __all__ = ["Artifact", "Bundle", "Device", "Engine", "Inspection", "SingleGraph", "Stage", "describe_artifact", "find"]

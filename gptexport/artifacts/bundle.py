@@ -13,10 +13,10 @@ from gptexport.artifacts.graph import inspect_graph
 from gptexport.errors import OutputError
 from gptexport.precision import Precision, precision_of
 from gptexport.staging import update_file
-from gptexport_runtime.bundle import check_file, read_manifest
-from gptexport_runtime.contract.certificate import why_stale
+from gptexport_runtime.artifact import check_file, read_manifest
 from gptexport_runtime.contract.heads import HEADS, LOGITS, Head
-from gptexport_runtime.contract.manifest import FileEntry, Manifest
+from gptexport_runtime.contract.manifest import Manifest
+from gptexport_runtime.contract.model import FileEntry
 from gptexport_runtime.contract.names import MANIFEST_FILE
 from gptexport_runtime.errors import ArtifactError
 
@@ -111,7 +111,7 @@ class Bundle:
             problems.append(_problem(self.path, manifest.weights, check_hash=verify or certified))
         if manifest.tokenizer and manifest.tokenizer.file:
             problems.append(_problem(self.path, manifest.tokenizer.file, check_hash=True))
-        problems.append(why_stale(manifest))
+        problems.append(manifest.why_stale())
         entries = [*manifest.graphs.values(), *([manifest.weights] if manifest.weights else [])]
         data = {"manifest": asdict(manifest), "graphs": graphs, "bytes": sum(entry.bytes for entry in entries)}
         return Inspection(data=data, problems=tuple(problem for problem in problems if problem))

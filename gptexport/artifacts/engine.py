@@ -12,10 +12,10 @@ from typing import Any
 from gptexport.artifacts.artifact import Device, Inspection, Shape, Stage
 from gptexport.engine import record_parity
 from gptexport.precision import Precision, precision_of
-from gptexport_runtime.bundle import GRAPH_SUFFIX, open_artifact
-from gptexport_runtime.contract.certificate import why_stale
+from gptexport_runtime.artifact import GRAPH_SUFFIX, open_artifact
+from gptexport_runtime.contract.engine import EngineInfo, sidecar_path
 from gptexport_runtime.contract.heads import LOGITS, Head
-from gptexport_runtime.engine_file import EngineInfo, read_engine_info, sidecar_path
+from gptexport_runtime.engine_file import read_engine_info
 from gptexport_runtime.errors import ArtifactError, InputError
 
 
@@ -100,7 +100,7 @@ class Engine:
 
     def inspect(self, *, verify: bool = False) -> Inspection:
         """The sidecar; that it belongs to the engine was checked as it was read."""
-        stale = why_stale(self.info)
+        stale = self.info.why_stale()
         return Inspection(data=asdict(self.info), problems=(stale,) if stale else ())
 
 

@@ -66,7 +66,7 @@ def bench(
     import numpy as np
 
     from gptexport_runtime import load
-    from gptexport_runtime.engine_file import ENGINE_SUFFIX
+    from gptexport_runtime.artifact import ENGINE_SUFFIX
 
     device = device or ("cuda" if artifact.suffix == ENGINE_SUFFIX else "cpu")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gptexport.cli.output import facts, size
-from gptexport_runtime.engine_file import EngineInfo
+from gptexport_runtime.contract.engine import EngineInfo
 
 
 def engine_text(info: EngineInfo) -> str:

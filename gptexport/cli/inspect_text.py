@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gptexport.artifacts import Artifact, Bundle, Engine, Inspection, SingleGraph
 from gptexport.cli.engine_text import engine_text
 from gptexport.cli.output import facts, size
-from gptexport_runtime.contract.certificate import why_stale
+from gptexport_runtime.contract.engine import EngineInfo, TensorInfo
 from gptexport_runtime.contract.manifest import Manifest
-from gptexport_runtime.engine_file import EngineInfo, TensorInfo
 
 if TYPE_CHECKING:
     from gptexport.checkpoints import CheckpointInfo
@@ -73,7 +72,7 @@ def _certificate(described: Manifest | EngineInfo, of: str) -> str:
     if parity is None:
         return "not checked: gptexport parity"
     ratio = f", noise ratio {parity['noise_ratio']:.2f}" if isinstance(parity.get("noise_ratio"), float) else ""
-    stale = f", but not of {of}" if why_stale(described) else ""
+    stale = f", but not of {of}" if described.why_stale() else ""
     return ("passed" if parity.get("passed") else "FAILED") + ratio + stale
 
 

@@ -15,11 +15,12 @@ from gptexport.cli.engine_text import engine_text, gpus
 from gptexport.cli.options import OutputPath
 from gptexport.cli.output import Output, output_options
 from gptexport.errors import OptionError
-from gptexport_runtime.engine_file import ENGINE_SUFFIX
+from gptexport_runtime.artifact import ENGINE_SUFFIX, is_engine
+from gptexport_runtime.contract.edition import EDITIONS
 
 if TYPE_CHECKING:
-    from gptexport.engine import Backend, Source
-    from gptexport_runtime.engine_file import Profile
+    from gptexport.engine import Source
+    from gptexport_runtime.contract.engine import Profile
 
 Shapes = tuple[tuple[int, int], ...]
 
@@ -39,9 +40,7 @@ class Shape(click.ParamType[tuple[int, int]]):
 @click.command(short_help="Build a TensorRT engine from an export.")
 @click.argument("source", metavar="BUNDLE|MODEL.onnx", type=click.Path(exists=True, path_type=Path))
 @click.option("-o", "--out", required=True, type=OutputPath(), help="A name that ends in .engine.")
-@click.option(
-    "--backend", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="[default: what is installed and can build here]"
-)
+@click.option("--backend", type=click.Choice(list(EDITIONS)), help="[default: what is installed and can build here]")
 @click.option("--min", "low", type=Shape(), multiple=True, help="Smallest (B,T).  [default: 1x1]")
 @click.option("--opt", type=Shape(), multiple=True, help="The (B,T) to be fastest at.  [default: 8x256]")
 @click.option("--max", "high", type=Shape(), multiple=True, help="Largest (B,T).  [default: 8x1024, or the block_size]")
@@ -66,7 +65,7 @@ def trt(
     output: Output,
     source: Path,
     out: Path,
-    backend: Backend | None,
+    backend: str | None,
     low: Shapes,
     opt: Shapes,
     high: Shapes,
@@ -100,16 +99,16 @@ def trt(
     """
     from gptexport.staging import check_output
 
-    if out.suffix != ENGINE_SUFFIX:
+    if not is_engine(out):
         raise click.BadParameter(f"{out} does not end in {ENGINE_SUFFIX}.", param_hint="-o")
     check_output(out, force=force)
-    from gptexport.engine import BuildOptions, build_engine, choose_targets, open_flavour, open_source
-    from gptexport.engine.flavour import check_options
+    from gptexport.engine import BuildOptions, build_engine, choose_targets, open_library, open_source
+    from gptexport.engine.edition import check_options
 
     with _options_as_usage():
         graph = open_source(source)
         profiles = _profiles(graph, low, opt, high, lengths, buckets)
-        flavour = open_flavour(backend)
+        library = open_library(backend)
         options = BuildOptions(
             tf32=tf32,
             workspace=workspace,
@@ -120,19 +119,19 @@ def trt(
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,
         )
-        check_options(flavour, options)
-        chosen = choose_targets(flavour, list(targets))
-        output.step(f"building for {', '.join(chosen)} with {flavour.name} {flavour.version}")
+        check_options(library, options)
+        chosen = choose_targets(library, list(targets))
+        output.step(f"building for {', '.join(chosen)} with {library.edition} {library.version}")
         for profile in profiles:
             output.step(f"profile: {profile}, fastest at {'x'.join(map(str, profile.opt))}")
         with _bar(output) as progress:
             built = build_engine(
-                flavour, graph, out, profiles=profiles, targets=chosen, options=options, force=force, progress=progress
+                library, graph, out, profiles=profiles, targets=chosen, options=options, force=force, progress=progress
             )
     for warning in built.warnings:
         output.note(warning)
     ran = f"compiled for {gpus(built.info)}; " + (
-        "not run: no GPU here" if flavour.gpu is None else "not run yet: gptexport parity runs it"
+        "not run: no GPU here" if library.gpu is None else "not run yet: gptexport parity runs it"
     )
     output.result(
         {"ok": True, "path": str(out), "ran": False, "status": ran, "sidecar": asdict(built.info)},

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from gptexport.engine.flavour import BuildOptions, Flavour
-from gptexport.engine.listen import Progress, call_interruptibly, make_monitor
+from gptexport.engine.cancel import Progress, call_interruptibly, make_monitor
+from gptexport.engine.edition import BuildOptions, Library
 from gptexport.engine.source import Source
 from gptexport.errors import EngineError, OptionError, OutputError
+from gptexport.precision import PRECISIONS
 from gptexport.staging import write_output
 from gptexport_runtime.backends.tensorrt.log import errors_of, open_log
+from gptexport_runtime.contract.engine import Profile
 from gptexport_runtime.contract.names import INPUT_IDS
-from gptexport_runtime.engine_file import TENSORRT_RTX, Profile
 
 NO_KERNEL = "not supported by a dedicated kernel"
 _one_build = threading.Lock()  # the logger is the process's, so two builds would mix their messages
@@ -27,7 +28,7 @@ _one_build = threading.Lock()  # the logger is the process's, so two builds woul
 class Request:
     """What to build, with what, and for which GPUs and shapes."""
 
-    flavour: Flavour
+    library: Library
     source: Source
     graph: bytes  # ready to parse; its external data lies beside `source.path`
     profiles: Sequence[Profile]
@@ -57,8 +58,8 @@ def build_plan(request: Request, progress: Progress) -> Plan:
         KeyboardInterrupt: Ctrl-C; the build has stopped.
     """
     cancelled = threading.Event()
-    decompose = request.source.dtype == "float32"
-    trt = request.flavour.trt
+    decompose = PRECISIONS[request.source.dtype].bits > 16
+    trt = request.library.trt
     with _one_build:
         while True:
             attempt = partial(_attempt, request, decompose, make_monitor(trt, progress, cancelled))
@@ -79,8 +80,8 @@ class _Build:
     """One attempt; holds TensorRT's objects, which must outlive what is made of them."""
 
     def __init__(self, request: Request, decompose: bool) -> None:
-        self.flavour, self.options, self.decompose = request.flavour, request.options, decompose
-        trt = self.flavour.trt
+        self.library, self.options, self.decompose = request.library, request.options, decompose
+        trt = self.library.trt
         self.log = open_log(trt)
         self.builder = trt.Builder(self.log)
         self.network = self.builder.create_network(_network_flags(trt))
@@ -91,7 +92,7 @@ class _Build:
         self.config = self.builder.create_builder_config()
         self._add_profiles(request.profiles)
         self._set_options()
-        if self.flavour.name == TENSORRT_RTX:
+        if self.library.edition.names_targets:
             self._set_targets(request.targets)
 
     def run(self, monitor: Any) -> Plan | str:
@@ -132,7 +133,7 @@ class _Build:
                 raise EngineError(f"TensorRT refuses the profile {item}: {errors_of(self.log.lines)}")
 
     def _set_options(self) -> None:
-        trt, options, config = self.flavour.trt, self.options, self.config
+        trt, options, config = self.library.trt, self.options, self.config
         flags = {
             "TF32": options.tf32,  # TensorRT's own default is on
             "WEIGHT_STREAMING": options.weight_streaming,
@@ -156,16 +157,17 @@ class _Build:
             self.cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
             if self.cache is None or not config.set_timing_cache(self.cache, False):
                 raise OptionError(
-                    f"{file} is not a timing cache of this GPU and TensorRT {self.flavour.version}. "
+                    f"{file} is not a timing cache of this GPU and TensorRT {self.library.version}. "
                     "Name a file that does not exist yet."
                 )
 
     def _set_targets(self, targets: Sequence[str]) -> None:
         self.config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
-            if not self.config.set_compute_capability(self.flavour.targets[target], index):
+            if not self.config.set_compute_capability(self.library.targets[target], index):
                 raise OptionError(
-                    f"TensorRT for RTX {self.flavour.version} refuses the target {target}: {errors_of(self.log.lines)}"
+                    f"{self.library.edition.title} {self.library.version} refuses the target {target}: "
+                    f"{errors_of(self.log.lines)}"
                 )
 
 
@@ -206,14 +208,14 @@ def _parse_error(parser: Any, source: Source) -> EngineError:
 
 
 def _build_error(request: Request, reasons: str) -> EngineError:
-    flavour, options = request.flavour, request.options
+    library, options = request.library, request.options
     if "Cannot compile for target(s)" in reasons and "b16" in reasons:
         advice = "That GPU has no bfloat16. Export with --dtype float16, or leave the target out."
     elif options.workspace is not None and "no tactics" in reasons:
         advice = f"Perhaps --workspace {options.workspace} MB is too small: leave it out, or give more."
     else:
         advice = "If `gptexport parity` passes on the graph, the fault is TensorRT's: keep to ONNX Runtime."
-    return EngineError(f"{flavour.name} {flavour.version} cannot build the engine: {reasons} {advice}")
+    return EngineError(f"{library.edition} {library.version} cannot build the engine: {reasons} {advice}")
 
 
 def _sizes(lines: list[tuple[str, str]], title: str) -> list[int]:

@@ -10,23 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from gptexport.engine.build import Plan, Request, build_plan
-from gptexport.engine.flavour import BuildOptions, Flavour
-from gptexport.engine.listen import Progress
+from gptexport.engine.cancel import Progress
+from gptexport.engine.edition import BuildOptions, Library
 from gptexport.engine.prepare import Prepared, prepare_graph
 from gptexport.engine.source import Source
 from gptexport.errors import EngineError, OutputError
 from gptexport.staging import staged, update_file, write_file
-from gptexport_runtime.contract.manifest import FileEntry
+from gptexport_runtime.artifact import ENGINE_SUFFIX, is_engine
+from gptexport_runtime.contract.engine import EngineInfo, Profile, TensorInfo, sidecar_path
+from gptexport_runtime.contract.model import FileEntry
 from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
-from gptexport_runtime.engine_file import (
-    ENGINE_SUFFIX,
-    EngineInfo,
-    Profile,
-    TensorInfo,
-    parse_engine_info,
-    read_engine_info,
-    sidecar_path,
-)
+from gptexport_runtime.engine_file import read_engine_info
 
 
 @dataclass(frozen=True)
@@ -39,7 +33,7 @@ class BuiltEngine:
 
 
 def build_engine(
-    flavour: Flavour,
+    library: Library,
     source: Source,
     out: Path,
     *,
@@ -59,12 +53,12 @@ def build_engine(
         OutputError: `out` cannot be written.
         KeyboardInterrupt: Ctrl-C; nothing is written.
     """
-    if out.suffix != ENGINE_SUFFIX:
+    if not is_engine(out):
         raise EngineError(f"{out} is no name for an engine; expected a file that ends in {ENGINE_SUFFIX}.")
     options = options or BuildOptions()
     with staged(out, force=force) as folder:
         graph, prepared = prepare_graph(source.graph)
-        request = Request(flavour, source, graph.SerializeToString(), profiles, targets, options)
+        request = Request(library, source, graph.SerializeToString(), profiles, targets, options)
         plan = build_plan(request, progress)
         write_file(folder / out.name, plan.data)
         entry = FileEntry(file=out.name, bytes=plan.data.nbytes, sha256=hashlib.sha256(plan.data).hexdigest())
@@ -87,7 +81,7 @@ def record_parity(engine: Path, record: Mapping[str, Any], *, measured: str | No
     sidecar = sidecar_path(engine)
 
     def change(old: bytes) -> bytes:
-        info = parse_engine_info(old.decode("utf-8", "replace"), sidecar)
+        info = EngineInfo.from_json(old.decode("utf-8", "replace"), str(sidecar))
         if measured not in (None, info.engine.sha256):
             raise OutputError(f"{engine} was replaced while it was measured: the verdict is not of the new one.")
         return replace(info, parity=dict(record)).to_json().encode()
@@ -96,15 +90,15 @@ def record_parity(engine: Path, record: Mapping[str, Any], *, measured: str | No
 
 
 def _describe(request: Request, entry: FileEntry, plan: Plan, prepared: Prepared) -> EngineInfo:
-    flavour, source, options = request.flavour, request.source, request.options
+    library, source, options = request.library, request.source, request.options
     asked = asdict(options)
     asked["timing_cache"] = options.timing_cache is not None  # a path is this machine's
     return EngineInfo(
         engine=entry,
-        flavour=flavour.name,
-        version=flavour.version,
+        flavour=library.edition.name,
+        version=library.version,
         compute_capabilities=tuple(request.targets),
-        built_on=asdict(flavour.gpu) if flavour.gpu else None,
+        built_on=asdict(library.gpu) if library.gpu else None,
         options=asked,
         onnx=dict(source.hashes),
         model=dict(source.model),

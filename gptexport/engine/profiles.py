@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gptexport.errors import EngineError, OptionError
-from gptexport_runtime.engine_file import Profile
+from gptexport_runtime.contract.engine import Profile
 
 Shape = tuple[int, int]
 DEFAULT_MIN, DEFAULT_OPT, DEFAULT_MAX = (1, 1), (8, 256), (8, 1024)

@@ -1,8 +1,9 @@
-"""What an engine is built from: a bundle or a lone graph, held against the contract, identified by hash."""
+"""What an engine is built from: a bundle or a single graph, held against the contract, identified by hash."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,13 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from gptexport.errors import EngineError
-from gptexport_runtime.bundle import open_artifact
+from gptexport.precision import most_common
+from gptexport_runtime.artifact import is_engine, open_artifact
 from gptexport_runtime.contract.manifest import Manifest
 from gptexport_runtime.contract.names import INPUT_IDS, LOGITS, META_BLOCK_SIZE, META_VOCAB_SIZE
-from gptexport_runtime.engine_file import ENGINE_SUFFIX
 from gptexport_runtime.errors import ArtifactError
 
 CONTRACT = f"{INPUT_IDS} int64 (B,T) -> {LOGITS} float32 (B,T,V)"
-DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Source:
 
     path: Path
     graph: onnx.ModelProto
-    manifest: Manifest | None  # None: a lone graph
+    manifest: Manifest | None  # None: a single graph
     dtype: str  # of the weights
     model: Mapping[str, Any]
     block_size: int | None
@@ -43,7 +43,7 @@ def open_source(path: Path) -> Source:
         ArtifactError: it is neither, or is damaged.
         EngineError: it is not a logits graph.
     """
-    if path.suffix == ENGINE_SUFFIX:
+    if is_engine(path):
         raise ArtifactError(f"{path} is an engine already. Build from the bundle or the .onnx it came from.")
     artifact = open_artifact(path)
     graph_file = artifact.logits
@@ -57,13 +57,13 @@ def open_source(path: Path) -> Source:
     block_size = int(meta[META_BLOCK_SIZE]) if META_BLOCK_SIZE in meta else None
     vocab_size = int(meta.get(META_VOCAB_SIZE, V))
     manifest = artifact.manifest
-    lone = {"architecture": "unknown", "vocab_size": vocab_size, "block_size": block_size}
+    single = {"architecture": "unknown", "vocab_size": vocab_size, "block_size": block_size}
     return Source(
         path=graph_file,
         graph=graph,
         manifest=manifest,
-        dtype=manifest.dtype if manifest else _dtype(graph),
-        model=dict(manifest.model) if manifest else lone,
+        dtype=manifest.dtype if manifest else most_common(_weights(graph)).dtype,
+        model=dict(manifest.model) if manifest else single,
         block_size=block_size,
         vocab_size=vocab_size,
         hashes=_hashes(graph, graph_file, manifest),
@@ -88,17 +88,9 @@ def _check_contract(graph: onnx.ModelProto, path: Path) -> None:
     raise EngineError(f"{path} has {shown}; expected {CONTRACT} with B and T free. Export it with `gptexport onnx`.")
 
 
-def _dtype(graph: onnx.ModelProto) -> str:
-    """The dtype that most weights have."""
-    sizes: dict[str, int] = {}
-    for tensor in graph.graph.initializer:
-        name = DTYPES.get(tensor.data_type)
-        if name is not None:
-            count = 1
-            for dim in tensor.dims:
-                count *= dim
-            sizes[name] = sizes.get(name, 0) + count
-    return max(sizes, key=lambda name: sizes[name]) if sizes else "float32"
+def _weights(graph: onnx.ModelProto) -> list[tuple[int, int]]:
+    """Type and number of elements of each."""
+    return [(tensor.data_type, math.prod(tensor.dims)) for tensor in graph.graph.initializer]
 
 
 def _hashes(graph: onnx.ModelProto, path: Path, manifest: Manifest | None) -> dict[str, str]:

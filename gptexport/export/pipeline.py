@@ -40,7 +40,8 @@ from gptexport.recipe import DEFAULT_OPSET, Limits, Recipe
 from gptexport.staging import staged
 from gptexport.tokenizers import Travelling
 from gptexport_runtime.contract.heads import LOGITS, Head
-from gptexport_runtime.contract.manifest import FileEntry, Manifest
+from gptexport_runtime.contract.manifest import Manifest
+from gptexport_runtime.contract.model import FileEntry
 
 Progress = Callable[[str], None]
 CACHED = "fused attention over the cache"

@@ -20,10 +20,11 @@ from gptexport.export.rewrites.float32 import write_float32
 from gptexport.precision import FLOAT32, Precision
 from gptexport.recipe import Limits, Recipe
 from gptexport.teacher_forcing import feed_pieces
-from gptexport_runtime.backends.ort.decode import OrtDecoder, open_decoder
-from gptexport_runtime.backends.ort.graph import open_graph
+from gptexport_runtime.backends.ort.backend import OrtBackend
+from gptexport_runtime.backends.ort.options import OpenOptions
+from gptexport_runtime.backends.ort.providers.cpu import CPU
 from gptexport_runtime.contract.heads import Head
-from gptexport_runtime.contract.names import AXIS_V, LENGTHS
+from gptexport_runtime.contract.names import AXIS_V
 from gptexport_runtime.errors import ArtifactError, ExecutionError
 from gptexport_runtime.generate.cache import Cache
 
@@ -183,7 +184,8 @@ def check_audit(audit: Audit) -> None:
 def _check(path: Path, head: Head, samples: Sequence[Sample], precision: Precision) -> float:
     try:
         # without prepacking: the export's memory is bounded, and speed does not matter here
-        run = _decode(open_decoder(path, "cpu", prepack=False)) if head.cached else _run(path, head)
+        backend = OrtBackend(CPU, {head.name: path}, OpenOptions(prepack=False))
+        run = _decode(backend, head) if head.cached else _run(backend, head)
         errors = [_relative_rms(run(sample), sample.expected(head)) for sample in samples]
     except (ArtifactError, ExecutionError) as error:
         raise ExportError(f"the exported graph {head} does not run: {error}") from error
@@ -198,19 +200,20 @@ def _check(path: Path, head: Head, samples: Sequence[Sample], precision: Precisi
     return worst
 
 
-def _run(path: Path, head: Head) -> Callable[[Sample], Floats]:
-    graph = open_graph(path, "cpu", head.name, prepack=False)
+def _run(backend: OrtBackend, head: Head) -> Callable[[Sample], Floats]:
+    graph = backend.open(head)
 
     def run(sample: Sample) -> Floats:
-        out = np.empty(sample.expected(head).shape, np.float32)
-        graph.run(sample.ids, out, sample.lengths if LENGTHS in head.signature.inputs else None)
+        out = np.empty(graph.output_shape(*sample.ids.shape), np.float32)
+        graph.run(sample.ids, sample.lengths, out)
         return out
 
     return run
 
 
-def _decode(decoder: OrtDecoder) -> Callable[[Sample], Floats]:
+def _decode(backend: OrtBackend, head: Head) -> Callable[[Sample], Floats]:
     """Each row's last logits the long way: half of it as a prompt, then more at once, then the last token alone."""
+    decoder = backend.open_decoder(head)
 
     def run(sample: Sample) -> Floats:
         B, T = sample.ids.shape

@@ -15,7 +15,8 @@ import torch
 
 from gptexport.staging import write_file
 from gptexport.tokenizers import Travelling
-from gptexport_runtime.contract.manifest import FileEntry, TokenizerEntry
+from gptexport_runtime.contract.manifest import TokenizerEntry
+from gptexport_runtime.contract.model import FileEntry
 from gptexport_runtime.contract.names import META_WEIGHTS
 from gptexport_runtime.contract.seal import seal
 

@@ -16,7 +16,7 @@ from gptexport.staging.bundle import OLD, SWAP, check_bundle, is_empty, put_bund
 from gptexport.staging.files import ONE, check_file, replace_one, settle_files, update_one
 from gptexport.staging.pair import check_engine, check_graph, put_engine, put_graph, settle_engine, settle_graph
 from gptexport.staging.stage import Stage, dead_stages, one_at_a_time, open_stage
-from gptexport_runtime.engine_file import ENGINE_SUFFIX
+from gptexport_runtime.artifact import ENGINE_SUFFIX
 
 MADE = "new"  # folder of a stage: what is being written
 LONGEST_NAME = 200  # bytes; filesystems take 255, and companions have longer names

@@ -22,9 +22,9 @@ from gptexport.errors import OutputExistsError
 from gptexport.staging import steps
 from gptexport.staging.files import confirm, put_files
 from gptexport.staging.stage import TOKEN, Stage, identity, is_same
+from gptexport_runtime.contract.engine import FORMAT as ENGINE_FORMAT
+from gptexport_runtime.contract.engine import sidecar_path
 from gptexport_runtime.contract.names import META_VOCAB_SIZE
-from gptexport_runtime.engine_file import FORMAT as ENGINE_FORMAT
-from gptexport_runtime.engine_file import sidecar_path
 
 GRAPH, ENGINE, ASIDE, DROP = "graph", "engine", "aside", "drop.json"  # in a stage
 BEFORE = "before"

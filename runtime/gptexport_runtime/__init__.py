@@ -1,7 +1,7 @@
 """Run an exported GPT: numpy in, numpy out. Needs numpy and ONNX Runtime; never imports torch, onnx or click."""
 
 from gptexport_runtime.backends.gpu.dlpack import DeviceLogits
-from gptexport_runtime.backends.ort.cuda_options import CudaOptions
+from gptexport_runtime.backends.ort.options import CudaOptions
 from gptexport_runtime.errors import (
     ArtifactError,
     BackendUnavailableError,

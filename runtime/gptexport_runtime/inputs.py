@@ -1,4 +1,4 @@
-"""What the caller passes as token ids, checked in numpy and made into the one form every backend gets.
+"""What the caller passes: token ids, checked and made into the one form every backend gets, and buffers for outputs.
 
 Nothing is left to a backend: past block_size ONNX Runtime reports a broadcast error from some `Add`, negative ids wrap
 silently, and on CUDA an id past the vocabulary reads zeros.
@@ -24,6 +24,7 @@ class Batch:
 
     ids: NDArray[np.int64]  # (B,T), C-contiguous
     lengths: NDArray[np.int64]  # (B,), tokens of each row before the padding
+    ragged: bool = False  # there may be padding
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -57,7 +58,8 @@ def to_batch(ids: object, *, vocab_size: int, block_size: int | None) -> Batch:
         raise InputError(f"ids is {_kind(ids)}; expected a (B,T) integer array or a list of rows of ints.")
     _check_range(batch, vocab_size)
     # after the check of the range: it is what makes the conversion of a uint64 safe
-    return Batch(np.ascontiguousarray(batch.ids, dtype=np.int64), batch.lengths)
+    checked = np.ascontiguousarray(batch.ids, dtype=np.int64)
+    return batch if checked is batch.ids else Batch(checked, batch.lengths, batch.ragged)
 
 
 def check_predicted(batch: Batch, vocab_size: int) -> None:
@@ -105,7 +107,7 @@ def _from_rows(rows: Sequence[Any], vocab_size: int, block_size: int | None) -> 
         if dtype == np.uint64 and array.min() < 0:  # would wrap below, and the message name another value
             raise _out_of_range(b, int(np.argmax(array < 0)), int(array[array < 0][0]), vocab_size)
         ids[b, : len(array)] = array
-    return Batch(ids, lengths)
+    return Batch(ids, lengths, ragged=any(len(array) != ids.shape[1] for array in arrays))
 
 
 def _row(row: Any, b: int, vocab_size: int) -> NDArray[Any]:
@@ -177,3 +179,23 @@ def _kind(value: object) -> str:
     text = repr(value) if isinstance(value, str | bytes | int | float | np.generic) else ""
     name = type(value).__name__
     return f"{'an' if name[0] in 'aeio' else 'a'} {name}" + (f" ({text})" if 0 < len(text) <= 40 else "")
+
+
+def check_out(out: object, shape: tuple[int, ...]) -> None:
+    """See that `out` is float32 of this shape, C-contiguous and writable.
+
+    Raises:
+        InputError: it is not; the message says how.
+    """
+    expected = f"expected a writable, C-contiguous float32 array of shape {shape}"
+    if not isinstance(out, np.ndarray):
+        raise InputError(f"out is a {type(out).__name__}; {expected}.")
+    if out.dtype != np.float32 or out.shape != shape:
+        raise InputError(f"out is {out.dtype} {out.shape}; {expected}.")
+    for flaw, found in (
+        ("read-only", not out.flags.writeable),
+        ("not contiguous", not out.flags.c_contiguous),
+        ("unaligned", not out.flags.aligned),
+    ):
+        if found:
+            raise InputError(f"out is {flaw}; {expected}.")

@@ -33,12 +33,3 @@ class Scores:
         counts = self.counts
         mean = np.divide(self.nll, counts, out=np.full(len(counts), np.nan), where=counts > 0)
         return np.asarray(np.exp(mean))
-
-
-def logprobs_of(logits: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(T-1) log-probs of ids (T) under logits (T,V), for bundles without a graph that computes them."""
-    wide = logits[:-1].astype(np.float64)
-    wide -= wide.max(axis=-1, keepdims=True)
-    picked = np.take_along_axis(wide, ids[1:, None], axis=-1)[:, 0]
-    logprobs: NDArray[np.float32] = (picked - np.log(np.exp(wide).sum(axis=-1))).astype(np.float32)
-    return logprobs

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from types import TracebackType
 from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.backends.base import Graph
-from gptexport_runtime.backends.gpu.dlpack import CUDA, Borrowed, DeviceLogits, borrow_ids
-from gptexport_runtime.backends.ort import graph as ort
-from gptexport_runtime.backends.ort.decode import OrtDecoder
-from gptexport_runtime.backends.tensorrt import engine as trt
-from gptexport_runtime.buffers import check_out
-from gptexport_runtime.contract import heads
-from gptexport_runtime.contract.manifest import Manifest, ModelInfo
+from gptexport_runtime.artifact import Artifact
+from gptexport_runtime.backends.base import Backend
+from gptexport_runtime.backends.gpu.dlpack import Borrowed, DeviceLogits
+from gptexport_runtime.contract.heads import DECODE, HEADS, LAST, LOGITS, SCORE, Head
+from gptexport_runtime.contract.model import ModelInfo
+from gptexport_runtime.contract.names import AXIS_SCORED
 from gptexport_runtime.errors import BackendUnavailableError, InputError, SessionError
 from gptexport_runtime.generate.cache import Cache
 from gptexport_runtime.generate.sampling import Sampling
 from gptexport_runtime.generate.stream import ENDED, Limits, stream_tokens
-from gptexport_runtime.inputs import Batch, check_predicted, to_batch
-from gptexport_runtime.score import Scores, logprobs_of
+from gptexport_runtime.inputs import Batch, check_out, check_predicted, to_batch
+from gptexport_runtime.score import Scores
 
 
 class Session:
@@ -37,23 +34,20 @@ class Session:
     Use it in a `with`, or call `close`. Arrays that it returns belong to the caller and are never written again.
     """
 
-    def __init__(
-        self,
-        graph: Graph | ort.Pending,
-        config: ModelInfo,
-        manifest: Manifest | None,
-        open_graph: Callable[[str], Graph | OrtDecoder] | None = None,
-    ) -> None:
-        """Take the logits graph, or where it will run; `open_graph` opens those that the manifest lists when needed."""
-        self.backend = graph.backend  # "onnxruntime", "tensorrt" or "tensorrt-rtx"
-        self.device = graph.device  # what really runs: "cpu" or "cuda"
-        self.threads = graph.threads
+    def __init__(self, backend: Backend, config: ModelInfo, artifact: Artifact | None = None) -> None:
+        """
+        Args:
+            config: the model's limits.
+            artifact: what the backend runs; None: nobody knows.
+        """
+        self.backend = backend.name  # "onnxruntime", "tensorrt" or "tensorrt-rtx"
+        self.device = backend.device  # what really runs: "cpu" or "cuda"
+        self.threads = backend.threads
         self.config = config
-        self.manifest = manifest  # None: a bare graph, or an engine
-        self.engine = graph.engine_info if isinstance(graph, trt.TrtGraph) else None  # an engine's sidecar
-        self._graphs: dict[str, Any] | None = {} if isinstance(graph, ort.Pending) else {heads.LOGITS.name: graph}
-        self._open = open_graph
-        self._opening = threading.Lock()
+        self.manifest = artifact.manifest if artifact else None  # of a bundle
+        self.engine = artifact.engine if artifact else None  # an engine's sidecar
+        self.description = artifact.description if artifact else None  # whichever of the two there is
+        self._backend: Backend | None = backend
         self._pid = os.getpid()
 
     @overload
@@ -86,21 +80,21 @@ class Session:
             SessionError: the session is closed, or belongs to the parent of this process.
             ExecutionError: the backend failed.
         """
-        graph = self._graph(heads.LOGITS.name)
-        batch, borrowed = self._batch(ids, heads.LOGITS.name)
-        shape = (*batch.shape, self.config.vocab_size)
+        backend = self._usable()
+        batch, borrowed = self._batch(backend, ids, self.config.block_size)
+        if device_output and out is not None:
+            raise InputError("out is given with device_output=True, which makes memory of its own. Leave one out.")
+        graph = backend.open(LOGITS)
         if device_output:
-            if out is not None:
-                raise InputError("out is given with device_output=True, which makes memory of its own. Leave one out.")
-            block = graph.run_on_device(batch.ids if borrowed is None else borrowed)
-            return DeviceLogits(block, shape, graph.dlpack_device)
+            return graph.run_on_device(batch.ids if borrowed is None else borrowed)
+        shape = graph.output_shape(*batch.shape)
         if out is None:
             out = np.empty(shape, dtype=np.float32)
         else:
             check_out(out, shape)
-        graph.run(batch.ids, out)
-        for row, length in zip(out, batch.lengths, strict=True):
-            row[length:] = np.nan
+        graph.run(batch.ids, batch.lengths, out)
+        if batch.ragged:
+            LOGITS.hide_padding(out, batch.lengths)
         return out
 
     def last_logits(self, ids: Any) -> NDArray[np.float32]:
@@ -115,14 +109,7 @@ class Session:
         Raises:
             GPTExportError: as `logits`.
         """
-        self._check_usable()
-        batch, _ = self._batch(ids, heads.LAST.name if self._has(heads.LAST.name) else heads.LOGITS.name)
-        V = self.config.vocab_size
-        if not self._has(heads.LAST.name):
-            return _last_of_all_logits(self._graph(heads.LOGITS.name), batch, V)
-        out = np.empty((len(batch.ids), V), dtype=np.float32)
-        self._graph(heads.LAST.name).run(batch.ids, out, batch.lengths)
-        return out
+        return self.run(LAST, ids)
 
     def score(self, ids: Any) -> Scores:
         """Log-probs of the tokens that came, given those before them.
@@ -136,21 +123,42 @@ class Session:
         Raises:
             GPTExportError: as `logits`.
         """
-        self._check_usable()
-        batch, _ = self._batch(ids, heads.SCORE.name if self._has(heads.SCORE.name) else heads.LOGITS.name)
-        check_predicted(batch, self.config.vocab_size)
-        B, T = batch.shape
-        out = np.empty((B, T - 1), dtype=np.float32)
-        if T > 1 and self._has(heads.SCORE.name):
-            self._graph(heads.SCORE.name).run(batch.ids, out)
-        elif T > 1:
-            logits = np.empty((1, T, self.config.vocab_size), dtype=np.float32)
-            for row, row_ids in zip(out, batch.ids, strict=True):
-                self._graph(heads.LOGITS.name).run(row_ids[None], logits)
-                row[:] = logprobs_of(logits[0], row_ids)
-        for row, length in zip(out, batch.lengths, strict=True):
-            row[length - 1 :] = np.nan
-        return Scores(out)
+        return Scores(self.run(SCORE, ids))
+
+    def run(self, head: Head | str, ids: Any) -> NDArray[np.float32]:
+        """The output of any head: of its own graph, or else by its definition from all logits.
+
+        Args:
+            head: one of contract/heads.py, or its name.
+            ids: as for `logits`.
+
+        Returns:
+            float32, with the axes of `head.signature.output_axes`; NaN past a row's end.
+
+        Raises:
+            InputError: there is no such head.
+            GPTExportError: as `logits`.
+        """
+        head = _head(head)
+        backend = self._usable()
+        batch, _ = self._batch(backend, ids, self.config.block_size)
+        if AXIS_SCORED in head.signature.output_axes:
+            check_predicted(batch, self.config.vocab_size)
+        if not backend.has(head):
+            out = _from_logits(backend, head, batch)
+        elif head.cached:
+            B, T = batch.shape
+            with Cache(backend.open_decoder(head), B, T, self.config.vocab_size) as cache, cache.in_use():
+                rows = [row[:length] for row, length in zip(batch.ids, batch.lengths, strict=True)]
+                out = cache.feed(rows).copy()
+        else:
+            graph = backend.open(head)
+            out = np.empty(graph.output_shape(*batch.shape), np.float32)
+            if out.size:
+                graph.run(batch.ids, batch.lengths, out)
+        if batch.ragged:
+            head.hide_padding(out, batch.lengths)
+        return out
 
     def cache(self, rows: int = 1, *, capacity: int | None = None) -> Cache:
         """An empty key-value cache of `rows` rows, for `generate` and `stream` to go on from.
@@ -163,22 +171,50 @@ class Session:
             BackendUnavailableError: the session has no graph that generates.
             SessionError: the session is closed, or belongs to the parent of this process.
         """
-        decoder, block_size = self._decoder()
+        backend, block_size = self._generating()
         for name, value in (("rows", rows), ("capacity", capacity)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise InputError(f"{name} is {value!r}; expected an integer of 1 or more.")
         if capacity is not None and capacity > block_size:
             raise InputError(f"capacity is {capacity}; the model's block_size is {block_size}.")
-        return Cache(decoder, rows, capacity or block_size, self.config.vocab_size)
+        return Cache(backend.open_decoder(DECODE), rows, capacity or block_size, self.config.vocab_size)
 
-    def generate(self, ids: Any, **options: Any) -> list[NDArray[np.int64]]:
+    def generate(
+        self,
+        ids: Any,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int | Sequence[int] = 0,
+        stop: Collection[int] | Literal["eos"] = "eos",
+        slide: bool = False,
+        cache: Cache | None = None,
+    ) -> list[NDArray[np.int64]]:
         """Continue each row until it ends; arguments and errors are those of `stream`.
 
         Returns: of each row the new tokens, int64, without the id that stopped it.
         """
-        steps = list(self.stream(ids, **options))
+        steps = list(
+            self.stream(
+                ids,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+                seed=seed,
+                stop=stop,
+                slide=slide,
+                cache=cache,
+            )
+        )
         if not steps:
-            return [np.empty(0, np.int64) for _ in ids]
+            return [np.empty(0, np.int64) for _ in range(len(ids))]
         return [row[row != ENDED] for row in np.stack(steps, axis=1)]
 
     def stream(
@@ -192,7 +228,7 @@ class Session:
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
         seed: int | Sequence[int] = 0,
-        stop: Collection[int] | None = None,
+        stop: Collection[int] | Literal["eos"] = "eos",
         slide: bool = False,
         cache: Cache | None = None,
     ) -> Generator[NDArray[np.int64], None, None]:
@@ -204,9 +240,9 @@ class Session:
             temperature, top_k, top_p, min_p, repetition_penalty: see sampling.Sampling; temperature 0 is greedy.
             seed: of all rows, or of each. A row's text depends on its ids, its seed and the options, not on other rows,
                 but for the rounding of the logits; rows with the same ids and seed get the same text.
-            stop: ids that end a row. None: those that the checkpoint says end a text, `eos_token_ids`. An id that the
+            stop: ids that end a row. "eos": those that the checkpoint says end a text, `eos_token_ids`. An id that the
                 model does not take, the last of a padded head, ends a row too.
-            slide: go on past block_size, each time from the last half of the text.
+            slide: go on past block_size, each time from the last half of the text; a longer row of `ids` too.
             cache: what `Session.cache` made, with as many rows. What it holds of `ids` is not computed again; it holds
                 the text but for its last token afterwards. None: one of its own, freed at the end or by `close()`.
 
@@ -214,27 +250,29 @@ class Session:
             an iterator of int64 (B): each row's next token, or -1 where the row has ended.
 
         Raises:
-            ContextLengthError: a row is longer than block_size, or would become so.
+            ContextLengthError: a row is longer than block_size, or would become so, and may not slide.
             InputError: an argument is not as above.
             BackendUnavailableError: the session has no graph that generates.
             SessionError, ExecutionError: as `logits`; the cache is in use or closed.
         """
-        block_size = self._decoder()[1]
-        batch = to_batch(ids, vocab_size=self.config.ids, block_size=block_size)
+        backend, block_size = self._generating()
         limits = Limits(
             block_size=block_size,
             vocab_size=self.config.vocab_size,
             max_new_tokens=max_new_tokens,
-            stop=frozenset(self.eos_token_ids if stop is None else stop),
+            stop=self.eos_token_ids if isinstance(stop, str) and stop == "eos" else stop,
             takes=self.config.ids,
             slide=slide,
         )
         sampling = Sampling(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
         )
-        return stream_tokens(
+        batch, _ = self._batch(backend, ids, None if slide else block_size)
+        steps = stream_tokens(
             lambda rows, capacity: self.cache(rows, capacity=capacity), batch, limits, sampling, seed, cache
         )
+        backend.open_decoder(DECODE)  # whatever is wrong with it is said now
+        return steps
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -244,10 +282,10 @@ class Session:
 
     def close(self) -> None:
         """Free the model. A call that another thread is in the middle of still finishes. Closing twice is fine."""
-        self._graphs = None
+        self._backend = None
 
     def __enter__(self) -> Session:
-        self._check_usable()
+        self._usable()
         return self
 
     def __exit__(
@@ -256,24 +294,27 @@ class Session:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._graphs is None else f"{self.backend} on {self.device}"
+        state = "closed" if self._backend is None else f"{self.backend} on {self.device}"
         return f"<Session {state}, vocab_size={self.config.vocab_size}, block_size={self.config.block_size}>"
 
-    def _batch(self, ids: Any, kind: str) -> tuple[Batch, Borrowed | None]:
-        """Ids, checked on the host; and where they came from a tensor on this session's GPU, that too."""
-        borrowed = None
-        if self.device == "cuda" and _is_on_gpu(ids):
-            graph = self._graph(kind)
-            borrowed = borrow_ids(ids, graph.stream)
-            ids = graph.read_ids(borrowed)
-        return to_batch(ids, vocab_size=self.config.ids, block_size=self.config.block_size), borrowed
+    @property
+    def captured_graphs(self) -> int:
+        """How many CUDA graphs it has captured so far."""
+        return self._usable().captured_graphs
 
-    def _decoder(self) -> tuple[OrtDecoder, int]:
-        """The graph that generates, and block_size, which a cache cannot do without."""
-        self._check_usable()
-        if not self._has(heads.DECODE.name):
-            what = "a bundle without decode.onnx" if self.manifest is not None else "a single graph or engine"
-            reason = self.manifest.left_out.get(heads.DECODE.name) if self.manifest is not None else None
+    def _batch(self, backend: Backend, ids: Any, longest: int | None) -> tuple[Batch, Borrowed | None]:
+        """Ids, checked on the host; and where they came from a tensor on this session's device, that too."""
+        borrowed = backend.borrow(ids)
+        if borrowed is not None:
+            ids = backend.read(borrowed)
+        return to_batch(ids, vocab_size=self.config.ids, block_size=longest), borrowed
+
+    def _generating(self) -> tuple[Backend, int]:
+        """The backend, which has a graph that generates, and block_size, which a cache cannot do without."""
+        backend = self._usable()
+        if not backend.has(DECODE):
+            what = f"a bundle without {DECODE.file}" if self.manifest is not None else "a single graph or engine"
+            reason = self.manifest.left_out.get(DECODE.name) if self.manifest is not None else None
             if reason is not None:
                 raise BackendUnavailableError(f"this is {what}, which cannot generate: {reason}.")
             raise BackendUnavailableError(
@@ -281,39 +322,37 @@ class Session:
             )
         if self.config.block_size is None:
             raise BackendUnavailableError("the bundle does not tell its block_size, so it cannot generate.")
-        return self._graph(heads.DECODE.name), self.config.block_size
+        return backend, self.config.block_size
 
-    def _graph(self, kind: str) -> Any:
-        """The open graph of a kind; the first call of each opens it."""
-        self._check_usable()
-        graphs = self._graphs
-        assert graphs is not None, "just checked; a close() since leaves this call its graphs"
-        with self._opening:
-            if kind not in graphs:
-                assert self._open is not None, "only what `_has` is asked for"
-                graphs[kind] = self._open(kind)
-        return graphs[kind]
-
-    def _has(self, kind: str) -> bool:
-        return self._open is not None and self.manifest is not None and kind in self.manifest.graphs
-
-    def _check_usable(self) -> None:
+    def _usable(self) -> Backend:
         if os.getpid() != self._pid:
             # the backend's threads did not survive the fork: the first call would wait for them for ever
             raise SessionError(
                 f"this session was opened by process {self._pid} and cannot run in process {os.getpid()}, "
                 "which was forked from it. Call load() in each process, or start processes with 'spawn'."
             )
-        if self._graphs is None:
+        backend = self._backend
+        if backend is None:
             raise SessionError("this session is closed. Open another with load().")
+        return backend
 
 
-def _is_on_gpu(ids: Any) -> bool:
-    return hasattr(ids, "__dlpack_device__") and tuple(ids.__dlpack_device__()) == (CUDA, 0)
+def _head(head: Head | str) -> Head:
+    found = HEADS.get(head) if isinstance(head, str) else head
+    if not isinstance(found, Head):
+        raise InputError(f"head is {head!r}; expected one of {', '.join(HEADS)}, or a Head.")
+    return found
 
 
-def _last_of_all_logits(graph: Graph, batch: Batch, vocab_size: int) -> NDArray[np.float32]:
-    """(B,V) by way of (B,T,V), for bundles without a graph that computes the last position alone."""
-    logits = np.empty((*batch.shape, vocab_size), dtype=np.float32)
-    graph.run(batch.ids, logits)
-    return logits[np.arange(len(logits)), batch.lengths - 1]
+def _from_logits(backend: Backend, head: Head, batch: Batch) -> NDArray[np.float32]:
+    """By definition, a few rows at a time, for bundles without a graph of the head."""
+    graph = backend.open(LOGITS)
+    B, T = batch.shape
+    rows = max(1, backend.tokens_at_once // T)
+    found = []
+    for start in range(0, B, rows):
+        ids, lengths = batch.ids[start : start + rows], batch.lengths[start : start + rows]
+        logits = np.empty(graph.output_shape(*ids.shape), np.float32)
+        graph.run(ids, lengths, logits)
+        found.append(head.from_logits(logits, ids, lengths))
+    return found[0] if len(found) == 1 else np.concatenate(found)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gptexport_runtime.bundle import check_file, read_manifest
+from gptexport_runtime.artifact import check_file, read_manifest
 from gptexport_runtime.contract.names import CHARACTERS, MANIFEST_FILE
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
 

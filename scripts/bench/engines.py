@@ -90,11 +90,11 @@ def row(checkpoint: str, dtype: str, largest: str, rounds: int) -> list[str]:
 
 def print_ways(checkpoint: str, folder: Path, largest: str) -> None:
     """Engines of the graph at two opsets, as it was exported and as `gptexport trt` rewrites it."""
-    from gptexport.engine import BuildOptions, make_profiles, open_flavour, open_source
+    from gptexport.engine import BuildOptions, make_profiles, open_library, open_source
     from gptexport.engine.build import Request, build_plan
     from gptexport.engine.prepare import prepare_graph
 
-    flavour = open_flavour("tensorrt-rtx")
+    library = open_library("tensorrt-rtx")
     B, T = (int(dim) for dim in largest.split("x"))
     print("| dtype | graph | engine | of it weights | activations |\n|---|---|---|---|---|")
     for dtype in ("float32", "bfloat16"):
@@ -105,7 +105,7 @@ def print_ways(checkpoint: str, folder: Path, largest: str) -> None:
             source = open_source(bundle)
             profiles = make_profiles([], [], [(B, T)], block_size=source.block_size)
             for way, graph in (("as exported", source.graph), ("as built", prepare_graph(source.graph)[0])):
-                request = Request(flavour, source, graph.SerializeToString(), profiles, TARGETS, BuildOptions())
+                request = Request(library, source, graph.SerializeToString(), profiles, TARGETS, BuildOptions())
                 plan = build_plan(request, lambda _phase, _done: None)
                 sizes = map(megabytes, (plan.data.nbytes, plan.weight_bytes, plan.activation_bytes[0]))
                 print(f"| {dtype} | opset {opset}, {way} | {' | '.join(sizes)} |", flush=True)

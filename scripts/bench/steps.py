@@ -24,7 +24,7 @@ import numpy as np
 from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.bench import sgemm_rate
 from gptexport_runtime import Session, load
-from gptexport_runtime.backends.ort import graph as ort
+from gptexport_runtime.backends.ort.providers import cpu
 from scripts.bench.models import SIZES, write_apart
 from scripts.bench.tables import Shape, options, shapes_of, speed, table, write
 from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running
@@ -63,7 +63,7 @@ def main() -> None:
         prepare(folder, args.size)
         with running(module("scripts.bench.steps"), list(VARIANTS), folder, HUGE_PAGES) as workers:
             seconds, _ = interleave(workers.started, args.shapes, args.rounds)
-        at_once = [(B, T) for B, T in args.shapes if B * T <= ort.TOKENS_AT_ONCE]
+        at_once = [(B, T) for B, T in args.shapes if B * T <= cpu.TOKENS_AT_ONCE]
         profiled = {shape: profile(folder / "cpu" / "logits.onnx", shape) for shape in at_once}
     title = f"GPT-2 {args.size}, {os.cpu_count()} cores, {args.rounds} interleaved rounds."
     write(args.out, [title, "", *steps(seconds), "", widths(SIZES[args.size]), "", *profiles(profiled)])
@@ -82,7 +82,7 @@ def prepare(folder: Path, size: str) -> None:
 def timed(name: str, folder: Path) -> Measure:
     """Seconds of a forward of a variant at (B,T), into a buffer that is used again. Short ones: a median."""
     if name == "all tokens at once":
-        ort.TOKENS_AT_ONCE = 1 << 30
+        cpu.TOKENS_AT_ONCE = 1 << 30
     session = load(folder / VARIANTS[name], "cpu")
     buffers: dict[Shape, np.ndarray] = {}
 

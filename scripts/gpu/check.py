@@ -130,11 +130,11 @@ def _why_no_torch_cuda() -> str | None:
 
 
 def _why_no_onnxruntime() -> str | None:
-    from gptexport_runtime.backends.ort.providers import import_onnxruntime, why_not_cuda
+    from gptexport_runtime.backends.ort.providers import why_not
     from gptexport_runtime.errors import BackendUnavailableError
 
     try:
-        return why_not_cuda(import_onnxruntime())
+        return why_not("cuda")
     except BackendUnavailableError as error:
         return str(error)
 

@@ -12,7 +12,7 @@ from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
 from gptexport.precision import FLOAT16, FLOAT32
 from gptexport_runtime import ArtifactError
-from gptexport_runtime.engine_file import Profile, sidecar_path
+from gptexport_runtime.contract.engine import Profile, sidecar_path
 from tests.support.builders import tiny_nanogpt
 from tests.support.fake_engine import write_engine, write_sidecar
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gptexport.checkpoints import load_checkpoint
-from gptexport.engine import BuiltEngine, build_engine, make_profiles, open_flavour, open_source
+from gptexport.engine import BuiltEngine, build_engine, make_profiles, open_library, open_source
 from gptexport.export import export_onnx
 from tests.support.builders import tiny_nanogpt
 
@@ -44,9 +44,9 @@ def build() -> Build:
     """`build(bundle, out)`: an engine for SM89, of one profile up to 8x17 or the block_size."""
 
     def call(bundle: Path, out: Path, *, targets: tuple[str, ...] = ("8.9",), high: Any = (), **options: Any) -> Any:
-        flavour, source = open_flavour("tensorrt-rtx"), open_source(bundle)
+        library, source = open_library("tensorrt-rtx"), open_source(bundle)
         profiles = make_profiles([], [], high, block_size=source.block_size)
-        return build_engine(flavour, source, out, profiles=profiles, targets=targets, **options)
+        return build_engine(library, source, out, profiles=profiles, targets=targets, **options)
 
     return call
 

@@ -20,6 +20,7 @@ from gptexport.engine import BuildOptions, BuiltEngine, open_source
 from gptexport.errors import EngineError, OutputExistsError
 from gptexport.export import export_onnx
 from gptexport_runtime import ArtifactError
+from gptexport_runtime.contract.edition import TENSORRT_RTX
 from gptexport_runtime.engine_file import read_engine_info, read_header
 
 SM89, SM120 = 0x08, 0x10  # of the targets in a header of TensorRT for RTX 1.7; undocumented, found by trying
@@ -41,7 +42,7 @@ def test_builds_the_same_bytes_twice_and_from_elsewhere(
     assert str(tmp_path).encode() not in first.path.read_bytes()
     assert str(tmp_path) not in first.info.to_json()
     assert read_engine_info(first.path) == first.info
-    assert read_header(first.path.read_bytes(), first.path).flavour == "tensorrt-rtx"
+    assert read_header(first.path.read_bytes(), first.path).edition is TENSORRT_RTX
     assert first.info.dtype == dtype
     assert first.info.source == json.loads((bundle / "gptexport.json").read_text())["source"], "whose model it is"
     assert first.info.compute_capabilities == ("8.9", "12.0")

@@ -1,4 +1,4 @@
-"""Every attribute and signature of TensorRT's that the code uses exists, in TensorRT 11 and in TensorRT for RTX.
+"""Every attribute and signature of TensorRT's and of the CUDA driver's that the code uses exists in the genuine ones.
 
 What needs a GPU cannot run here, but it cannot drift either. The bindings are genuine: those of TensorRT 11 import
 without their libraries once three empty ones stand in for them.
@@ -7,6 +7,7 @@ without their libraries once three empty ones stand in for them.
 from __future__ import annotations
 
 import ast
+import ctypes
 import inspect
 import json
 import os
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cuda.bindings import driver as cuda
+
+from gptexport_runtime.backends.gpu import device, driver
 
 ROOT = Path(__file__).parents[2]
 RTX, TENSORRT = "tensorrt_rtx_bindings", "tensorrt_bindings"
@@ -50,11 +54,11 @@ RUN = {
 }
 FILES = {
     "gptexport/engine/build.py": BUILD,
-    "gptexport/engine/flavour.py": {"trt": ""},
-    "gptexport/engine/listen.py": {"trt": ""},
+    "gptexport/engine/edition.py": {"trt": ""},
+    "gptexport/engine/cancel.py": {"trt": ""},
     "runtime/gptexport_runtime/backends/tensorrt/log.py": {"library": ""},
-    "runtime/gptexport_runtime/backends/tensorrt/engine.py": RUN | {"engine": "ICudaEngine"},
-    "runtime/gptexport_runtime/backends/tensorrt/context.py": RUN,
+    "runtime/gptexport_runtime/backends/tensorrt/backend.py": RUN | {"engine": "ICudaEngine"},
+    "runtime/gptexport_runtime/backends/tensorrt/graph.py": RUN,
 }
 MODULE_ITSELF = {"__name__", "__version__"}
 ONLY_RTX = {
@@ -225,26 +229,20 @@ def test_signatures_are_read() -> None:
         assert accepts(parameters, Use("", "parse", positional, keywords, "")) is fits
 
 
-def test_every_cuda_function_exists_with_its_parameters() -> None:
-    cudart = pytest.importorskip("cuda.bindings.runtime")
-    tree = ast.parse((ROOT / "runtime/gptexport_runtime/backends/tensorrt/cuda.py").read_text())
-    checked = 0
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "call":
-            name, given = ast.literal_eval(node.args[1]), len(node.args) - 2
-        elif (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and "cudart" in ast.dump(node.func.value)
-        ):
-            name, given = node.func.attr, len(node.args)
-        else:
-            continue
-        parameters = re.match(rf"{name}\((.*?)\)", inspect.getdoc(getattr(cudart, name)) or "")
+def test_every_function_of_the_cuda_driver_exists_with_its_parameters() -> None:
+    """By the genuine bindings, which return what a C function writes to a pointer."""
+    for name, arguments in driver._SIGNATURES.items():
+        function = name.removesuffix("_v2").removesuffix("WithFlags")
+        parameters = re.match(rf"{function}\((.*?)\)", inspect.getdoc(getattr(cuda, function)) or "")
         assert parameters, name
-        assert len([p for p in parameters.group(1).split(",") if p.strip()]) == given, name
-        checked += 1
-    assert checked >= 12
-    assert cudart.cudaStreamNonBlocking == 1
-    assert {"cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"} <= set(cudart.cudaMemcpyKind.__members__)
-    assert "cudaStreamCaptureModeThreadLocal" in cudart.cudaStreamCaptureMode.__members__
+        passed = [argument for argument in arguments if not issubclass(argument, ctypes._Pointer)]
+        assert len([p for p in parameters.group(1).split(",") if p.strip()]) == len(passed), name
+
+
+def test_numbers_of_the_cuda_driver_are_its_own() -> None:
+    assert cuda.CUstream_flags.CU_STREAM_NON_BLOCKING == driver.NON_BLOCKING
+    assert cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL == driver.THREAD_LOCAL
+    assert cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY == driver.OUT_OF_MEMORY
+    capability = cuda.CUdevice_attribute
+    assert capability.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR == device._CAPABILITY_MAJOR
+    assert capability.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR == device._CAPABILITY_MINOR

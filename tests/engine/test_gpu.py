@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 
 import gptexport_runtime
-from gptexport.engine import build_engine, choose_targets, make_profiles, open_flavour, open_source
-from gptexport.engine.flavour import Flavour
-from gptexport_runtime import Session
+from gptexport.engine import Library, build_engine, choose_targets, make_profiles, open_library, open_source
+from gptexport_runtime import BackendUnavailableError, Session
 from gptexport_runtime.backends.gpu.device import why_no_gpu
-from gptexport_runtime.engine_file import TENSORRT_RTX
 from tests.support.cli import Cli
 
 pytestmark = [
@@ -30,13 +28,21 @@ TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}  # relative RMS
 SHAPES = [(1, 1), (3, 7), (8, 17), (2, 17), (1, 16)]
 
 
-def targets_here(flavour: Flavour) -> list[str]:
+def library_here() -> Library:
+    """What builds here; skips where no TensorRT does, though there is a GPU."""
+    try:
+        return open_library(None)
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+
+
+def targets_here(library: Library) -> list[str]:
     """Of the GPU here; skips where the library has no such target, and for no other reason."""
-    assert flavour.gpu is not None, "there is a GPU, or these tests had not begun"
-    here = flavour.gpu.compute_capability
-    if flavour.name == TENSORRT_RTX and here not in flavour.targets:
-        pytest.skip(f"TensorRT for RTX {flavour.version} has no target {here}")
-    return choose_targets(flavour, [])
+    assert library.gpu is not None, "there is a GPU, or these tests had not begun"
+    here = library.gpu.compute_capability
+    if library.edition.names_targets and here not in library.targets:
+        pytest.skip(f"{library.edition.title} {library.version} has no target {here}")
+    return choose_targets(library, [])
 
 
 @pytest.fixture(scope="module", params=["float32", "float16", "bfloat16"])
@@ -44,11 +50,11 @@ def opened(
     request: pytest.FixtureRequest, export: Export, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Session, Session, float]]:
     """An engine's session, the float32 bundle's on the CPU, and how far apart they may be."""
-    flavour, source = open_flavour(None), open_source(export(request.param))
+    library, source = library_here(), open_source(export(request.param))
     out = tmp_path_factory.mktemp("gpu") / "gpt.engine"
     profiles = make_profiles([], [], [(2, 8), (8, 17)], block_size=17)
-    targets = targets_here(flavour)
-    build_engine(flavour, source, out, profiles=profiles, targets=targets)
+    targets = targets_here(library)
+    build_engine(library, source, out, profiles=profiles, targets=targets)
     with gptexport_runtime.load(out) as engine, gptexport_runtime.load(export("float32"), "cpu") as reference:
         yield engine, reference, TOLERANCE[request.param]
 
@@ -113,10 +119,10 @@ def test_scores_and_last_logits(opened: tuple[Session, Session, float]) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_parity_three_ways(cli: Cli, dtype: str, export: Export, tmp_path: Path) -> None:
     """An engine is its checkpoint's model, by the gates of its dtype; the verdict is in its sidecar."""
-    bundle, flavour, out = export(dtype), open_flavour(None), tmp_path / "gpt.engine"
-    targets = targets_here(flavour)
+    bundle, library, out = export(dtype), library_here(), tmp_path / "gpt.engine"
+    targets = targets_here(library)
     profiles = make_profiles([], [], [(2, 8), (8, 17)], block_size=17)
-    build_engine(flavour, open_source(bundle), out, profiles=profiles, targets=targets)
+    build_engine(library, open_source(bundle), out, profiles=profiles, targets=targets)
     ran = cli("parity", out, "--against", bundle.parent / "ckpt.pt", "--graph", bundle)
     assert ran.code == 0, ran.out
     gptexport_runtime.load(out, require_parity=True).close()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gptexport.engine.profiles import make_profiles, propose_profiles, read_lengths
 from gptexport.errors import EngineError, OptionError
 from gptexport_runtime import InputError
-from gptexport_runtime.engine_file import Profile, choose_profile
+from gptexport_runtime.contract.engine import Profile, choose_profile
 
 
 def test_defaults_are_cut_to_the_block_size() -> None:

@@ -31,7 +31,7 @@ from gptexport.export.write import WeightsFile, write_graph
 from gptexport.precision import PRECISIONS, Precision
 from gptexport.recipe import Limits, Recipe
 from gptexport_runtime import BackendUnavailableError
-from gptexport_runtime.bundle import open_artifact
+from gptexport_runtime.artifact import open_artifact
 from gptexport_runtime.contract import heads
 from gptexport_runtime.contract.names import past_names
 from tests.support.builders import SIZES, tiny_fusable

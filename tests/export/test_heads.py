@@ -21,7 +21,7 @@ from gptexport.export.targets import PORTABLE, TARGETS
 from gptexport.export.trace import trace_logits
 from gptexport.export.verify import Sample, check_numbers
 from gptexport.recipe import Recipe
-from gptexport_runtime.contract.heads import HEADS
+from gptexport_runtime.contract.heads import HEADS, SCORE
 from tests.support.builders import SIZES, own
 
 V = SIZES["vocab_size"]
@@ -97,7 +97,7 @@ def test_score_is_the_same_in_any_chunks(
     with gptexport_runtime.load(tmp_path / "gpt", "cpu") as chunked:
         logits = chunked.logits(ids)
         got = chunked.score(ids).logprobs
-    expected = np.stack([gptexport_runtime.score.logprobs_of(*row) for row in zip(logits, ids, strict=True)])
+    expected = SCORE.from_logits(logits, ids, np.full(3, 17))
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
     assert constants_of(tmp_path / "gpt" / "score.onnx", chunk), "the graph counts in chunks of this size"
 

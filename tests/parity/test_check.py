@@ -13,7 +13,7 @@ from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.parity import Verdict, judge, measure_parity
 from gptexport.parity.measure.tokens import TokenSource
 from gptexport_runtime import GPTExportError, Session
-from gptexport_runtime.contract.manifest import ModelInfo
+from gptexport_runtime.contract.model import ModelInfo
 
 SHAPES = [(1, 1), (3, 8)]
 

@@ -21,11 +21,13 @@ from gptexport.checkpoints import load_checkpoint
 from gptexport.engine import open_source
 from gptexport.export import export_onnx
 from gptexport_runtime import ArtifactError, InputError, load
-from gptexport_runtime.backends.tensorrt import engine as trt
-from gptexport_runtime.engine_file import Profile, TensorInfo, read_engine_info, sidecar_path
+from gptexport_runtime.backends.tensorrt import backend as trt
+from gptexport_runtime.contract.engine import Profile, TensorInfo, sidecar_path
+from gptexport_runtime.engine_file import read_engine_info
 from tests.support.cli import Cli
+from tests.support.fake_driver import FakeLibrary
 from tests.support.fake_engine import Fake, write_engine, write_sidecar
-from tests.support.fake_tensorrt import FakeCuda, FakeEngine
+from tests.support.fake_tensorrt import FakeEngine
 from tests.support.faults import scale_weight, set_attribute, tampered
 
 SMALL, LARGE = Profile(min=(1, 1), opt=(1, 4), max=(2, 8)), Profile(min=(1, 1), opt=(4, 16), max=(4, 17))
@@ -60,14 +62,13 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
             "profiles": profiles,
         }
         write_sidecar(path, **(changes | described))
-        cuda = FakeCuda()
+        cuda = FakeLibrary()
         engine = FakeEngine(
             cuda, [(p.min, p.opt, p.max) for p in profiles], lambda ids: compute(session.logits(ids)), V
         )
         fake = Fake(path, cuda, engine, monkeypatch)
         fake.gpu("8.9")
         fake.library(engine)
-        monkeypatch.setattr(trt, "import_cudart", lambda: cuda)
         return path
 
     return call

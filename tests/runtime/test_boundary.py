@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-TINY = Path(__file__).parent / "data" / "tiny"
+from tests.support.tiny import TINY
+
 BLOCKED = ("torch", "onnx", "click", "gptexport")
 
 SCRIPT = f"""
@@ -18,8 +18,8 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 import gptexport_runtime
 assert "onnxruntime" not in sys.modules, "onnxruntime was imported before load()"
-for module in pkgutil.iter_modules(gptexport_runtime.__path__):
-    importlib.import_module(f"gptexport_runtime.{{module.name}}")
+for module in pkgutil.walk_packages(gptexport_runtime.__path__, "gptexport_runtime."):
+    importlib.import_module(module.name)
 assert "onnxruntime" not in sys.modules, "onnxruntime was imported before load()"
 with gptexport_runtime.load({str(TINY)!r}, "cpu") as session:
     print(session.logits([[1, 2, 3]]).shape, session.last_logits([[1], [2, 3]]).shape)

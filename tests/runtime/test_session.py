@@ -1,5 +1,7 @@
 """What a session returns is what PyTorch computed in float64, whatever the shape and whoever calls."""
 
+from __future__ import annotations
+
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +14,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import gptexport_runtime
 from gptexport_runtime import ContextLengthError, ExecutionError, InputError, Session, SessionError
-from gptexport_runtime.backends.ort import graph as ort
+from gptexport_runtime.contract.heads import Head, Signature
+from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS
+from tests.support.tiny import TINY
 
 V, BLOCK = 61, 16
 ATOL = 2e-5  # logits have a spread of 1.4; float32 errs by 3e-6
-TINY = Path(__file__).parent / "data" / "tiny"
 
 
 @pytest.mark.parametrize(("B", "T"), [(1, 1), (1, 16), (3, 1), (3, 7), (2, 16), (3, 16)])
@@ -60,40 +63,25 @@ def test_out_is_filled_and_returned(session: Session, expected: Any) -> None:
     assert np.isnan(out[0, 1:]).all() and np.isfinite(out[1]).all()
 
 
-def test_a_large_batch_runs_a_few_rows_at_a_time(
-    session: Session, expected: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The numbers are those of the whole, row by row: also where the last part is smaller, and a row is too long."""
-    rows = [row[:length] for row, length in zip(expected.ids, [5, 7, 1], strict=True)]
-    whole, last = session.logits(rows), session.last_logits(rows)
-    shapes = []
-    run = ort.OrtGraph._run
-
-    def recorded(graph: ort.OrtGraph, ids: Any, *rest: Any) -> Any:
-        shapes.append(ids.shape)
-        return run(graph, ids, *rest)
-
-    monkeypatch.setattr(ort.OrtGraph, "_run", recorded)
-    for tokens, parts in [(14, [(2, 7), (1, 7)]), (3, [(1, 7)] * 3), (21, [(3, 7)])]:
-        monkeypatch.setattr(ort, "TOKENS_AT_ONCE", tokens)
-        shapes.clear()
-        assert_allclose(session.logits(rows), whole, atol=ATOL, rtol=0)
-        assert shapes == parts
-        assert_allclose(session.last_logits(rows), last, atol=ATOL, rtol=0)
-
-
 def test_the_backend_writes_into_out_itself(session: Session) -> None:
     """No copy in between: the graph gets the caller's own array."""
     got = []
 
     class Recorder:
-        backend, device, dlpack_device, threads = "recorder", "cpu", (1, 0), 1
+        name, device, threads = "recorder", "cpu", 1
 
-        def run(self, ids: Any, out: Any, lengths: Any = None) -> None:
+        def borrow(self, ids: Any) -> None: ...
+        def open(self, head: Head) -> Recorder:
+            return self
+
+        def output_shape(self, B: int, T: int) -> tuple[int, ...]:
+            return (B, T, V)
+
+        def run(self, ids: Any, lengths: Any, out: Any) -> None:
             got.append(out)
 
     out = np.zeros((1, 2, V), np.float32)
-    Session(Recorder(), session.config, None).logits([[1, 2]], out=out)
+    Session(Recorder(), session.config).logits([[1, 2]], out=out)  # type: ignore[arg-type]
     assert got[0] is out
 
 
@@ -180,39 +168,6 @@ def test_forked_child_gets_an_error_instead_of_a_deadlock(session: Session) -> N
     assert session.logits([[1]]).shape == (1, 1, V)  # the parent goes on
 
 
-@pytest.mark.parametrize("option", ["prepack", "spin"])
-def test_what_trades_speed_changes_no_number(option: str, expected: Any) -> None:
-    entry = {"prepack": ("session.disable_prepacking", "1"), "spin": ("session.intra_op.allow_spinning", "0")}[option]
-    switched: dict[str, Any] = {option: False}
-    with gptexport_runtime.load(TINY, "cpu", **switched) as session:
-        assert_allclose(session.logits(expected.ids), expected.logits, atol=ATOL, rtol=0)
-        options = session._graph("logits")._session.get_session_options()
-        assert options.get_session_config_entry(entry[0]) == entry[1]
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_threads_are_those_asked_for(threads: int, expected: Any) -> None:
-    with gptexport_runtime.load(TINY, "cpu", threads=threads) as session:
-        assert session.threads == threads
-        assert session._graph("logits")._session.get_session_options().intra_op_num_threads == threads
-        assert_allclose(session.logits(expected.ids), expected.logits, atol=ATOL, rtol=0)
-
-
-OPTIONS = {
-    "device": ({"device": "gpu"}, "device is 'gpu'; expected one of auto, cpu, cuda"),
-    "no threads": ({"threads": 0}, "threads is 0; expected an integer of 1 or more"),
-    "float threads": ({"threads": 2.0}, "threads is 2.0"),
-    "bool threads": ({"threads": True}, "threads is True"),
-}
-
-
-@pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
-def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError) as caught:
-        gptexport_runtime.load(TINY, **options)
-    assert message in str(caught.value)
-
-
 def test_failure_in_the_backend_is_ours_and_prints_nothing(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A graph that hides its block_size: T past it fails somewhere inside, and the error says what to suspect."""
     graph = bundle / "logits.onnx"
@@ -246,3 +201,34 @@ def test_score_without_a_graph_for_it(session: Session, expected: Any) -> None:
     np.testing.assert_allclose(ragged.logprobs[0], (picked - logsum)[0, :4], atol=1e-5)
     assert np.isnan(ragged.logprobs[1]).all()
     assert ragged.counts.tolist() == [4, 0]
+
+
+def test_any_head_is_run_by_its_definition_where_there_is_no_graph(session: Session, expected: Any) -> None:
+    """By a head of the test's own, or by name."""
+    best = Head(
+        name="best",
+        signature=Signature({INPUT_IDS: (AXIS_B, AXIS_T)}, "best", (AXIS_B, AXIS_T)),
+        from_logits=lambda logits, _ids, _lengths: logits.max(axis=-1),
+    )
+    got = session.run(best, [expected.ids[0, :5], expected.ids[1, :9]])
+    assert_allclose(got[1], expected.logits[1, :9].max(axis=-1), atol=ATOL, rtol=0)
+    assert np.isnan(got[0, 5:]).all() and np.isfinite(got[0, :5]).all()
+    assert_array_equal(session.run("last", expected.ids), session.last_logits(expected.ids))
+    for wrong in ("loss", 3):
+        with pytest.raises(InputError, match=r"head is .*; expected one of logits, last, score, decode, or a Head"):
+            session.run(wrong, expected.ids)  # type: ignore[arg-type]
+
+
+def test_a_definition_is_computed_a_few_rows_at_a_time(session: Session, expected: Any) -> None:
+    """All logits of a large batch are never there together."""
+    seen: list[int] = []
+
+    def count(logits: Any, ids: Any, lengths: Any) -> Any:
+        seen.append(logits.shape[0])
+        return logits[:, 0, 0]
+
+    signature = Signature({INPUT_IDS: (AXIS_B, AXIS_T)}, "first", (AXIS_B,))
+    ids = np.tile(expected.ids, (50, 1))  # 150 rows of 16 tokens
+    got = session.run(Head(name="first", signature=signature, from_logits=count), ids)
+    assert seen == [64, 64, 22]
+    assert_allclose(got, np.tile(expected.logits[:, 0, 0], 50), atol=ATOL, rtol=0)

@@ -112,9 +112,9 @@ def test_everything_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_a_gpu_it_ends_with_4_and_the_reasons() -> None:
-    from gptexport_runtime.backends.ort.providers import import_onnxruntime, why_not_cuda
+    from gptexport_runtime.backends.ort.providers import why_not
 
-    reason = why_not_cuda(import_onnxruntime())
+    reason = why_not("cuda")
     if reason is None:
         pytest.skip("CUDA runs here")
     command = [sys.executable, "-m", "scripts.gpu.check", "--only", "decode"]

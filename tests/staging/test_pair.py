@@ -9,7 +9,7 @@ import pytest
 
 from gptexport.errors import OutputError, OutputExistsError
 from gptexport.staging import check_output, staged, write_file
-from gptexport_runtime.engine_file import sidecar_path
+from gptexport_runtime.contract.engine import sidecar_path
 from tests.support.outputs import listing, read_engine, read_graph, write_engine, write_graph, write_inline
 
 

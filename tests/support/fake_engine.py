@@ -14,10 +14,12 @@ import pytest
 import gptexport_runtime
 from gptexport_runtime import Session
 from gptexport_runtime.backends.gpu.device import Gpu
-from gptexport_runtime.backends.tensorrt import engine as trt
-from gptexport_runtime.contract.manifest import FileEntry
-from gptexport_runtime.engine_file import EngineInfo, Profile, TensorInfo, sidecar_path
-from tests.support.fake_tensorrt import VOCAB, FakeCuda, FakeEngine, fake_library
+from gptexport_runtime.backends.gpu.driver import Driver
+from gptexport_runtime.backends.tensorrt import backend as trt
+from gptexport_runtime.contract.engine import EngineInfo, Profile, TensorInfo, sidecar_path
+from gptexport_runtime.contract.model import FileEntry
+from tests.support.fake_driver import FakeLibrary
+from tests.support.fake_tensorrt import VOCAB, FakeEngine, fake_library
 
 VERSION = "1.7.1.116"
 SMALL, LARGE = Profile(min=(1, 1), opt=(1, 4), max=(2, 8)), Profile(min=(1, 1), opt=(4, 16), max=(4, 32))
@@ -58,7 +60,7 @@ class Fake:
     """A machine with a GPU that there is not."""
 
     path: Path
-    cuda: FakeCuda
+    cuda: FakeLibrary
     engine: FakeEngine
     monkeypatch: pytest.MonkeyPatch
 
@@ -66,6 +68,7 @@ class Fake:
         gpu = Gpu(name="Fake 4090", compute_capability=compute_capability, driver_cuda="13.0")
         self.monkeypatch.setattr(trt, "find_gpu", lambda: gpu)
         self.monkeypatch.setattr(trt, "why_no_gpu", lambda: None)
+        self.monkeypatch.setattr(trt, "load_driver", lambda: Driver(self.cuda))
 
     def library(self, engine: FakeEngine | None, version: str = VERSION) -> None:
         self.monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_library(engine, version))

@@ -1,20 +1,21 @@
-"""TensorRT and CUDA as a session sees them, on the host: to test everything but the GPU's own work.
+"""TensorRT as a session sees it, on the host: to test everything but the GPU's own work.
 
-Strict where the real ones are treacherous: memory that was freed may not be touched, nothing may run before its shape,
-profile, memory and addresses are set, and a captured graph replays the addresses that it was captured with.
+Strict where the real one is treacherous: nothing may run before its shape, profile, memory and addresses are set, an
+address must be aligned, and a context's first run does what may not be captured.
 """
 
 from __future__ import annotations
 
 import ctypes
 import enum
-import itertools
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from tests.support.fake_driver import FakeLibrary
 
 VOCAB = 5
 
@@ -24,98 +25,6 @@ def logits_of(ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return (np.cumsum(ids, axis=1)[:, :, None] * 10.0 + np.arange(VOCAB)).astype(np.float32)
 
 
-class FakeCuda:
-    """cuda.bindings.runtime. Device memory is host memory; work in a stream happens at once, unless it is captured."""
-
-    cudaStreamNonBlocking = 1
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
-
-    def __init__(self, memory: int = 1 << 30, capturable: bool = True) -> None:
-        self.memory, self.capturable = memory, capturable
-        self.blocks: dict[int, Any] = {}
-        self.streams: dict[int, list[Callable[[], None]] | None] = {}  # None: not capturing
-        self.handles = itertools.count(1)
-        self.graphs = 0
-        self.launches = 0
-        self.lock = threading.Lock()
-
-    def cudaMalloc(self, size: int) -> tuple[int, int]:
-        with self.lock:
-            if sum(len(block) for block in self.blocks.values()) + size > self.memory:
-                return 2, 0
-            block = (ctypes.c_char * size)()
-            self.blocks[ctypes.addressof(block)] = block
-            return 0, ctypes.addressof(block)
-
-    def cudaFree(self, address: int) -> tuple[int]:
-        with self.lock:
-            del self.blocks[address]
-        return (0,)
-
-    def cudaStreamCreateWithFlags(self, _flags: int) -> tuple[int, int]:
-        with self.lock:
-            handle = next(self.handles)  # never one that was destroyed: a stream dies when it is collected
-            self.streams[handle] = None
-        return 0, handle
-
-    def cudaStreamDestroy(self, handle: int) -> tuple[int]:
-        with self.lock:
-            del self.streams[handle]
-        return (0,)
-
-    def cudaStreamSynchronize(self, handle: int) -> tuple[int]:
-        assert self.streams[handle] is None, "a stream that captures may not be waited for"
-        return (0,)
-
-    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, handle: int) -> tuple[int]:
-        assert self.streams[handle] is None
-        self.check(to if kind == 1 else source, size)
-        ctypes.memmove(to, source, size)
-        return (0,)
-
-    def cudaStreamBeginCapture(self, handle: int, _mode: int) -> tuple[int]:
-        self.streams[handle] = []
-        return (0,)
-
-    def cudaStreamEndCapture(self, handle: int) -> tuple[int, Any]:
-        work, self.streams[handle] = self.streams[handle], None
-        return (0 if self.capturable else 900), work
-
-    def cudaGraphInstantiate(self, graph: Any, _flags: int) -> tuple[int, Any]:
-        with self.lock:
-            self.graphs += 1
-        return 0, graph
-
-    def cudaGraphDestroy(self, _graph: Any) -> tuple[int]:
-        return (0,)
-
-    def cudaGraphExecDestroy(self, _graph: Any) -> tuple[int]:
-        with self.lock:
-            self.graphs -= 1
-        return (0,)
-
-    def cudaGraphLaunch(self, graph: Any, _handle: int) -> tuple[int]:
-        with self.lock:
-            self.launches += 1
-        for work in graph:
-            work()
-        return (0,)
-
-    def enqueue(self, handle: int, work: Callable[[], None]) -> None:
-        captured = self.streams[handle]
-        if captured is None:
-            work()
-        else:
-            captured.append(work)
-
-    def check(self, address: int, size: int) -> None:
-        """That the bytes are inside one block that is not freed."""
-        with self.lock:
-            inside = any(start <= address and address + size <= start + len(b) for start, b in self.blocks.items())
-        assert inside, "memory that is not, or no longer, allocated"
-
-
 class FakeContext:
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
@@ -123,7 +32,8 @@ class FakeContext:
         self.shape: tuple[int, int] | None = None
         self.addresses: dict[str, int] = {}
         self.memory = (0, 0)
-        self.thread = threading.get_ident()
+        self.ran = False
+        self.busy = threading.Lock()
         engine.contexts.append(self)
 
     def set_optimization_profile_async(self, index: int, _stream: int) -> bool:
@@ -145,39 +55,41 @@ class FakeContext:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
-        return name in ("input_ids", "logits")
+        return name in ("input_ids", "logits") and address % 256 == 0  # NvInferRuntime.h, setTensorAddress
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert self.thread == threading.get_ident(), "an execution context was used by two threads"
+        assert self.busy.acquire(blocking=False), "an execution context was used by two threads at once"
+        try:
+            return self._execute(stream)
+        finally:
+            self.busy.release()
+
+    def _execute(self, stream: int) -> bool:
         assert self.shape is not None
-        profile, shape, addresses, memory = (
-            self.active_optimization_profile,
-            self.shape,
-            dict(self.addresses),
-            self.memory,
-        )
-        self.engine.profiles_used.append(profile)
-        assert memory[1] >= self.engine.get_device_memory_size_for_profile_v2(profile)
+        engine, (B, T), addresses, memory = self.engine, self.shape, dict(self.addresses), self.memory
+        engine.profiles_used.append(self.active_optimization_profile)
+        assert memory[1] >= engine.get_device_memory_size_for_profile_v2(self.active_optimization_profile)
+        if stream in engine.cuda.captures and not self.ran:
+            return False
+        self.ran = True
 
         def work() -> None:
-            cuda = self.engine.cuda
-            B, T = shape
-            cuda.check(*memory)
-            cuda.check(addresses["input_ids"], 8 * B * T)
-            cuda.check(addresses["logits"], 4 * B * T * self.engine.vocab_size)
+            engine.cuda.check(*memory)
+            engine.cuda.check(addresses["input_ids"], 8 * B * T)
+            engine.cuda.check(addresses["logits"], 4 * B * T * engine.vocab_size)
             ids = np.ctypeslib.as_array((ctypes.c_int64 * (B * T)).from_address(addresses["input_ids"])).reshape(B, T)
-            result = self.engine.compute(ids.copy())
+            result = engine.compute(ids.copy())
             ctypes.memmove(addresses["logits"], result.ctypes.data, result.nbytes)
 
-        self.engine.cuda.enqueue(stream, work)
-        return self.engine.works
+        engine.cuda.enqueue(stream, work)
+        return engine.works
 
 
 class FakeEngine:
     """ICudaEngine, for ids (B,T) in `profiles`. `compute` is what its model says: (B,T) -> (B,T,vocab_size) float32."""
 
     def __init__(
-        self, cuda: FakeCuda, profiles: list[Any], compute: Callable[[Any], Any] = logits_of, vocab_size: int = VOCAB
+        self, cuda: FakeLibrary, profiles: list[Any], compute: Callable[[Any], Any] = logits_of, vocab_size: int = VOCAB
     ) -> None:
         self.cuda, self.profiles, self.compute, self.vocab_size = cuda, profiles, compute, vocab_size
         self.contexts: list[FakeContext] = []

@@ -16,9 +16,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from gptexport.staging import data_file, replace_file, staged, watched, write_file
+from gptexport_runtime.contract.engine import FORMAT as ENGINE_FORMAT
+from gptexport_runtime.contract.engine import sidecar_path
 from gptexport_runtime.contract.names import FORMAT, META_VOCAB_SIZE
-from gptexport_runtime.engine_file import FORMAT as ENGINE_FORMAT
-from gptexport_runtime.engine_file import sidecar_path
 
 ABSENT = "absent"
 Write = Callable[[Path, str, bool], None]

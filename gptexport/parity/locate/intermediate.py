@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from gptexport.parity.measure.metrics import Ids, Logits
 from gptexport.parity.measure.stored import read_weight
 from gptexport.precision import Precision
-from gptexport_runtime.backends.ort.cuda_options import CudaOptions
-from gptexport_runtime.backends.ort.providers import CPU, CUDA, SILENT, import_onnxruntime
+from gptexport_runtime.backends.ort.options import OpenOptions
+from gptexport_runtime.backends.ort.providers import provider_of
+from gptexport_runtime.backends.ort.session import open_session
 from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
 
 Values = dict[str, npt.NDArray[Any]]
@@ -45,21 +46,14 @@ def run_with_intermediates(
         optimize: as in a session; else every node runs as it is written.
         model: run this in place of the file's own graph; its weights are still found beside `path`.
     """
-    ort = import_onnxruntime()
     model = model or onnx.load(str(path), load_external_data=False)
     if device == "cpu" and not precision.runs_on_cpu:
         model = in_float32(model, path.parent)
     existing = {output.name for output in model.graph.output}
     names = [name for name in dict.fromkeys(names) if name not in existing]
     outputs = add_outputs(model, names)
-    options = ort.SessionOptions()
-    options.log_severity_level = SILENT
-    options.add_session_config_entry("session.disable_prepacking", "1")  # it runs once
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    provider, provider_options = (CUDA, CudaOptions().of_provider()) if device == "cuda" else (CPU, {})
-    session = ort.InferenceSession(model.SerializeToString(), options, [provider], [provider_options])
+    options = OpenOptions(prepack=False)  # it runs once
+    session = open_session(model.SerializeToString(), provider_of(device), options, path=path, optimize=optimize)
     return dict(zip([LOGITS, *names], session.run([LOGITS, *outputs], {INPUT_IDS: ids}), strict=True))
 
 

@@ -44,12 +44,12 @@ def measure_heads(session: Session, heads: Sequence[Head], ids: Ids, allowed: fl
 def head_change(session: Session, head: Head, ids: Ids, logits: Logits) -> float:
     """The largest difference of a head's output from its definition, at ids (B,T) with logits (B,T,V)."""
     ids, lengths = _ragged(ids) if LENGTHS in head.signature.inputs else (ids, _whole(ids))
-    expected = head.from_logits(logits, ids, lengths)
-    actual = np.empty(expected.shape, np.float32)
-    if not actual.size:  # nothing to score in one token
-        return 0.0
-    session._graph(head.name).run(ids, actual, lengths if LENGTHS in head.signature.inputs else None)
-    return float(np.abs(actual.astype(np.float64) - expected).max())
+    expected = head.from_logits(logits, ids, lengths).astype(np.float64)
+    head.hide_padding(expected, lengths)
+    actual = session.run(head, [row[:length] for row, length in zip(ids, lengths, strict=True)])
+    if not np.array_equal(np.isnan(actual), np.isnan(expected)):
+        return float("nan")
+    return float(np.nan_to_num(np.abs(actual - expected)).max(initial=0.0))  # of one token nothing is scored
 
 
 def cached_change(session: Session, head: Head, ids: Ids, logits: Logits, *, single: int = SINGLE_STEPS) -> float:

@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptexport_runtime.contract import names
-from gptexport_runtime.contract.names import AXIS_B, AXIS_T, AXIS_V, INPUT_IDS, LENGTHS, LOGPROBS, PAST_LENGTHS
+from gptexport_runtime.contract.names import (
+    AXIS_B,
+    AXIS_SCORED,
+    AXIS_T,
+    AXIS_V,
+    INPUT_IDS,
+    LENGTHS,
+    LOGPROBS,
+    PAST_LENGTHS,
+)
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -22,7 +31,9 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Signature:
-    """A graph's interface: names and axes. Inputs are int64, the output float32; all axes but V are free.
+    """A graph's interface: names and axes. Inputs are int64, the output float32.
+
+    B, T and T-1 are free; V, and any other axis of the output, is a number in the file.
 
     That of `decode` leaves out the cache, whose tensors come after these: see `past_names` and `present_names`.
     """
@@ -51,6 +62,19 @@ class Head:
     def file(self) -> str:
         """In a bundle."""
         return f"{self.name}.onnx"
+
+    def hide_padding(self, out: NDArray[np.floating], lengths: Ids) -> None:
+        """Put NaN past each row's end, so that what the padding gave is never mistaken for an output.
+
+        Args:
+            out: the head's output, with B rows.
+            lengths: (B).
+        """
+        at_each = self.signature.output_axes[1:2]
+        if at_each in ((AXIS_T,), (AXIS_SCORED,)):
+            beyond = 0 if at_each == (AXIS_T,) else 1
+            for row, length in zip(out, lengths, strict=True):
+                row[length - beyond :] = np.nan
 
     def __str__(self) -> str:
         return self.name
@@ -84,7 +108,7 @@ LAST = Head(
 )
 SCORE = Head(
     name="score",
-    signature=Signature({INPUT_IDS: (AXIS_B, AXIS_T)}, LOGPROBS, (AXIS_B, "T-1")),
+    signature=Signature({INPUT_IDS: (AXIS_B, AXIS_T)}, LOGPROBS, (AXIS_B, AXIS_SCORED)),
     from_logits=next_token_logprobs,
     loops=True,
 )

@@ -4,78 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from gptexport_runtime.contract.document import Format
+from gptexport_runtime.contract.model import FileEntry, ModelInfo, why_stale
 from gptexport_runtime.contract.names import FORMAT, FORMAT_VERSION, MANIFEST_FILE
-from gptexport_runtime.errors import ArtifactError
 
-_T = TypeVar("_T")
-
-
-def _build(cls: type[_T], data: object, where: str) -> _T:
-    """`cls(**data)`; unknown keys, of a newer writer, are ignored; missing or mistyped ones are an ArtifactError."""
-    if not isinstance(data, dict):
-        raise ArtifactError(
-            f"{where} is {type(data).__name__}; expected an object. The manifest is damaged: export again."
-        )
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    try:
-        return cls(**{key: value for key, value in data.items() if key in known})
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{where}: {error}. The manifest is damaged: export again.") from error
-
-
-def _positive(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}; expected a positive integer")
-
-
-def _id(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name} holds {value!r}; expected token ids")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """What a caller must know of the model to feed it. `None`: the artifact does not say."""
-
-    vocab_size: int  # V, of the logits; and ids are 0 ... V-1, but for
-    input_vocab_size: int | None = None  # how many ids there are, where it is not V: a padded head, a start token
-    block_size: int | None = None  # longest T
-    architecture: str = "unknown"
-    n_layer: int | None = None
-    n_head: int | None = None
-    n_embd: int | None = None
-
-    def __post_init__(self) -> None:
-        _positive("vocab_size", self.vocab_size)
-        for name in ("block_size", "input_vocab_size"):
-            if getattr(self, name) is not None:
-                _positive(name, getattr(self, name))
-
-    @property
-    def ids(self) -> int:
-        """How many ids the model takes: 0 to this less one."""
-        return self.input_vocab_size or self.vocab_size
-
-    @property
-    def predicted_ids(self) -> int:
-        """How many ids both go in and come out: 0 to this less one. Only those can be compared, scored and fed back."""
-        return min(self.ids, self.vocab_size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileEntry:
-    """A file of the bundle: a plain name beside the manifest, its size in bytes and its sha256 (hex)."""
-
-    file: str
-    bytes: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        if not self.file or "/" in self.file or "\\" in self.file or self.file.startswith("."):
-            raise ValueError(f"file is {self.file!r}; expected a plain file name")
+MANIFEST = Format(what="a bundle manifest", name=FORMAT, version=FORMAT_VERSION, again="export again")
+# target and dtype of the bundles that do not say where they run, from before 0.2, and run on CUDA alone
+_CUDA_ONLY = (("cuda", "float16"), ("cuda", "bfloat16"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +33,9 @@ class TextEntry:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))  # JSON has lists
-        for name, value in (("bos_token_id", self.bos_token_id), ("pad_token_id", self.pad_token_id)):
-            if value is not None:
-                _id(name, value)
-        for value in self.eos_token_ids:
-            _id("eos_token_ids", value)
+        wrong = [i for i in (*self.eos_token_ids, self.bos_token_id, self.pad_token_id) if i is not None and i < 0]
+        if wrong:
+            raise ValueError(f"it holds {wrong[0]}; expected token ids")
 
     @property
     def special_ids(self) -> tuple[int, ...]:
@@ -118,7 +53,7 @@ class Manifest:
     dtype: str  # of the weights; logits are float32
     target: str
     opset: int
-    graphs: Mapping[str, FileEntry]
+    graphs: Mapping[str, FileEntry]  # by the name of their head
     weights: FileEntry | None  # None: each graph holds its own
     parameters: int
     producer: Mapping[str, str]  # versions of what wrote it
@@ -132,9 +67,28 @@ class Manifest:
     text: TextEntry = field(default_factory=TextEntry)
     runs_on: tuple[str, ...] = ("cpu", "cuda")  # devices whose kernels run the graphs
 
+    what = "these graphs and weights"
+
+    def __post_init__(self) -> None:
+        if not self.graphs:
+            raise ValueError("graphs is empty")
+        if not self.runs_on:
+            raise ValueError("runs_on is empty; expected a list of devices")
+
     @property
     def info(self) -> ModelInfo:
-        return _build(ModelInfo, dict(self.model), "manifest: model")
+        return MANIFEST.build(ModelInfo, dict(self.model), "manifest: model")
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The sha256 of each graph and of the weights, by the names that a verdict has for them."""
+        return {
+            "graphs_sha256": {head: entry.sha256 for head, entry in self.graphs.items()},
+            "weights_sha256": self.weights.sha256 if self.weights else None,
+        }
+
+    def why_stale(self) -> str | None:
+        return why_stale(self, {"graphs_sha256": "other graphs", "weights_sha256": "other weights"})
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
@@ -144,47 +98,11 @@ class Manifest:
         """Parse and validate.
 
         Raises:
-            ArtifactError: not JSON, not a bundle's manifest, of another version, or with missing fields.
+            ArtifactError: not JSON, not a bundle's manifest, of another version, or with missing or mistyped fields.
         """
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise ArtifactError(f"{MANIFEST_FILE} is not JSON ({error}). It is damaged: export again.") from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ArtifactError(f'{MANIFEST_FILE} is not a bundle manifest: expected "format": "{FORMAT}".')
-        if data.get("format_version") != FORMAT_VERSION:
-            raise ArtifactError(
-                f"{MANIFEST_FILE} has format_version {data.get('format_version')!r}; this gptexport reads "
-                f"{FORMAT_VERSION}. Export again with this version, or upgrade gptexport-runtime."
-            )
-        graphs = data.get("graphs")
-        if not isinstance(graphs, dict) or not graphs:
-            raise ArtifactError("manifest: graphs is missing or empty. The manifest is damaged: export again.")
-        for name in ("model", "source", "producer", "audit", "left_out", "checked", "expected_kernels", "parity"):
-            if not isinstance(data.get(name) or {}, dict):
-                raise ArtifactError(
-                    f"manifest: {name} is {data[name]!r}; expected an object. The manifest is damaged: export again."
-                )
-        data["graphs"] = {kind: _build(FileEntry, entry, f"manifest: graphs.{kind}") for kind, entry in graphs.items()}
-        if data.get("weights") is not None:
-            data["weights"] = _build(FileEntry, data["weights"], "manifest: weights")
-        if data.get("tokenizer") is not None:
-            tokenizer = dict(data["tokenizer"]) if isinstance(data["tokenizer"], dict) else data["tokenizer"]
-            if isinstance(tokenizer, dict) and tokenizer.get("file") is not None:
-                tokenizer["file"] = _build(FileEntry, tokenizer["file"], "manifest: tokenizer.file")
-            data["tokenizer"] = _build(TokenizerEntry, tokenizer, "manifest: tokenizer")
-        data["text"] = _build(TextEntry, data.get("text") or {}, "manifest: text")
-        data["runs_on"] = _devices(data)
-        manifest = _build(Manifest, data, "manifest")
+        data = MANIFEST.load(text, MANIFEST_FILE)
+        if data.get("runs_on") is None and (data.get("target"), data.get("dtype")) in _CUDA_ONLY:
+            data["runs_on"] = ["cuda"]
+        manifest = MANIFEST.build(Manifest, data, "manifest")
         manifest.info  # noqa: B018 - validates `model` now rather than at first use
         return manifest
-
-
-def _devices(data: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where the graphs run. Bundles from before 0.2 do not say it: their target and dtype do."""
-    found = data.get("runs_on")
-    if found is None:
-        return ("cuda",) if data.get("target") == "cuda" and data.get("dtype") != "float32" else ("cpu", "cuda")
-    if not isinstance(found, list) or not found or not all(isinstance(device, str) for device in found):
-        raise ArtifactError(f"manifest: runs_on is {found!r}; expected a list of devices. The manifest is damaged.")
-    return tuple(found)

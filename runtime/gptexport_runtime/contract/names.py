@@ -9,6 +9,7 @@ LOGITS = "logits"  # (B,T,V) float32; of the graph `last`: (B,V)
 LOGPROBS = "logprobs"  # (B,T-1) float32: of each token given those before it
 AXIS_B = "B"
 AXIS_T = "T"
+AXIS_SCORED = "T-1"  # the tokens that have others before them
 AXIS_V = "V"  # a number in the file
 AXIS_S = "S"  # capacity of the cache, in tokens of a row
 

@@ -6,27 +6,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.backends.ort.decode import Memory
+from gptexport_runtime.backends.base import CacheMemory, Decoder
 from gptexport_runtime.errors import ContextLengthError, InputError, SessionError
 from gptexport_runtime.inputs import PADDING_ID
 
 Ids = NDArray[np.int64]
-
-
-class Decoder(Protocol):
-    """What a backend gives: the graph `decode`, open. See ort_decode.OrtDecoder."""
-
-    @property
-    def tokens_at_once(self) -> int: ...  # of prompts, in one run
-    def allocate(self, rows: int, capacity: int) -> Memory: ...
-    def run(
-        self, memory: Memory, rows: slice, ids: Ids, lengths: Ids, past_lengths: Ids, out: NDArray[np.float32]
-    ) -> None: ...
 
 
 class Cache:
@@ -38,12 +26,19 @@ class Cache:
     One call at a time may use it. Freed by `close`, by leaving a `with`, or with the last reference.
     """
 
-    def __init__(self, decoder: Decoder, batch: int, capacity: int, vocab_size: int) -> None:
-        """Empty rows. `capacity`: the most tokens a row can hold."""
+    def __init__(
+        self, decoder: Decoder, batch: int, capacity: int, vocab_size: int, *, memory: CacheMemory | None = None
+    ) -> None:
+        """Empty rows.
+
+        Args:
+            capacity: the most tokens a row can hold.
+            memory: of as many rows; None: it is allocated.
+        """
         self.capacity = capacity
         self._decoder = decoder
         self._vocab_size = vocab_size
-        self._memory: Memory | None = decoder.allocate(batch, capacity)
+        self._memory: CacheMemory | None = memory or decoder.allocate(batch, capacity)
         self._ids = np.full((batch, capacity), PADDING_ID, np.int64)
         self._lengths = np.zeros(batch, np.int64)
         self._busy = threading.Lock()
@@ -83,9 +78,8 @@ class Cache:
             raise InputError(f"copies is {copies!r}; expected an integer of 1 or more.")
         with self.in_use() as memory:
             rows = np.repeat(np.arange(self.batch), copies)
-            fork = Cache(self._decoder, len(rows), self.capacity, self._vocab_size)
-            assert fork._memory is not None
-            fork._memory.copy_rows(memory, rows, int(self._lengths.max()))
+            copy = memory.fork(rows, int(self._lengths.max()))
+            fork = Cache(self._decoder, len(rows), self.capacity, self._vocab_size, memory=copy)
             fork._ids, fork._lengths = self._ids[rows], self._lengths[rows]
             return fork
 
@@ -106,7 +100,7 @@ class Cache:
         return f"<Cache of {self.batch} rows of up to {self.capacity} tokens, {state}>"
 
     @contextmanager
-    def in_use(self) -> Iterator[Memory]:
+    def in_use(self) -> Iterator[CacheMemory]:
         """Mark the cache as taken by one call.
 
         Raises:
@@ -173,7 +167,7 @@ class Cache:
         lengths = self._lengths + counts
         np.subtract(lengths, 1, out=step.past)
         step.ids[:, 0] = self._ids[step.rows, step.past]
-        self._decoder.run(self._memory, slice(0, self.batch), step.ids, step.ones, step.past, step.logits)
+        self._memory.run(slice(0, self.batch), step.ids, step.ones, step.past, step.logits)
         self._lengths = lengths
         return step.logits
 
@@ -185,7 +179,7 @@ class Cache:
         for b, row in enumerate(new):
             ids[b, : len(row)] = row
         past = self._lengths[rows].copy()
-        self._decoder.run(self._memory, rows, ids, lengths, past, out)
+        self._memory.run(rows, ids, lengths, past, out)
         for b, row in enumerate(new):
             self._ids[rows.start + b, past[b] : past[b] + len(row)] = row
         self._lengths[rows] += lengths
@@ -201,7 +195,7 @@ class Cache:
     def drop_rows(self, keep: Ids) -> None:
         """Go on with the rows `keep` alone, in ascending order."""
         assert self._memory is not None
-        self._memory.copy_rows(self._memory, keep, int(self._lengths.max()))
+        self._memory.keep(keep, int(self._lengths.max()))
         self._ids, self._lengths = self._ids[keep], self._lengths[keep]
         self._step = _StepArrays(len(keep), self._vocab_size)
 

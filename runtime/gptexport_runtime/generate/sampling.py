@@ -62,7 +62,10 @@ def random_streams(seeds: int | Sequence[int], rows: int) -> list[np.random.Gene
     Raises:
         InputError: not as many as rows, or not such integers.
     """
-    each = [seeds] * rows if isinstance(seeds, int | np.integer) else list(seeds)
+    try:
+        each = list(seeds)  # type: ignore[arg-type] # one for all is no sequence
+    except TypeError:
+        each = [seeds] * rows  # type: ignore[list-item]
     if len(each) != rows or not all(_is_count(seed, least=0) for seed in each):
         raise InputError(f"seed is {seeds!r}; expected an integer of 0 or more, or one for each of the {rows} rows.")
     return [np.random.Generator(np.random.Philox(int(seed))) for seed in each]

@@ -31,7 +31,7 @@ class Limits:
     max_new_tokens: int | None = None  # None: until the row has block_size tokens
     stop: Collection[int] = ()  # ids that end a row; they are not part of it
     takes: int | None = None  # how many ids the model takes, where it is not vocab_size; an id past them ends a row
-    slide: bool = False  # at block_size a row goes on from its last half, which is read anew
+    slide: bool = False  # at block_size, and past it, a row goes on from its last half, which is read anew
 
     def __post_init__(self) -> None:
         count = self.max_new_tokens
@@ -39,9 +39,15 @@ class Limits:
             raise InputError(f"max_new_tokens is {count!r}; expected an integer of 1 or more, or None.")
         if self.slide and count is None:
             raise InputError("slide has no end of its own: pass max_new_tokens too.")
-        wrong = [i for i in self.stop if not isinstance(i, int | np.integer) or not 0 <= i < self.vocab_size]
+        expected = f"expected token ids, 0 to {self.vocab_size - 1}"
+        try:
+            stop = list(self.stop)
+        except TypeError:
+            raise InputError(f"stop is {self.stop!r}; {expected}, in a list or set.") from None
+        wrong = [i for i in stop if not _is_id(i) or not 0 <= i < self.vocab_size]
         if wrong:
-            raise InputError(f"stop holds {wrong[0]!r}; expected token ids, 0 to {self.vocab_size - 1}.")
+            raise InputError(f"stop holds {wrong[0]!r}; {expected}.")
+        object.__setattr__(self, "stop", frozenset(map(int, stop)))
 
     def ends(self, token: int) -> bool:
         """Whether a row ends here, without this token."""
@@ -59,6 +65,10 @@ class Limits:
                 f"{self.block_size}. Ask for fewer, or pass slide=True, which goes on from the last half of the text."
             )
         return np.full_like(lengths, self.max_new_tokens)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
 
 
 def stream_tokens(
@@ -134,7 +144,7 @@ def _steps(
     with cache.in_use():
         alive = np.array([row.left > 0 for row in rows])
         held = np.arange(len(rows))  # which row each of the cache's is
-        new = cache.keep_prefix([row.text for row in rows])
+        new = cache.keep_prefix([_context(row, limits) for row in rows])
         new = [ids if alive[b] else ids[:0] for b, ids in enumerate(new)]
         while alive.any():
             logits = cache.feed(new)
@@ -166,4 +176,11 @@ def _next(cache: Cache, at: int, row: _Row, limits: Limits) -> Ids:
     if cache.holds(at) < limits.block_size:
         return row.text[-1:]
     cache.forget(at)
+    return _context(row, limits)
+
+
+def _context(row: _Row, limits: Limits) -> Ids:
+    """What the model is to read of a row's text: all of it; of one longer than block_size the last half of a block."""
+    if row.length <= limits.block_size:
+        return row.text
     return row.text[-max(1, limits.block_size // 2) :]

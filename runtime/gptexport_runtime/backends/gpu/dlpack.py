@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from gptexport_runtime.errors import InputError
 
@@ -91,9 +91,9 @@ def lend_float32(address: int, shape: tuple[int, ...], device: tuple[int, int], 
     managed.tensor.dtype = _DataType(FLOAT, 32, 1)
     managed.tensor.shape = ctypes.cast(dims, ctypes.POINTER(ctypes.c_int64))
     managed.deleter = _give_back
-    place = ctypes.addressof(managed)
-    _lent[place] = (managed, dims, owner)
-    return _new(place, _FRESH, ctypes.cast(_drop_capsule, ctypes.c_void_p))
+    address_of_struct = ctypes.addressof(managed)
+    _lent[address_of_struct] = (managed, dims, owner)
+    return _new(address_of_struct, _FRESH, ctypes.cast(_drop_capsule, ctypes.c_void_p))
 
 
 @dataclass(frozen=True)
@@ -150,23 +150,42 @@ def borrow_ids(value: Any, stream: int | None) -> Borrowed:
     )
 
 
+class Memory(Protocol):
+    """Memory that is freed with the object."""
+
+    @property
+    def address(self) -> int: ...
+
+
 class DeviceLogits:
     """Logits (B,T,V) float32 where they were computed, the caller's own: `torch.from_dlpack(logits)`, or cupy's.
 
     Complete when handed over: no stream need wait for another. The memory lives as long as this, or who took it.
     """
 
-    def __init__(self, buffer: Any, shape: tuple[int, int, int], device: tuple[int, int] = (CUDA, 0)) -> None:
-        self._buffer = buffer  # has an `address`, and frees it with itself
+    def __init__(self, memory: Memory, shape: tuple[int, ...], device: tuple[int, int]) -> None:
+        self._memory = memory
         self.shape = shape
         self.device = device
 
-    def __dlpack__(self, *, stream: Any = None, **_newer: Any) -> Any:
-        return lend_float32(self._buffer.address, self.shape, self.device, self._buffer)
+    def __dlpack__(
+        self,
+        *,
+        stream: object = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A capsule of the tensor. Raises: BufferError: a copy, or another device, was asked for."""
+        if copy:
+            raise BufferError("DeviceLogits are handed over without a copy. Copy what takes them.")
+        if dl_device is not None and tuple(dl_device) != self.device:
+            raise BufferError(f"DeviceLogits are on device {self.device} and stay there; {dl_device} was asked for.")
+        return lend_float32(self._memory.address, self.shape, self.device, self._memory)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device
 
     def __repr__(self) -> str:
-        place = "the CPU" if self.device[0] == CPU else f"CUDA device {self.device[1]}"
-        return f"<DeviceLogits float32 {self.shape} on {place}>"
+        where = "the CPU" if self.device[0] == CPU else f"CUDA device {self.device[1]}"
+        return f"<DeviceLogits float32 {self.shape} on {where}>"

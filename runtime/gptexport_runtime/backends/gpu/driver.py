@@ -1,14 +1,14 @@
-"""What ONNX Runtime's Python has no call for, asked of the CUDA driver: memory, pinned memory, copies, streams.
+"""The CUDA driver: device memory, pinned memory, copies, streams, captured graphs.
 
-By ctypes, without a package: whoever runs ONNX Runtime's CUDA provider has the driver, and gpu.py opens the same
-library. ONNX Runtime works in the device's primary context (its CUDA runtime's), so this does too. Names and types:
+By ctypes, without a package: whoever runs ONNX Runtime's CUDA provider or TensorRT has the driver, and device.py opens
+the same library. Both work in the device's primary context (their CUDA runtime's), so this does too. Names and types:
 https://docs.nvidia.com/cuda/cuda-driver-api, cuda.h; `_v2` where cuda.h's macros say so.
 """
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint8, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint8, c_uint64, c_ulonglong, c_void_p
 from typing import Any
 
 from gptexport_runtime.backends.gpu.device import open_driver
@@ -17,6 +17,7 @@ from gptexport_runtime.errors import BackendUnavailableError, ExecutionError
 DEVICE = 0  # the first that this process may see, as ONNX Runtime and TensorRT take it
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream, nor it for this
+THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do does not end the capture
 
 # without these ctypes passes an address as a 32-bit int
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -36,6 +37,12 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuStreamCreate": (POINTER(c_void_p), c_uint),
     "cuStreamDestroy_v2": (c_void_p,),
     "cuStreamSynchronize": (c_void_p,),
+    "cuStreamBeginCapture_v2": (c_void_p, c_int),
+    "cuStreamEndCapture": (c_void_p, POINTER(c_void_p)),
+    "cuGraphInstantiateWithFlags": (POINTER(c_void_p), c_void_p, c_ulonglong),
+    "cuGraphLaunch": (c_void_p, c_void_p),
+    "cuGraphDestroy": (c_void_p,),
+    "cuGraphExecDestroy": (c_void_p,),
     "cuGetErrorString": (c_int, POINTER(c_char_p)),
 }
 
@@ -87,6 +94,34 @@ class Driver:
         self._functions["cuCtxSetCurrent"](self._context)
         self._functions["cuStreamDestroy_v2"](stream)
 
+    def begin_capture(self, stream: int) -> None:
+        self._enter("cuStreamBeginCapture_v2", stream, THREAD_LOCAL)
+
+    def end_capture(self, stream: int) -> int:
+        """The work that was put into the stream since, ready to be launched: a handle for `launch`."""
+        graph, executable = c_void_p(), c_void_p()
+        self._enter("cuStreamEndCapture", stream, byref(graph))
+        try:
+            self._enter("cuGraphInstantiateWithFlags", byref(executable), graph, 0)
+        finally:
+            self._functions["cuGraphDestroy"](graph)
+        return int(executable.value or 0)
+
+    def abandon_capture(self, stream: int) -> None:
+        """End a capture whose work failed."""
+        graph = c_void_p()
+        self._functions["cuCtxSetCurrent"](self._context)
+        self._functions["cuStreamEndCapture"](stream, byref(graph))
+        if graph.value:
+            self._functions["cuGraphDestroy"](graph)
+
+    def launch(self, executable: int, stream: int) -> None:
+        self._enter("cuGraphLaunch", executable, stream)
+
+    def drop_graph(self, executable: int) -> None:
+        self._functions["cuCtxSetCurrent"](self._context)
+        self._functions["cuGraphExecDestroy"](executable)
+
     def to_device(self, address: int, pinned: int, size: int, stream: int) -> None:
         self._enter("cuMemcpyHtoDAsync_v2", address, pinned, size, stream)
 
@@ -120,8 +155,8 @@ class Driver:
         if code and code != may_fail:
             text = c_char_p()
             self._functions["cuGetErrorString"](code, byref(text))
-            told = (text.value or b"unknown error").decode(errors="replace")
-            raise ExecutionError(f"{name} failed: CUDA error {code}, {told}.")
+            reason = (text.value or b"unknown error").decode(errors="replace")
+            raise ExecutionError(f"{name} failed: CUDA error {code}, {reason}.")
         return code
 
     def __del__(self) -> None:

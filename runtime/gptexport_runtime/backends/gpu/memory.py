@@ -1,202 +1,105 @@
-"""Where a graph's inputs, outputs and cache lie: in the host's memory, or in the GPU's. One interface for both.
-
-Everything that is bound to a device is written against it, so that ONNX Runtime's CPU provider runs the same code for
-real (tests/runtime/test_bound.py) that its CUDA provider runs.
+"""Memory of the first GPU: buffers, which are given back with the object that holds them.
 
 Order of work. ONNX Runtime's CUDA provider computes in streams of its own, which nothing else waits for
 (cudaStreamNonBlocking, cuda_stream_handle.cc), and `run_with_iobinding` returns when they have ended
-(CUDAExecutionProvider::OnRunEnd and CudaStream::Flush; CUDAGraphManager::Replay for a captured graph). So what it reads
-must be there before it is called, and what it wrote is there when it returns: each method here returns when its work is
-done, and no stream ever waits for another.
+(CUDAExecutionProvider::OnRunEnd and CudaStream::Flush; CUDAGraphManager::Replay for a captured graph). TensorRT is
+waited for. So what a backend reads must be there before it is called, and what it wrote is there when it returns: each
+copy returns when it is done, and no stream ever waits for another.
 """
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.backends.gpu.dlpack import CPU, CUDA
-from gptexport_runtime.backends.gpu.driver import Driver, address_of, move
+from gptexport_runtime.backends.gpu.copies import Copies
+from gptexport_runtime.backends.gpu.dlpack import CUDA, Borrowed, borrow_ids
+from gptexport_runtime.backends.gpu.driver import Driver
+from gptexport_runtime.backends.gpu.turns import TURNS
 from gptexport_runtime.errors import ExecutionError
 
-PINNED = 8 << 20  # bytes of each of the two pinned buffers that copies go through
-KEPT = 2  # blocks that were given back and are not freed at once
-PATIENCE = 8  # allocations that memory which was given back waits for another use
-ALIGNMENT = 256  # of cuMemAlloc
-
-# A CUDA graph is captured in the global mode (CUDAGraphManager::CaptureBegin): any allocation or waiting that another
-# thread asks the driver for meanwhile fails, and ends the capture. So whoever uses the GPU here takes turns.
-TURNS = threading.RLock()
+ALIGNMENT = 256  # bytes, of cuMemAlloc; TensorRT demands it of addresses (NvInferRuntime.h, setTensorAddress)
+# Buffers that were given back and are not freed: allocating and freeing take about as long as a small forward. Two
+# serve a cache and an output in turn. A guess: what settles it is a trace of cuMemAlloc over real calls on a GPU.
+KEPT = 2
 
 
-class Block:
-    """Memory of a place, its holder's own; given back with the object."""
+class Buffer:
+    """Device memory, its holder's own; given back with the object."""
 
-    def __init__(self, address: int, size: int, give_back: Callable[[int, int], None], keep: object = None) -> None:
+    def __init__(self, address: int, size: int, give_back: Callable[[int, int], None]) -> None:
         self.address = address
         self.size = size
         self._give_back = give_back
-        self._keep = keep
-
-    def as_array(self, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
-        """The host's memory as an array, which keeps it."""
-        assert isinstance(self._keep, np.ndarray), "it is on a device"
-        return self._keep[: math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
 
     def __del__(self) -> None:
         self._give_back(self.address, self.size)
 
 
-class Place(Protocol):
-    """Memory that a graph can be bound to, and the ways in and out. Each call returns when its work is done."""
+class DeviceMemory:
+    """The first GPU's memory, and the copies to it and from it. Lives as long as it or one of its buffers is held."""
 
-    @property
-    def device(self) -> str: ...  # as ONNX Runtime calls it
-    @property
-    def dlpack_device(self) -> tuple[int, int]: ...
-    @property
-    def stream(self) -> int | None: ...  # in which `download` reads: who lends a tensor makes it wait
-    def allocate(self, size: int, *, zeroed: bool = False) -> Block: ...
-    def upload(self, address: int, source: NDArray[Any]) -> None: ...
-    def download(self, address: int, out: NDArray[Any]) -> None: ...
-    def copy(self, spans: Iterable[tuple[int, int, int]]) -> None: ...  # (to, from, bytes), within the place
-
-
-class HostPlace:
-    """The host's memory."""
-
-    device = "cpu"
-    dlpack_device = (CPU, 0)
-    stream = None
-
-    def allocate(self, size: int, *, zeroed: bool = False) -> Block:
-        # untouched pages of zeros cost nothing
-        memory = (np.zeros if zeroed else np.empty)(max(size, 1), np.uint8)
-        return Block(address_of(memory), size, lambda _address, _size: None, keep=memory)
-
-    def upload(self, address: int, source: NDArray[Any]) -> None:
-        move(address, address_of(source), source.nbytes)
-
-    def download(self, address: int, out: NDArray[Any]) -> None:
-        move(address_of(out), address, out.nbytes)
-
-    def copy(self, spans: Iterable[tuple[int, int, int]]) -> None:
-        for to, source, size in spans:
-            move(to, source, size)
-
-
-@dataclass
-class _Spare:
-    """Device memory that nobody holds."""
-
-    address: int
-    size: int
-    age: int = 0  # allocations since it was given back
-
-
-class CudaPlace:
-    """The first GPU's memory. Freed when nobody holds the place nor any of its blocks."""
-
-    device = "cuda"
+    device = "cuda"  # as ONNX Runtime calls it
     dlpack_device = (CUDA, 0)
 
     def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._lanes = [(driver.make_stream(), driver.pin(PINNED)) for _ in range(2)]
-        self._spares: list[_Spare] = []
-        self._choosing = False  # among them, so that none may be freed
-        self._gone = False
+        self.driver = driver
+        self.copies = Copies(driver)
+        # address and size of what was given back, the last one last. Appended to at any time and by any thread
+        self._free: list[tuple[int, int]] = []
+        self._closed = False
 
-    @property
-    def stream(self) -> int:
-        return self._lanes[0][0]
-
-    def allocate(self, size: int, *, zeroed: bool = False) -> Block:
-        """Device memory; that of a block of like size which was given back, where there is one.
-
-        Allocating and freeing cost as much as a small forward does. What was given back is kept for another use, but
-        not for long, so that one large call does not hold its memory for ever.
+    def allocate(self, size: int, *, zeroed: bool = False) -> Buffer:
+        """A buffer of at least `size` bytes; one of like size that was given back, where there is one.
 
         Raises:
             ExecutionError: the GPU's memory is full.
         """
         size = -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
         with TURNS:
-            self._choosing = True
-            try:
-                address, held = self._choose(size)
-            finally:
-                self._choosing = False
-            block = Block(address, held, self._take_back)
+            buffer = Buffer(*(self._reuse(size) or (self._new(size), size)), self._take_back)
             if zeroed:
-                self._driver.zero(address, size, self.stream)
-                self._driver.wait(self.stream)
-        return block
+                self.copies.zero(buffer.address, size)
+            self._release(KEPT)
+        return buffer
 
-    def upload(self, address: int, source: NDArray[Any]) -> None:
-        """From a contiguous array. Through pinned memory: else the call may return before the device has it."""
-        stream, pinned = self._lanes[0]
-        with TURNS:
-            for start in range(0, source.nbytes, PINNED):
-                size = min(PINNED, source.nbytes - start)
-                move(pinned, address_of(source) + start, size)
-                self._driver.to_device(address + start, pinned, size, stream)
-                self._driver.wait(stream)
+    def borrow(self, ids: Any) -> Borrowed | None:
+        """`ids` where they are a tensor in this memory; else None. Raises: as `borrow_ids`."""
+        device = getattr(ids, "__dlpack_device__", None)
+        if device is None or tuple(device()) != self.dlpack_device:
+            return None
+        return borrow_ids(ids, self.copies.stream)
 
-    def download(self, address: int, out: NDArray[Any]) -> None:
-        """Into a contiguous array of the caller's: while the device writes one pinned buffer, the other is emptied."""
-        with TURNS:
-            before: tuple[int, int, int] | None = None
-            for number, start in enumerate(range(0, out.nbytes, PINNED)):
-                stream, pinned = self._lanes[number % 2]
-                size = min(PINNED, out.nbytes - start)
-                self._driver.to_host(pinned, address + start, size, stream)
-                self._empty(before, out)
-                before = (number % 2, start, size)
-            self._empty(before, out)
+    def read(self, ids: Borrowed) -> NDArray[np.int64]:
+        """Borrowed ids, copied to the host."""
+        host = np.empty(ids.shape, np.int64)
+        self.copies.download_borrowed(ids.address, host)
+        return host
 
-    def copy(self, spans: Iterable[tuple[int, int, int]]) -> None:
-        with TURNS:
-            for to, source, size in spans:
-                self._driver.copy(to, source, size, self.stream)
-            self._driver.wait(self.stream)
+    def free_bytes(self) -> int:
+        """Bytes of the device that nobody has."""
+        return self.driver.memory()[0]
 
-    def free_memory(self) -> int:
-        """Bytes that nobody on the device has."""
-        return self._driver.memory()[0]
-
-    def _empty(self, filled: tuple[int, int, int] | None, out: NDArray[Any]) -> None:
-        if filled is not None:
-            lane, start, size = filled
-            stream, pinned = self._lanes[lane]
-            self._driver.wait(stream)
-            move(address_of(out) + start, pinned, size)
-
-    def _choose(self, size: int) -> tuple[int, int]:
-        """Address and size of a spare that fits, or of new memory. Spares that nobody wanted for long are freed."""
-        found = min((s for s in self._spares if size <= s.size <= 2 * size), key=lambda s: s.size, default=None)
-        if found is not None:
-            self._spares.remove(found)
-            # who gave it back may have queued work that reads it, in a stream that nobody here knows
-            self._driver.wait_for_all()
-        for spare in self._spares:
-            spare.age += 1
-        self._free([spare for spare in self._spares if spare.age >= PATIENCE])
-        return (found.address, found.size) if found is not None else (self._new(size), size)
+    def _reuse(self, size: int) -> tuple[int, int] | None:
+        fitting = [spare for spare in self._free.copy() if size <= spare[1] <= 2 * size]
+        if not fitting:
+            return None
+        found = min(fitting, key=lambda spare: spare[1])
+        self._free.remove(found)
+        # who gave it back may have queued work that reads it, in a stream that nobody here knows
+        self.driver.wait_for_all()
+        return found
 
     def _new(self, size: int) -> int:
-        address = self._driver.allocate(size)
-        if address is None:  # what is kept for later is in the way
-            self._free(list(self._spares))
-            address = self._driver.allocate(size)
+        address = self.driver.allocate(size)
         if address is None:
-            free, total = self._driver.memory()
+            self._release(0)
+            address = self.driver.allocate(size)
+        if address is None:
+            free, total = self.driver.memory()
             raise ExecutionError(
                 f"the GPU's memory is full: {size / 1e6:,.0f} MB are wanted, {free / 1e6:,.0f} of {total / 1e6:,.0f} "
                 "are free. Smaller batches, or let go of logits that are still on the device."
@@ -204,26 +107,22 @@ class CudaPlace:
         return address
 
     def _take_back(self, address: int, size: int) -> None:
-        self._spares.append(_Spare(address, size))
-        if self._gone:  # garbage is collected in any order
-            self._free(list(self._spares))
+        self._free.append((address, size))
+        if self._closed:  # garbage is collected in any order
+            self._release(0)
             return
-        # whoever lets go of a tensor may do so in the middle of another thread's capture, where nothing may be freed
-        if TURNS.acquire(blocking=False):
-            try:
-                if not self._choosing:
-                    self._free(self._spares[:-KEPT])
-            finally:
-                TURNS.release()
+        # a buffer may be let go of in the middle of a capture, this thread's or another's, where nothing may be freed
+        with TURNS.if_free() as free:
+            if free:
+                self._release(KEPT)
 
-    def _free(self, spares: list[_Spare]) -> None:
-        for spare in spares:
-            self._spares.remove(spare)
-            self._driver.free(spare.address)
+    def _release(self, kept: int) -> None:
+        """Free all but the last `kept` that were given back."""
+        while len(self._free) > kept:
+            address, _ = self._free.pop(0)
+            self.driver.free(address)
 
     def __del__(self) -> None:
-        self._gone = True
-        self._free(list(getattr(self, "_spares", ())))
-        for stream, pinned in getattr(self, "_lanes", ()):
-            self._driver.unpin(pinned)
-            self._driver.drop_stream(stream)
+        self._closed = True
+        if hasattr(self, "_free"):
+            self._release(0)

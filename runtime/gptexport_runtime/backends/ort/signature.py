@@ -1,40 +1,78 @@
-"""Is an open ONNX Runtime session of the kind that it is taken for, and what are its limits?"""
+"""Is an open ONNX Runtime session of the head that it is taken for, and what are its limits?"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptexport_runtime.contract import heads
-from gptexport_runtime.contract.manifest import ModelInfo
-from gptexport_runtime.contract.names import LOGITS, META_BLOCK_SIZE, META_VOCAB_SIZE
+from gptexport_runtime.contract.heads import Head
+from gptexport_runtime.contract.model import ModelInfo
+from gptexport_runtime.contract.names import (
+    AXIS_B,
+    AXIS_SCORED,
+    AXIS_T,
+    AXIS_V,
+    LOGITS,
+    META_BLOCK_SIZE,
+    META_VOCAB_SIZE,
+)
 from gptexport_runtime.errors import ArtifactError
 
 
-def read_contract(session: Any, path: Path, kind: str = heads.LOGITS.name) -> ModelInfo:
-    """The limits of a graph of this kind.
+@dataclass(frozen=True)
+class GraphSignature:
+    """What an open graph says of itself."""
+
+    info: ModelInfo
+    axes: tuple[str | int, ...]  # of the output: a name, or a number that the file holds
+
+    def output_shape(self, B: int, T: int) -> tuple[int, ...]:
+        """Of the output, for ids (B,T)."""
+        sizes = {AXIS_B: B, AXIS_T: T, AXIS_SCORED: T - 1}
+        return tuple([axis if isinstance(axis, int) else sizes[axis] for axis in self.axes])
+
+
+FREE = (AXIS_B, AXIS_T, AXIS_SCORED)
+
+
+def read_signature(session: Any, path: Path, head: Head) -> GraphSignature:
+    """The limits of a graph of this head, and the shape of its output.
 
     Raises:
         ArtifactError: inputs or outputs are not the contract's, or the graph does not tell its vocabulary.
     """
-    expected = heads.HEADS[kind].signature
+    expected = head.signature
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    if kind == heads.DECODE.name:  # the cache comes last, and is checked by the one who allocates it
+    if head.cached:  # the cache comes last, and is checked by the one who allocates it
         inputs, outputs = inputs[: len(expected.inputs)], outputs[:1]
-    free = all(not isinstance(dim, int) for value in (*inputs, *outputs) for dim in _batch_axes(value))
+    axes = [*expected.inputs.items(), (expected.output, expected.output_axes)]
     if (
-        [(value.name, len(value.shape)) for value in inputs] != [(n, len(axes)) for n, axes in expected.inputs.items()]
-        or [(value.name, len(value.shape)) for value in outputs] != [(expected.output, len(expected.output_axes))]
+        [(value.name, len(value.shape)) for value in (*inputs, *outputs)] != [(n, len(named)) for n, named in axes]
         or {value.type for value in inputs} != {"tensor(int64)"}
         or {value.type for value in outputs} != {"tensor(float)"}
-        or not free
+        or not all(map(_fits, [axis for _, named in axes for axis in named], _dims((*inputs, *outputs))))
     ):
         raise ArtifactError(
-            f"{path} is not a {kind} graph: it has {_signature(inputs)} -> {_signature(outputs)}; "
+            f"{path} is not a {head} graph: it has {_text(inputs)} -> {_text(outputs)}; "
             f"expected {expected} with B and T free. Export it with `gptexport onnx`."
         )
-    meta = session.get_modelmeta().custom_metadata_map
-    V = outputs[0].shape[-1] if expected.output == LOGITS else None
+    dims = dict(zip(expected.output_axes, outputs[0].shape, strict=True))
+    info = _limits(session.get_modelmeta().custom_metadata_map, dims.get(AXIS_V), path)
+    sizes = {**dims, AXIS_V: info.vocab_size, **{axis: axis for axis in FREE}}
+    return GraphSignature(info, tuple(sizes[axis] for axis in expected.output_axes))
+
+
+def _dims(values: Any) -> list[Any]:
+    return [dim for value in values for dim in value.shape]
+
+
+def _fits(axis: str, dim: object) -> bool:
+    """A number where there must be one, and none where any size must do. V may be told by the metadata instead."""
+    return axis == AXIS_V or isinstance(dim, int) != (axis in FREE)
+
+
+def _limits(meta: dict[str, str], V: object, path: Path) -> ModelInfo:
     block_size, vocab_size = _limit(meta, META_BLOCK_SIZE, path), _limit(meta, META_VOCAB_SIZE, path)
     if isinstance(V, int) and vocab_size not in (None, V):
         raise ArtifactError(
@@ -48,11 +86,6 @@ def read_contract(session: Any, path: Path, kind: str = heads.LOGITS.name) -> Mo
     return ModelInfo(vocab_size=vocab_size, block_size=block_size)
 
 
-def _batch_axes(value: Any) -> list[Any]:
-    """B, and T where the value has it: all axes but the logits' vocabulary."""
-    return list(value.shape[:-1] if value.name == LOGITS else value.shape)
-
-
 def _limit(meta: dict[str, str], key: str, path: Path) -> int | None:
     text = meta.get(key)
     if text is None:
@@ -62,7 +95,7 @@ def _limit(meta: dict[str, str], key: str, path: Path) -> int | None:
     return int(text)
 
 
-def _signature(values: Any) -> str:
+def _text(values: Any) -> str:
     return ", ".join(
         f"{value.name} {value.type} [{','.join('?' if dim is None else str(dim) for dim in value.shape)}]"
         for value in values

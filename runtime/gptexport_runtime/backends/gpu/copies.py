@@ -1,0 +1,86 @@
+"""Copies between the host and the device, through pinned memory. Each returns when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from gptexport_runtime.backends.gpu.driver import Driver, address_of, move
+from gptexport_runtime.backends.gpu.turns import TURNS
+
+PINNED = 8 << 20  # bytes of each of the two pinned buffers that copies go through
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """A stream, and pinned memory that it copies to or from."""
+
+    stream: int
+    pinned: int
+
+
+class Copies:
+    """Two streams with a pinned buffer each, whatever is copied. Threads take turns."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._lanes = [_Lane(driver.make_stream(), driver.pin(PINNED)) for _ in range(2)]
+
+    @property
+    def stream(self) -> int:
+        """The stream that a lender of memory has to order its work before."""
+        return self._lanes[0].stream
+
+    def upload(self, address: int, source: NDArray[Any]) -> None:
+        """From a contiguous array. Through pinned memory: else the call may return before the device has it."""
+        lane = self._lanes[0]
+        with TURNS:
+            for start in range(0, source.nbytes, PINNED):
+                size = min(PINNED, source.nbytes - start)
+                move(lane.pinned, address_of(source) + start, size)
+                self._driver.to_device(address + start, lane.pinned, size, lane.stream)
+                self._driver.wait(lane.stream)
+
+    def download(self, address: int, out: NDArray[Any]) -> None:
+        """Into a contiguous array of the caller's: while the device writes one pinned buffer, the other is emptied."""
+        with TURNS:
+            before: tuple[_Lane, int, int] | None = None
+            for number, start in enumerate(range(0, out.nbytes, PINNED)):
+                lane = self._lanes[number % 2]
+                size = min(PINNED, out.nbytes - start)
+                self._driver.to_host(lane.pinned, address + start, size, lane.stream)
+                self._empty(before, out)
+                before = (lane, start, size)
+            self._empty(before, out)
+
+    def download_borrowed(self, address: int, out: NDArray[Any]) -> None:
+        """As `download`, of memory whose lender has ordered its work before `stream`: the other lane waits too."""
+        with TURNS:
+            self._driver.wait(self.stream)
+            self.download(address, out)
+
+    def within(self, spans: Iterable[tuple[int, int, int]]) -> None:
+        """Copy (to, from, bytes) each, on the device."""
+        with TURNS:
+            for to, source, size in spans:
+                self._driver.copy(to, source, size, self.stream)
+            self._driver.wait(self.stream)
+
+    def zero(self, address: int, size: int) -> None:
+        with TURNS:
+            self._driver.zero(address, size, self.stream)
+            self._driver.wait(self.stream)
+
+    def _empty(self, filled: tuple[_Lane, int, int] | None, out: NDArray[Any]) -> None:
+        if filled is not None:
+            lane, start, size = filled
+            self._driver.wait(lane.stream)
+            move(address_of(out) + start, lane.pinned, size)
+
+    def __del__(self) -> None:
+        for lane in getattr(self, "_lanes", ()):
+            self._driver.unpin(lane.pinned)
+            self._driver.drop_stream(lane.stream)

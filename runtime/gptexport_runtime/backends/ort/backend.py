@@ -1,0 +1,86 @@
+"""ONNX Runtime as a backend: the graphs of an artifact, each opened when it is first asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from gptexport_runtime.backends.gpu.dlpack import Borrowed
+from gptexport_runtime.backends.ort.binding import Ids, Runner
+from gptexport_runtime.backends.ort.decoder import OrtDecoder
+from gptexport_runtime.backends.ort.graph import OrtGraph
+from gptexport_runtime.backends.ort.options import OpenOptions
+from gptexport_runtime.backends.ort.providers.provider import Provider
+from gptexport_runtime.backends.ort.session import open_session
+from gptexport_runtime.backends.ort.signature import read_signature
+from gptexport_runtime.contract import heads
+from gptexport_runtime.contract.heads import Head
+from gptexport_runtime.contract.model import ModelInfo
+
+
+class OrtBackend:
+    """See base.Backend. Each graph has a session of its own, with its own packed weights."""
+
+    name = "onnxruntime"
+
+    def __init__(self, provider: Provider, files: Mapping[str, Path], options: OpenOptions | None = None) -> None:
+        """
+        Args:
+            files: the graphs, by the name of their head.
+            options: None: the defaults.
+        """
+        self.device = provider.device
+        self.tokens_at_once = provider.tokens_at_once
+        self._options = options or OpenOptions()
+        self.threads = self._options.threads or provider.threads()
+        self._provider, self._files = provider, files
+        self._binding = provider.bind()
+        self._graphs: dict[str, OrtGraph] = {}
+        self._decoders: dict[str, OrtDecoder] = {}
+        self._opening = threading.Lock()
+
+    @property
+    def captured_graphs(self) -> int:
+        graphs: list[OrtGraph | OrtDecoder] = [*self._graphs.values(), *self._decoders.values()]
+        return sum(graph.runner.captured_graphs for graph in graphs)
+
+    def info(self) -> ModelInfo:
+        """See base.Backend. Where graphs are opened when needed, the file is tried as cheaply as can be."""
+        if self._provider.opens_at_load or len(self._files) == 1:
+            return self.open(heads.LOGITS).info
+        path = self._files[heads.LOGITS.name]
+        cheap = OpenOptions(threads=1, prepack=False, spin=False)
+        return read_signature(open_session(path, self._provider, cheap, optimize=False), path, heads.LOGITS).info
+
+    def has(self, head: Head) -> bool:
+        return head.name in self._files
+
+    def open(self, head: Head) -> OrtGraph:
+        graph = self._graphs.get(head.name)
+        if graph is None:
+            with self._opening:
+                graph = self._graphs.get(head.name)
+                if graph is None:
+                    graph = self._graphs[head.name] = OrtGraph(self._runner(head), self._files[head.name], head)
+        return graph
+
+    def open_decoder(self, head: Head) -> OrtDecoder:
+        with self._opening:
+            if head.name not in self._decoders:
+                runner, path = self._runner(head), self._files[head.name]
+                self._decoders[head.name] = OrtDecoder(runner, self._binding, path, head, self.tokens_at_once)
+        return self._decoders[head.name]
+
+    def borrow(self, ids: object) -> Borrowed | None:
+        return self._binding.borrow(ids)
+
+    def read(self, ids: Borrowed) -> Ids:
+        return self._binding.read(ids)
+
+    def _runner(self, head: Head) -> Runner:
+        path = self._files[head.name]
+        # a plan is one block of memory, which is kept while a loop runs, whose trips need as much again
+        open_with = partial(open_session, path, self._provider, self._options, plan=not head.loops)
+        return self._binding.open(lambda captures: open_with(captures=captures), head, self._options, str(path))

@@ -1,0 +1,73 @@
+"""The execution providers of ONNX Runtime that a session can run on, a file each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from gptexport_runtime.backends.ort.package import import_onnxruntime
+from gptexport_runtime.backends.ort.providers.cpu import CPU
+from gptexport_runtime.backends.ort.providers.cuda import CUDA
+from gptexport_runtime.backends.ort.providers.provider import Provider
+from gptexport_runtime.errors import BackendUnavailableError
+
+AUTO = "auto"
+# the one line for each; "auto" takes the first that runs here
+PROVIDERS: list[Provider] = [CUDA, CPU]
+
+_running: set[str] = set()  # providers that were tried in this process, and run
+
+
+def devices() -> list[str]:
+    """What `load` may be asked for."""
+    return [AUTO, *sorted(provider.device for provider in PROVIDERS)]
+
+
+def provider_of(device: str) -> Provider:
+    """The provider that computes on a device.
+
+    Raises:
+        BackendUnavailableError: there is none in this version.
+    """
+    for provider in PROVIDERS:
+        if provider.device == device:
+            return provider
+    known = ", ".join(provider.device for provider in PROVIDERS)
+    raise BackendUnavailableError(f"this version of gptexport-runtime runs nothing on {device!r}, only on {known}.")
+
+
+def why_not(device: str) -> str | None:
+    """None where ONNX Runtime runs on the device; else the first thing in its way, and what to do about it.
+
+    Raises:
+        BackendUnavailableError: ONNX Runtime is missing.
+    """
+    try:
+        provider = provider_of(device)
+    except BackendUnavailableError as error:
+        return str(error)
+    if provider.name in _running:
+        return None
+    reason = provider.why_not(import_onnxruntime())
+    if reason is None:
+        _running.add(provider.name)
+    return reason
+
+
+def find_provider(device: str, runs_on: Collection[str]) -> Provider | None:
+    """The provider for a device of `devices()`; "auto": the first that runs here.
+
+    Args:
+        runs_on: the devices that the artifact is for; empty: any.
+
+    Returns: None where the artifact is not for the device, or "auto" finds none that it is for.
+
+    Raises:
+        BackendUnavailableError: ONNX Runtime is missing, or does not run on the device that was asked for.
+    """
+    if device != AUTO and (reason := why_not(device)) is not None:
+        raise BackendUnavailableError(f'device="{device}" is not available: {reason}')
+    for provider in PROVIDERS:
+        wanted = device in (AUTO, provider.device) and (not runs_on or provider.device in runs_on)
+        if wanted and why_not(provider.device) is None:
+            return provider
+    return None

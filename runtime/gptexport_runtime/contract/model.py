@@ -1,0 +1,92 @@
+"""What an artifact says of its model and of its files, whichever kind of artifact it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+def _positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected a positive integer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a caller must know of the model to feed it. `None`: the artifact does not say."""
+
+    vocab_size: int  # V, of the logits; and ids are 0 ... V-1, but for
+    input_vocab_size: int | None = None  # how many ids there are, where it is not V: a padded head, a start token
+    block_size: int | None = None  # longest T
+    architecture: str = "unknown"
+    n_layer: int | None = None
+    n_head: int | None = None
+    n_embd: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive("vocab_size", self.vocab_size)
+        for name in ("block_size", "input_vocab_size"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+
+    @property
+    def ids(self) -> int:
+        """How many ids the model takes: 0 to this less one."""
+        return self.input_vocab_size or self.vocab_size
+
+    @property
+    def predicted_ids(self) -> int:
+        """How many ids both go in and come out: 0 to this less one. Only those can be compared, scored and fed back."""
+        return min(self.ids, self.vocab_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """A file of the artifact: a plain name beside its description, its size in bytes and its sha256 (hex)."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not self.file or "/" in self.file or "\\" in self.file or self.file.startswith("."):
+            raise ValueError(f"file is {self.file!r}; expected a plain file name")
+
+
+class Description(Protocol):
+    """What describes an artifact: the manifest of a bundle or the sidecar of an engine. Ask it, not its class."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+    @property
+    def model(self) -> Mapping[str, Any]: ...  # the full config, as the exporter wrote it
+    @property
+    def source(self) -> Mapping[str, Any]: ...  # checkpoint format, its sha256, how the GELU was decided
+    @property
+    def dtype(self) -> str: ...  # of the weights: "float32"
+    @property
+    def quantize(self) -> str | None: ...  # how the weights are quantized: "int8"
+    @property
+    def runs_on(self) -> tuple[str, ...]: ...  # the devices whose kernels run it, the usual one first
+    @property
+    def parity(self) -> Mapping[str, Any] | None: ...  # the verdict of `gptexport parity`; None: never checked
+    @property
+    def identity(self) -> Mapping[str, Any]: ...  # hashes of its files, by the names that a verdict has for them
+    @property
+    def what(self) -> str: ...  # the files that `identity` is of, for people: "these graphs and weights"
+    def why_stale(self) -> str | None: ...  # why `parity` is not about these files; None: it is, or there is none
+
+
+def why_stale(description: Description, files: Mapping[str, str]) -> str | None:
+    """Why the verdict is not about the artifact as it is described now; None where it is, or where there is none.
+
+    Args:
+        files: the keys of `identity`, each with the noun that names its files: {"engine_sha256": "another engine"}.
+    """
+    if description.parity is None:
+        return None
+    for key, noun in files.items():
+        if description.parity.get(key) != description.identity[key]:
+            return f"its parity verdict does not belong to it: it was measured on {noun}."
+    return None
