@@ -218,7 +218,7 @@ def test_weights_lie_on_pages_each_once_with_zeros_between(name: str, bundles: d
     assert all(offset % 4096 == 0 for offset, _, _ in ordered)
     ends = [offset + length for offset, length, _ in ordered]
     content, last_line = data[: ends[-1]], data[ends[-1] :]
-    assert last_line == f"gptexport weights {hashlib.sha256(content).hexdigest()}\n".encode()
+    assert last_line == f"gptexport-weights {hashlib.sha256(content).hexdigest()}\n".encode()
     for end, (offset, _, _) in zip(ends, ordered[1:], strict=False):
         assert end <= offset and not any(data[end:offset])
     assert len({(kind, data[offset : offset + length]) for offset, length, kind in ordered}) == len(ordered)

@@ -14,7 +14,7 @@ from pathlib import Path
 from gptexport_runtime.contract.names import META_WEIGHTS
 from gptexport_runtime.files import open_regular
 
-PREFIX = b"gptexport weights "
+PREFIX = b"gptexport-weights "
 LENGTH = len(PREFIX) + 64 + 1
 _SEAL = re.compile(re.escape(PREFIX) + rb"([0-9a-f]{64})\n")
 
