@@ -65,6 +65,7 @@ class Precision:
     quantized: bool = False
     quantizer: Callable[[], Quantizer] | None = None  # imports what makes such weights; of a quantized precision
     runs_on_cpu: bool = True  # ONNX Runtime's CPU provider has kernels for it
+    plain_onnx: bool = True  # its graphs need no operator of ONNX Runtime's own
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -148,6 +149,7 @@ INT8 = Precision(
     max_relative_rms=2e-1,
     quantized=True,
     quantizer=_int8,
+    plain_onnx=False,
 )
 PRECISIONS = {precision.name: precision for precision in (FLOAT32, FLOAT16, BFLOAT16, INT8)}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gptexport.errors import ExportError
 from gptexport.export.targets import PORTABLE, TARGETS, Target
-from gptexport.precision import FLOAT32, Precision, dtypes, precision_of, quantizations
+from gptexport.precision import FLOAT32, PRECISIONS, Precision, dtypes, precision_of, quantizations
 from gptexport_runtime.contract.heads import HEADS, LOGITS, Head
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ class Recipe:
                 f"target {self.target} with opset {self.opset}: it fuses attention, which is one node since opset "
                 f"{self.target.min_opset}. Leave opset out."
             )
-        if self.precision not in self.target.precisions:
-            there = ", ".join(precision.name for precision in self.target.precisions)
-            others = [target.name for target in TARGETS.values() if self.precision in target.precisions]
+        if not self.target.takes(self.precision):
+            there = ", ".join(precision.name for precision in PRECISIONS.values() if self.target.takes(precision))
+            others = [target.name for target in TARGETS.values() if target.takes(self.precision)]
             advice = f"Pass target {' or '.join(others)}, or another precision." if others else "Pass another one."
             raise ExportError(
                 f"{self.precision.word} {self.precision.name} with target {self.target}: its kernels are for {there}. "

@@ -53,7 +53,7 @@ def _load(source: str, choices: Mapping[str, str], vocab_size: int | None, block
     if isinstance(stored, Foreign):
         advice = f". {stored.advice}" if stored.advice else ""
         raise UnknownCheckpointError(f"{path}: {stored.what}{advice}")
-    return _finish(stored, choices, vocab_size, block_size)
+    return build(stored, choices, vocab_size, block_size)
 
 
 def read(path: Path) -> Stored | Foreign:
@@ -112,7 +112,21 @@ def sha256_of(files: tuple[Path, ...]) -> str:
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in sorted(hashes)).encode()).hexdigest()
 
 
-def _finish(stored: Stored, choices: Mapping[str, str], vocab_size: int | None, block_size: int | None) -> Checkpoint:
+def build(
+    stored: Stored,
+    choices: Mapping[str, str] | None = None,
+    vocab_size: int | None = None,
+    block_size: int | None = None,
+) -> Checkpoint:
+    """Compare what was opened with its config, cut it to size, and build the model.
+
+    Args:
+        choices: values of assumptions that override what the checkpoint or its format says.
+
+    Raises:
+        CheckpointError: the weights are not those that the config calls for, or a size is more than the checkpoint's.
+    """
+    choices = choices or {}
     check_weights(stored)  # whole, before anything is cut from it
     config = replace(
         stored.config,

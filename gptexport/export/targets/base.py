@@ -50,7 +50,7 @@ class Target:
 
     name: str
     help: str  # what it is, for --help
-    precisions: tuple[Precision, ...]
+    takes: Callable[[Precision], bool]  # whether its graphs can compute in a precision
     min_opset: int = 18
     runs_on: Callable[[Precision], tuple[str, ...]] = _anywhere  # devices that have kernels for its graphs
     prepare: Callable[[Trace, Precision], Audit] = _nothing  # changes graph and weights, before heads are derived

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gptexport.export.targets.base import Target
-from gptexport.precision import FLOAT32, INT8, Precision
+from gptexport.precision import FLOAT32, Precision
 
 if TYPE_CHECKING:
     from gptexport.export.cached import Attend
@@ -44,7 +44,7 @@ def _rewrites(_precision: Precision) -> Sequence[Rewrite]:
 CPU = Target(
     name="cpu",
     help="fused for ONNX Runtime on a CPU",
-    precisions=(FLOAT32, INT8),
+    takes=lambda precision: precision.dtype == FLOAT32.dtype,  # its fused kernels compute in nothing else
     min_opset=23,
     prepare=_prepare,
     attend=_attend,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gptexport.errors import ExportError
 from gptexport.export.targets.base import Kernels, Target
-from gptexport.precision import BFLOAT16, FLOAT16, FLOAT32, Precision
+from gptexport.precision import Precision
 from gptexport_runtime.contract.heads import Head
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _checked() -> str:
 CUDA = Target(
     name="cuda",
     help="fused for ONNX Runtime on a GPU",
-    precisions=(FLOAT32, FLOAT16, BFLOAT16),
+    takes=lambda precision: not precision.quantized,
     min_opset=23,
     runs_on=_runs_on,
     attend=_attend,

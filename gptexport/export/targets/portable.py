@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 from gptexport.export.targets.base import Target
-from gptexport.precision import BFLOAT16, FLOAT16, FLOAT32
 
-PORTABLE = Target(name="portable", help="plain ONNX for any runtime", precisions=(FLOAT32, FLOAT16, BFLOAT16))
+PORTABLE = Target(name="portable", help="plain ONNX for any runtime", takes=lambda precision: precision.plain_onnx)
