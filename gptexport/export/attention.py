@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
+from onnx_ir.tape import Tape
 
-from gptexport.export.irtools import input_of, only_reader, producer
+from gptexport.export.irtools import constant, input_of, only_reader, producer
 
 OP_TYPE = "Attention"  # of ONNX, since opset 23
 HEADS_FIRST = [0, 2, 1, 3]  # (B,T,n_head,head_size) <-> (B,n_head,T,head_size)
@@ -92,6 +93,27 @@ class Attention:
         _, n, _, size = heads.shape
         whole = isinstance(n, int) and isinstance(size, int) and source.shape[-1] == n * size
         return source if whole and len(source.shape) == 3 and source.shape[:2] == cut.shape[:2] else None
+
+
+def flatten(tape: Tape, heads: ir.Value) -> ir.Value:
+    """(B,T,n * head_size) of heads (B,n,T,head_size): what was turned to make them, where they were turned."""
+    turned = heads.producer()
+    if turned is not None and turned.op_type == "Transpose" and _perm(turned) == HEADS_FIRST:
+        by_position = turned.inputs[0]
+    else:
+        by_position = tape.op("Transpose", [heads], {"perm": HEADS_FIRST})
+    assert by_position is not None and heads.shape is not None
+    flat = tape.op("Reshape", [by_position, constant(tape, [0, 0, -1])])
+    _, n, _, size = heads.shape
+    assert isinstance(n, int) and isinstance(size, int)
+    flat.type, flat.shape = heads.type, ir.Shape([heads.shape[0], heads.shape[2], n * size])
+    return flat
+
+
+def unflatten(tape: Tape, flat: ir.Value, attention: Attention) -> ir.Value:
+    """The attention's result (B,n_head,T,head_size) of the same with heads side by side."""
+    by_position = tape.op("Reshape", [flat, constant(tape, [0, 0, attention.n_head, attention.head_size])])
+    return tape.op("Transpose", [by_position], {"perm": HEADS_FIRST})
 
 
 def describe(node: ir.Node) -> Attention | None:

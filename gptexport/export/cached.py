@@ -12,15 +12,25 @@ from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
+from gptexport.errors import ExportError
 from gptexport.export.attention import OP_TYPE, Attention
 from gptexport.export.irtools import MICROSOFT, constant, size_of
+from gptexport.export.masks import Mask, evaluate_mask
 from gptexport.export.rewrites import Audit
 from gptexport.export.rewrites.group_query_attention import OP_TYPE as GROUP_QUERY_ATTENTION
-from gptexport.export.rewrites.group_query_attention import attributes_of, takes
+from gptexport.export.rewrites.group_query_attention import attributes_of, side_by_side, take_result, takes
+from gptexport.export.rewrites.positions import LARGEST_TABLE
+from gptexport.export.sizes import Sizes
+from gptexport.export.trace import Trace
 
 T_ = TypeVar("T_")
+
+
+Visible = Callable[["CachedStep", Tape], ir.Value]  # makes the mask (B,1,T,S): what of the cache each new token sees
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +42,7 @@ class CachedLayer:
     past_value: ir.Value
     present_key: ir.Value
     present_value: ir.Value
+    visible: Visible
 
 
 class CachedStep:
@@ -92,7 +103,7 @@ def scatter_and_mask(step: CachedStep, layer: CachedLayer) -> None:
     ScatterND writes into its input where a session binds input and output to the same memory.
     """
     graph, attention = step.graph, layer.attention
-    mask, indices = step.shared(_mask), step.shared(CacheIndices(attention.n_kv_head))
+    mask, indices = step.shared(layer.visible), step.shared(CacheIndices(attention.n_kv_head))
     node = attention.node
     for past, new, present in (
         (layer.past_key, attention.key, layer.present_key),
@@ -110,7 +121,7 @@ def scatter_and_mask(step: CachedStep, layer: CachedLayer) -> None:
 
 
 def group_query_attention(lengths: Lengths) -> Attend:
-    """GroupQueryAttention, where its kernel takes the heads and q, k and v come packed; else `scatter_and_mask`.
+    """GroupQueryAttention, where its kernel computes the attention; else `scatter_and_mask`.
 
     It takes several tokens a row only for rows that are all empty, or for a single row.
 
@@ -120,20 +131,22 @@ def group_query_attention(lengths: Lengths) -> Attend:
 
     def attend(step: CachedStep, layer: CachedLayer) -> None:
         attention = layer.attention
-        qkv, out = attention.packed, attention.merged
         if not takes(attention):
             scatter_and_mask(step, layer)
             return
-        step.count(GROUP_QUERY_ATTENTION, achieved=qkv is not None and out is not None)
-        if qkv is None or out is None:
-            scatter_and_mask(step, layer)
-            return
-        inputs = [qkv, None, None, layer.past_key, layer.past_value, *step.shared(lengths)]
-        results = [ir.Value(type=out.type, shape=out.shape), layer.present_key, layer.present_value]
-        fused = ir.node(GROUP_QUERY_ATTENTION, inputs, attributes_of(attention), domain=MICROSOFT, outputs=results)
+        inputs, out = side_by_side(attention)
+        result = ir.Value(type=out.type, shape=out.shape)
+        fused = ir.node(
+            GROUP_QUERY_ATTENTION,
+            [*inputs, layer.past_key, layer.past_value, *step.shared(lengths)],
+            attributes_of(attention),
+            domain=MICROSOFT,
+            outputs=[result, layer.present_key, layer.present_value],
+        )
         step.graph.insert_before(attention.node, fused)
         step.graph.opset_imports[MICROSOFT] = 1
-        out.replace_all_uses_with(results[0])
+        take_result(attention, result, out)
+        step.count(GROUP_QUERY_ATTENTION, achieved=True)
 
     return attend
 
@@ -157,11 +170,91 @@ class CacheIndices:
         return tape.op("Concat", [tape.op("Expand", [part, shape]) for part in parts], {"axis": 3})
 
 
-def _mask(step: CachedStep, tape: Tape) -> ir.Value:
+def up_to_its_own(step: CachedStep, tape: Tape) -> ir.Value:
     """(B,1,T,S) bool: a token attends to the cache's positions up to its own."""
+    return tape.op("LessOrEqual", [_held(step, tape), _own(step, tape)])
+
+
+@dataclass(frozen=True)
+class Within:
+    """(B,1,T,S) bool: of those, to the last `window`, its own among them."""
+
+    window: int
+
+    def __call__(self, step: CachedStep, tape: Tape) -> ir.Value:
+        held, own = _held(step, tape), _own(step, tape)
+        first = tape.op("Sub", [own, constant(tape, self.window - 1)])
+        return tape.op("And", [tape.op("LessOrEqual", [held, own]), tape.op("GreaterOrEqual", [held, first])])
+
+
+@dataclass(frozen=True, eq=False)
+class FromTable:
+    """(B,1 or n_head,T,S): the rows of a mask (n,block_size,block_size) at the tokens' positions, as far as S."""
+
+    table: ir.Value
+
+    def __call__(self, step: CachedStep, tape: Tape) -> ir.Value:
+        by_position = tape.op("Transpose", [self.table], {"perm": [1, 0, 2]})  # (block_size,n,block_size)
+        rows = tape.op("Gather", [by_position, step.positions])  # (B,T,n,block_size)
+        turned = tape.op("Transpose", [rows], {"perm": [0, 2, 1, 3]})
+        S = size_of(tape, step.past_key, 2)
+        return tape.op("Slice", [turned, constant(tape, [0]), S, constant(tape, [3])])
+
+
+def attends(trace: Trace, sizes: Sizes, attention: Attention, block_size: int) -> Visible:
+    """What of the cache a token of this attention sees.
+
+    Raises:
+        ExportError: later tokens, or its mask depends on tokens.
+    """
+    if any(attention.node.inputs[4:]):
+        raise ExportError("attention has a cache of its own")
+    value = attention.node.inputs[3] if len(attention.node.inputs) > 3 else None
+    if value is None:
+        if not attention.causal:
+            raise ExportError("attention sees later tokens: it is not causal")
+        return up_to_its_own
+    mask = evaluate_mask(sizes, value, block_size)
+    if mask.looks_ahead and not attention.causal:
+        raise ExportError("attention sees later tokens: its mask is not causal")
+    seen = mask.visible & np.tri(block_size, dtype=bool)  # (...,block_size,block_size)
+    weighs = mask.values.dtype != np.bool_ and bool(mask.values[seen].any())
+    one = seen.size == block_size**2
+    if one and not weighs and (window := _window(seen.reshape(block_size, block_size))) is not None:
+        return Within(window) if window < block_size else up_to_its_own
+    return FromTable(_store(trace, value, mask, seen))
+
+
+def _window(seen: NDArray[np.bool_]) -> int | None:
+    """How many positions each sees, its own among them, if they are the last ones."""
+    window = int(seen[-1].sum())
+    T = len(seen)
+    return window if (seen == (np.tri(T, dtype=bool) & ~np.tri(T, k=-window, dtype=bool))).all() else None
+
+
+def _store(trace: Trace, value: ir.Value, mask: Mask, seen: NDArray[np.bool_]) -> ir.Value:
+    """The mask as a weight (n,block_size,block_size), with what lies ahead hidden."""
+    name = f"{value.name}.table"
+    if name not in trace.graph.initializers:
+        hidden = seen if mask.values.dtype == np.bool_ else np.where(seen, mask.values, np.finfo(np.float32).min)
+        table = hidden.reshape(-1, *hidden.shape[-2:])
+        if table.nbytes > LARGEST_TABLE:
+            raise ExportError(f"a mask takes {table.nbytes / 1e6:,.0f} MB as a table; expected at most 64")
+        assert value.dtype is not None
+        trace.weights[name] = torch.from_numpy(table).to(ir.tensor_adapters.to_torch_dtype(value.dtype))
+        trace.graph.initializers[name] = ir.Value(name=name, type=value.type, shape=ir.Shape(table.shape))
+    return trace.graph.initializers[name]
+
+
+def _held(step: CachedStep, tape: Tape) -> ir.Value:
+    """(S): the cache's positions."""
     S = tape.op("Squeeze", [size_of(tape, step.past_key, 2)])
-    held = tape.op("Range", [constant(tape, 0), S, constant(tape, 1)])
-    return tape.op("LessOrEqual", [held, tape.op("Unsqueeze", [step.positions, constant(tape, [1, 3])])])
+    return tape.op("Range", [constant(tape, 0), S, constant(tape, 1)])
+
+
+def _own(step: CachedStep, tape: Tape) -> ir.Value:
+    """(B,1,T,1): the new tokens' own."""
+    return tape.op("Unsqueeze", [step.positions, constant(tape, [1, 3])])
 
 
 def lengths_of_rows(step: CachedStep, tape: Tape) -> tuple[ir.Value, ir.Value]:

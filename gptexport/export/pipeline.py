@@ -23,6 +23,7 @@ from gptexport.export.heads import HEAD_GRAPHS
 from gptexport.export.irtools import MICROSOFT
 from gptexport.export.layout import Layout, layout_for
 from gptexport.export.normalize import normalize
+from gptexport.export.rewrites.by_hand import recognise_attention
 from gptexport.export.targets import PORTABLE
 from gptexport.export.trace import Trace, trace_logits
 from gptexport.export.verify import (
@@ -67,6 +68,7 @@ class _Traced:
     samples: list[Sample]  # what the eager model says
     parameters: int
     notes: tuple[str, ...]
+    recognised: bool  # attention was made one node of what was traced
 
 
 @dataclass
@@ -127,32 +129,51 @@ def export(
     _check_tokenizer(recipe, checkpoint.vocab_size)
     with staged(out, force=force) as folder:
         traced = _trace(checkpoint, recipe, limits, progress)
-        graphs, left_out = _derive(traced.trace, recipe, layout)
-        bare = _structure(traced)
-        for graph in graphs:
-            _rewrite(graph.trace, recipe, limits)
-        progress(f"writing {traced.trace.weight_bytes / 1e6:,.0f} MB of weights")
-        weights = layout.weights(folder, traced.trace.weight_bytes)
-        for graph in graphs:
-            weights.take(graph.trace.weights)
-        weights_file = weights.close()
-        for graph in graphs:
-            graph.file = write_graph(graph.trace.model, weights, folder / layout.graph_name(graph.head))
-        traced = _let_go(bare, graphs)
-        progress(f"checking {', '.join(graph.file.file for graph in graphs if graph.file)}")
-        graphs = _verify(graphs, left_out, traced, checkpoint.architecture.strict, recipe, limits, weights, folder)
-        manifest = _describe(checkpoint, recipe, traced, graphs, left_out, weights_file, folder)
-        layout.finish(folder, manifest)
+        try:
+            done = _make(checkpoint, recipe, layout, limits, folder, traced, progress)
+        except ExportError as error:
+            if not traced.recognised:
+                raise
+            progress(f"again, with attention as it was traced: {error}")
+            traced = _trace(checkpoint, recipe, limits, progress, recognise=False)
+            done = _make(checkpoint, recipe, layout, limits, folder, traced, progress)
+        layout.finish(folder, done.manifest)
+    return replace(done, path=out)
+
+
+def _make(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    layout: Layout,
+    limits: Limits,
+    folder: Path,
+    traced: _Traced,
+    progress: Progress,
+) -> Exported:
+    """Derive, rewrite, write and verify the graphs of a traced model; the manifest is not written yet."""
+    graphs, left_out = _derive(traced.trace, recipe, layout)
+    bare = _structure(traced)
+    for graph in graphs:
+        _rewrite(graph.trace, recipe, limits)
+    progress(f"writing {traced.trace.weight_bytes / 1e6:,.0f} MB of weights")
+    weights = layout.weights(folder, traced.trace.weight_bytes)
+    for graph in graphs:
+        weights.take(graph.trace.weights)
+    weights_file = weights.close()
+    for graph in graphs:
+        graph.file = write_graph(graph.trace.model, weights, folder / layout.graph_name(graph.head))
+    traced = _let_go(bare, graphs)
+    progress(f"checking {', '.join(graph.file.file for graph in graphs if graph.file)}")
+    graphs = _verify(graphs, left_out, traced, checkpoint.architecture.strict, recipe, limits, weights, folder)
+    manifest = _describe(checkpoint, recipe, traced, graphs, left_out, weights_file, folder)
     size = sum(entry.bytes for entry in (*manifest.graphs.values(), *([weights_file] if weights_file else [])))
-    notes = (
-        *traced.notes,
-        *(
-            f"{graph.head.file}: {', '.join(graph.undone)} undone, which made it another function"
-            for graph in graphs
-            if graph.undone
-        ),
+    undone = (
+        f"{graph.head.file}: {', '.join(graph.undone)} undone, which made it another function"
+        for graph in graphs
+        if graph.undone
     )
-    return Exported(out, manifest, max(graph.error for graph in graphs), _run_of(recipe), size, notes)
+    notes = (*traced.notes, *undone)
+    return Exported(folder, manifest, max(graph.error for graph in graphs), _run_of(recipe), size, notes)
 
 
 def _check_tokenizer(recipe: Recipe, vocab_size: int) -> None:
@@ -164,7 +185,9 @@ def _check_tokenizer(recipe: Recipe, vocab_size: int) -> None:
         )
 
 
-def _trace(checkpoint: Checkpoint, recipe: Recipe, limits: Limits, progress: Progress) -> _Traced:
+def _trace(
+    checkpoint: Checkpoint, recipe: Recipe, limits: Limits, progress: Progress, *, recognise: bool = True
+) -> _Traced:
     """Trace and normalize a copy of the model in the recipe's precision, and prepare it for the target."""
     precision, notes = recipe.precision, []
     quantizer = precision.quantizer() if precision.quantizer is not None else None
@@ -176,12 +199,15 @@ def _trace(checkpoint: Checkpoint, recipe: Recipe, limits: Limits, progress: Pro
     progress(f"tracing at opset {recipe.opset}")
     trace = trace_logits(model, block_size=limits.block_size, opset=recipe.opset)
     normalize(trace, model, block_size=limits.block_size, vocab_size=checkpoint.vocab_size)
+    if recognise:
+        trace.audit.update(recognise_attention(trace, block_size=limits.block_size))
+    recognised = any(row["achieved"] for row in trace.audit.values())
     reference = _in_dtype(model, torch.float32) if needs_float32(recipe) else model
     samples = take_samples(reference, checkpoint.model, limits, longest=trace.longest)
     if quantizer is not None:
         trace.audit.update(quantizer.quantize(trace))
     trace.audit.update(recipe.target.prepare(trace, precision))
-    return _Traced(trace, samples, sum(p.numel() for p in model.parameters()), tuple(notes))
+    return _Traced(trace, samples, sum(p.numel() for p in model.parameters()), tuple(notes), recognised)
 
 
 def _in_dtype(model: nn.Module, dtype: torch.dtype, *, copied: bool = False) -> nn.Module:
@@ -312,9 +338,10 @@ def _describe(
 ) -> Manifest:
     target, precision = recipe.target, recipe.precision
     logits = graphs[0]
-    fused = {**traced.trace.audit, **logits.trace.audit}
-    counts = Counter(node.op_type for node in logits.trace.graph)
-    audit = fused or compare_counts(traced.trace.expected, counts)
+    audit = {**traced.trace.audit, **logits.trace.audit}
+    if not recipe.target.rewrites(recipe.precision):
+        counts = Counter(node.op_type for node in logits.trace.graph)
+        audit = {**compare_counts(traced.trace.expected, counts), **audit}
     if checkpoint.architecture.strict:
         check_audit(audit)
     checked = {"run": _run_of(recipe).value}

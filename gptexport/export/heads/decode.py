@@ -8,49 +8,22 @@ cache) and the single step (T = 1). Nothing here copies the cache: a session bin
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from gptexport.errors import ExportError
 from gptexport.export.attention import Attention, attentions
-from gptexport.export.cached import CachedLayer, CachedStep
+from gptexport.export.cached import CachedLayer, CachedStep, Visible, attends
 from gptexport.export.heads import last
-from gptexport.export.rewrites.positions import check_counted, count_from
+from gptexport.export.positionwise import check_positionwise
+from gptexport.export.rewrites.positions import count_from, look_up_sizes
+from gptexport.export.sizes import Sizes
 from gptexport.export.trace import Trace
 from gptexport.recipe import Recipe
 from gptexport_runtime.contract import heads
-from gptexport_runtime.contract.names import AXIS_B, AXIS_S, PAST_LENGTHS, past_names, present_names
-
-# What may stand between two attentions: it treats every position alike. Anything else may look at T, and would see the
-# new tokens alone.
-POSITIONWISE = {
-    "Add",
-    "Attention",
-    "Cast",
-    "Concat",
-    "Constant",
-    "Div",
-    "DynamicQuantizeMatMul",
-    "Erf",
-    "Gather",
-    "GatherND",
-    "Gelu",
-    "Identity",
-    "LayerNormalization",
-    "MatMul",
-    "Mul",
-    "Relu",
-    "Reshape",
-    "Shape",
-    "Sigmoid",
-    "Split",
-    "Sqrt",
-    "Squeeze",
-    "Sub",
-    "Tanh",
-    "Transpose",
-    "Unsqueeze",
-}
+from gptexport_runtime.contract.names import AXIS_B, AXIS_S, META_BLOCK_SIZE, PAST_LENGTHS, past_names, present_names
 
 
 def build(logits: Trace, recipe: Recipe) -> Trace:
@@ -61,18 +34,23 @@ def build(logits: Trace, recipe: Recipe) -> Trace:
     overwritten by the tokens to come.
 
     Raises:
-        ExportError: the forward has something else than causal attention, positions from a table, and a linear head.
+        ExportError: something else than causal attention looks across positions, or there is no linear head.
     """
-    trace = last.build(logits, recipe, heads.DECODE)
-    graph = trace.graph
+    made = last.build(logits, recipe, heads.DECODE)
+    trace = replace(made, weights=dict(made.weights))  # which gets tables of its own
+    graph, block_size = trace.graph, int(trace.model.metadata_props[META_BLOCK_SIZE])
+    lengths = graph.inputs[1]
     past_lengths = ir.Value(name=PAST_LENGTHS, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([AXIS_B]))
     step = CachedStep(graph, past_lengths)
-    count_from(graph, step.positions)
+    count_from(trace, step.positions)
     RemoveUnusedNodesPass()(trace.model)
-    check_counted(graph)
-    found = _causal_attentions(graph)
-
-    layers = [_layer(number, attention) for number, attention in enumerate(found)]
+    look_up_sizes(trace, step.positions, block_size)
+    sizes = Sizes(graph, trace.weights, step.positions)
+    check_positionwise(graph, sizes.on_tokens, but=_behind(lengths))
+    layers = [
+        _layer(number, attention, attends(trace, sizes, attention, block_size))
+        for number, attention in enumerate(_attentions(graph))
+    ]
     step.begin(layers)
     attend = recipe.target.attend(recipe.precision)
     for layer in layers:
@@ -83,32 +61,36 @@ def build(logits: Trace, recipe: Recipe) -> Trace:
     return trace
 
 
-def _causal_attentions(graph: ir.Graph) -> list[Attention]:
+def _attentions(graph: ir.Graph) -> list[Attention]:
     """Every attention, in the order of the layers.
 
     Raises:
-        ExportError: one is not causal over what the forward got, or another operation may look across positions.
+        ExportError: there is none, or one whose heads are not known.
     """
-    other = sorted({node.op_type for node in graph} - POSITIONWISE)
     nodes = [node for node in graph if node.op_type == "Attention"]
     found = attentions(graph)
-    plain = len(found) == len(nodes) and all(attention.plain for attention in found)
-    if other or not nodes or not plain:
-        what = ", ".join(other) if plain else "attention with a mask, or that is not causal"
-        if not nodes:
-            what = "no scaled_dot_product_attention that the opset, 23 or later, keeps whole"
+    if not nodes or len(found) != len(nodes):
         raise ExportError(
-            f"the forward has {what}; expected scaled_dot_product_attention(is_causal=True), and nothing else that "
-            "looks across positions"
+            "the forward has no attention that is one node: scaled_dot_product_attention, which the opset, 23 or "
+            "later, keeps whole, or softmax(q @ k.T) @ v with a causal mask that depends on no token"
         )
     return found
 
 
-def _layer(number: int, attention: Attention) -> CachedLayer:
+def _behind(value: ir.Value) -> set[ir.Value]:
+    """All that is computed from a value."""
+    found = {value}
+    for use in value.uses():
+        for output in use.node.outputs:
+            found |= _behind(output)
+    return found
+
+
+def _layer(number: int, attention: Attention, visible: Visible) -> CachedLayer:
     """The attention of a layer, with its past and present keys and values (B, n_kv_head, S, head_size)."""
     shape = ir.Shape([AXIS_B, attention.n_kv_head, AXIS_S, attention.head_size])
     past, present = (
         [ir.Value(name=name, type=attention.key.type, shape=shape) for name in names]
         for names in (past_names(number), present_names(number))
     )
-    return CachedLayer(attention, *past, *present)
+    return CachedLayer(attention, past[0], past[1], present[0], present[1], visible)

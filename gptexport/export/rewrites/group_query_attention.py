@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from gptexport.export.attention import Attention, attentions
+from gptexport.export.attention import Attention, attentions, flatten, unflatten
 from gptexport.export.irtools import MICROSOFT, constant, replace
 from gptexport.export.rewrites import Audit, Rewrite, counted
 from gptexport.recipe import Limits
@@ -22,26 +22,48 @@ FLASH_MIN_LENGTH = 769  # tokens from which the flash kernel is faster than atte
 
 def fuse_attention(graph: ir.Graph, limits: Limits) -> Audit:
     """Before: ONNX's Attention. After: GroupQueryAttention; an If of two where rows may be long enough for both."""
-    expected = [attention for attention in attentions(graph) if takes(attention)]
-    packed = [
-        (attention, qkv, out)
-        for attention in expected
-        if attention.plain and (qkv := attention.packed) is not None and (out := attention.merged) is not None
-    ]
-    if packed:
+    found = [attention for attention in attentions(graph) if takes(attention)]
+    if found:
         seqlens, total = _lengths(graph)
         is_long = _is_long(graph, total) if limits.block_size >= FLASH_MIN_LENGTH else None
-        for attention, qkv, out in packed:
-            inputs = [qkv, None, None, None, None, seqlens, total]
-            fused = _node(attention, inputs, out, is_long)
+        for attention in found:
+            inputs, out = side_by_side(attention)
+            fused = _node(attention, [*inputs, None, None, seqlens, total], out, is_long)
             graph.insert_before(attention.node, fused)
-            replace(out, fused.outputs[0])
-    return counted(OP_TYPE, len(expected), len(packed))
+            take_result(attention, fused.outputs[0], out)
+    return counted(OP_TYPE, len(found), len(found))
+
+
+def side_by_side(attention: Attention) -> tuple[list[ir.Value | None], ir.Value]:
+    """The operator's query, key and value, packed in one where they come so; and what its result (B,T,C) stands for."""
+    packed, merged, graph = attention.packed, attention.merged, attention.node.graph
+    assert graph is not None
+    tape = Tape()
+    inputs: list[ir.Value | None] = [packed, None, None]
+    if packed is None:
+        inputs = [flatten(tape, heads) for heads in (attention.query, attention.key, attention.value)]
+        graph.insert_before(attention.node, tape.nodes)
+    return inputs, merged if merged is not None else attention.node.outputs[0]
+
+
+def take_result(attention: Attention, result: ir.Value, out: ir.Value) -> None:
+    """Let what read the attention's result read the fused one, heads side by side."""
+    graph, own = attention.node.graph, attention.node.outputs[0]
+    assert graph is not None and own.shape is not None
+    if out is own:
+        tape = Tape()
+        result.type = own.type
+        result.shape = ir.Shape([own.shape[0], own.shape[2], attention.n_head * attention.head_size])
+        own_again = unflatten(tape, result, attention)
+        graph.insert_before(attention.node, tape.nodes)
+        replace(own, own_again)
+    else:
+        replace(out, result)
 
 
 def takes(attention: Attention) -> bool:
-    """Whether the kernel has the size of its heads."""
-    return attention.head_size % HEAD_SIZE_MULTIPLE == 0
+    """Whether the kernel computes it: causality is all that it adds, and its heads are of such a size."""
+    return attention.plain and attention.head_size % HEAD_SIZE_MULTIPLE == 0
 
 
 def attributes_of(attention: Attention) -> dict[str, int | float]:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
+import torch
 from onnx_ir.tape import Tape
 
 from gptexport.errors import ExportError
+from gptexport.export.attention import OP_TYPE
 from gptexport.export.irtools import constant, number
+from gptexport.export.positionwise import ELEMENTWISE
+from gptexport.export.sizes import Sizes, length_axes
+from gptexport.export.trace import Trace
 from gptexport_runtime.contract.names import AXIS_B, AXIS_T
 
+LARGEST_TABLE = 64 << 20  # bytes
 
-def count_from(graph: ir.Graph, positions: ir.Value) -> None:
-    """Whatever the forward looks up for 0 ... T-1, it looks up for `positions` (B,T) instead, in place.
+
+def count_from(trace: Trace, positions: ir.Value) -> None:
+    """Where a forward adds the rows 0 ... T-1 of a table to the tokens, it adds those of `positions` (B,T), in place.
 
     Known are a table that is read by torch.arange(T), in any shape, and the first T rows of a table, as a parameter
     or a buffer is cut; a model without positions has neither. Whether it is the same function then, running it tells.
     """
+    graph = trace.graph
+    on_tokens = Sizes(graph, trace.weights).on_tokens
     for node in list(graph):
         table = node.inputs[0] if node.inputs else None
-        if table is None or not table.is_initializer():
+        if table is None or not table.is_initializer() or not _meets(node.outputs[0], on_tokens):
             continue
         if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0 and counts_up(node.inputs[1]):
             node.replace_input_with(1, positions)
@@ -27,14 +37,72 @@ def count_from(graph: ir.Graph, positions: ir.Value) -> None:
             _look_up(graph, node, table, axis, positions)
 
 
-def check_counted(graph: ir.Graph) -> None:
-    """After `count_from`, and after what it left unused was removed: does anything else count?
+def _meets(rows: ir.Value, on_tokens: set[ir.Value]) -> bool:
+    """Whether all that reads `rows` (T,C) or (1,T,C) combines them with tokens (B,T,C), element by element."""
+    return (
+        rows.shape is not None
+        and len(rows.shape) in (2, 3)
+        and all(
+            use.node.op_type in ELEMENTWISE
+            and len(use.node.outputs[0].shape or ()) == 3
+            and any(value in on_tokens for value in use.node.inputs)
+            for use in rows.uses()
+        )
+    )
+
+
+def look_up_sizes(trace: Trace, positions: ir.Value, block_size: int) -> None:
+    """What else depends on T and on no token - a rotary table cut or computed - is read at `positions`, in place.
+
+    It is evaluated once for all positions, stored as a table, and read where it meets the tokens. Masks are left to
+    attention.
 
     Raises:
-        ExportError: it does, and would count the new tokens alone.
+        ExportError: it meets them otherwise than element by element, or differs from row to row of something else.
     """
-    if any(node.op_type == "Range" for node in graph):
-        raise ExportError("the forward uses torch.arange(T) for something else than to read a table of positions")
+    sizes = Sizes(trace.graph, trace.weights, positions)
+    on_tokens = sizes.on_tokens
+    rows: dict[tuple[ir.Value, int], ir.Value] = {}
+    for node in list(trace.graph):
+        if not any(value in on_tokens for value in node.inputs) or node.op_type == OP_TYPE:
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is None or value in on_tokens or not length_axes(value):
+                continue
+            if node.op_type not in ELEMENTWISE:
+                raise ExportError(f"{node.op_type} meets positions otherwise than element by element")
+            rank = len(node.outputs[0].shape or ())
+            if (value, rank) not in rows:
+                rows[value, rank] = _read_at(trace, node, value, rank, positions, block_size, sizes)
+            node.replace_input_with(index, rows[value, rank])
+
+
+def _read_at(
+    trace: Trace, node: ir.Node, value: ir.Value, rank: int, positions: ir.Value, block_size: int, sizes: Sizes
+) -> ir.Value:
+    """(B,1,...,T,...) of `rank` axes: the rows of what `value` is for every position, at `positions` (B,T)."""
+    (axis, *others) = length_axes(value)
+    table = sizes.evaluate(value, T=block_size)
+    if others or any(size != 1 for size in table.shape[:axis]) or table.shape[axis] != block_size:
+        raise ExportError(f"{node.op_type} meets sizes of shape {value.shape}; expected one row a position")
+    if table.nbytes > LARGEST_TABLE:
+        raise ExportError(f"a table of positions takes {table.nbytes / 1e6:,.0f} MB; expected at most 64")
+    after = table.shape[axis + 1 :]
+    assert value.dtype is not None
+    name = f"{value.name}.table"
+    stored = ir.Value(name=name, type=value.type, shape=ir.Shape([block_size, *after]))
+    trace.graph.initializers[name] = stored
+    flat = torch.from_numpy(np.ascontiguousarray(table.reshape(block_size, *after)))
+    trace.weights[name] = flat.to(ir.tensor_adapters.to_torch_dtype(value.dtype))
+    tape = Tape()
+    found = tape.op("Gather", [stored, positions])  # (B,T,...)
+    between = rank - len(after) - 2
+    shape: list[int | str] = [AXIS_B, *[1] * between, AXIS_T, *after]
+    if between > 0:
+        found = tape.op("Unsqueeze", [found, constant(tape, list(range(1, 1 + between)))])
+    found.type, found.shape = value.type, ir.Shape(shape)
+    trace.graph.insert_before(node, tape.nodes)
+    return found
 
 
 def counts_up(value: ir.Value | None) -> bool:
