@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from gptexport.export.irtools import constant, input_of, only_reader, producer
+from gptexport_runtime.contract.names import AXIS_B
 
 OP_TYPE = "Attention"  # of ONNX, since opset 23
 HEADS_FIRST = [0, 2, 1, 3]  # (B,T,n_head,head_size) <-> (B,n_head,T,head_size)
@@ -117,7 +118,10 @@ def unflatten(tape: Tape, flat: ir.Value, attention: Attention) -> ir.Value:
 
 
 def describe(node: ir.Node) -> Attention | None:
-    """What an Attention node is; None where it is none, or where its sizes are not those of heads (B,n,T,size)."""
+    """What an Attention node is; None where it is none, or where its sizes are not those of heads (B,n,T,size).
+
+    Heads that are rows of the batch, (B * n,T,size), are not: a cache has a row for each row of the batch.
+    """
     if node.op_type != OP_TYPE or node.domain != "" or len(node.inputs) < 3:
         return None
     q, k, v = node.inputs[:3]
@@ -126,7 +130,7 @@ def describe(node: ir.Node) -> Attention | None:
     sizes = [heads.shape[1::2] if heads.shape is not None and len(heads.shape) == 4 else () for heads in (q, k, v)]
     match sizes:
         case [(int(n_head), int(size)), (int(n_kv), int(key_size)), (int(n_v), int(value_size))]:
-            if size == key_size == value_size and n_kv == n_v:
+            if size == key_size == value_size and n_kv == n_v and str(_batch(q)) == AXIS_B:
                 return Attention(node, q, k, v, n_head, n_kv, size)
     return None
 
@@ -134,6 +138,10 @@ def describe(node: ir.Node) -> Attention | None:
 def attentions(graph: ir.Graph) -> list[Attention]:
     """Every node that `describe` knows, in the order of the layers."""
     return [found for node in graph if (found := describe(node)) is not None]
+
+
+def _batch(heads: ir.Value) -> int | ir.SymbolicDim | None:
+    return heads.shape[0] if heads.shape is not None else None
 
 
 def _perm(transpose: ir.Node) -> list[int]:

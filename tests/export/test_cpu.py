@@ -16,7 +16,7 @@ import gptexport_runtime
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
-from gptexport.export.attention import Attention
+from gptexport.export.rewrites import group_query_attention
 from gptexport.export.rewrites.group_query_attention import FLASH_MIN_LENGTH
 from gptexport.export.rewrites.widen import LINE, WIDENED
 from tests.support.builders import SIZES, own, tiny_fusable, tiny_huggingface, tiny_nanogpt
@@ -67,7 +67,7 @@ def test_heads_that_the_kernel_does_not_take_stay_portable(checkpoint: Checkpoin
 
 def test_a_fusion_that_is_missed_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = load_checkpoint(str(tiny_fusable(tmp_path, "erf")))
-    monkeypatch.setattr(Attention, "packed", None)
+    monkeypatch.setattr(group_query_attention, "attentions", lambda _graph: [])
     with pytest.raises(ExportError, match="GroupQueryAttention: 0 of 3"):
         export_onnx(checkpoint, tmp_path / "gpt", target="cpu")
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]

@@ -79,6 +79,8 @@ def _fuse(trace: Trace, softmax: ir.Node) -> bool:
     scores = _take_apart(graph, softmax)
     if reader is None or reader.op_type != "MatMul" or reader.inputs[0] is not value or scores is None:
         return False
+    if reader.outputs[0].is_graph_output():
+        return False
     q, key, v = scores.query, _turned(graph, scores.turned_key), reader.inputs[1]
     if key is None or v is None or v.shape is None or len(v.shape) != len(q.shape or ()) or q.dtype != v.dtype:
         return False
@@ -127,7 +129,7 @@ def _take_apart(graph: ir.Graph, softmax: ir.Node) -> _Scores | None:
             and not softcap
             and (scale == 1 or node.op_type == "Where")
         ):
-            found = _masked(graph, node)
+            found = _masked(graph, node) if not softcap else None
             if found is None:
                 return None
             value, mask = found

@@ -22,6 +22,7 @@ FLASH_MIN_LENGTH = 769  # tokens from which the flash kernel is faster than atte
 
 def fuse_attention(graph: ir.Graph, limits: Limits) -> Audit:
     """Before: ONNX's Attention. After: GroupQueryAttention; an If of two where rows may be long enough for both."""
+    expected = sum(_is_expected(node) for node in graph)
     found = [attention for attention in attentions(graph) if takes(attention)]
     if found:
         seqlens, total = _lengths(graph)
@@ -31,7 +32,7 @@ def fuse_attention(graph: ir.Graph, limits: Limits) -> Audit:
             fused = _node(attention, [*inputs, None, None, seqlens, total], out, is_long)
             graph.insert_before(attention.node, fused)
             take_result(attention, fused.outputs[0], out)
-    return counted(OP_TYPE, len(found), len(found))
+    return counted(OP_TYPE, expected, len(found))
 
 
 def side_by_side(attention: Attention) -> tuple[list[ir.Value | None], ir.Value]:
@@ -59,6 +60,14 @@ def take_result(attention: Attention, result: ir.Value, out: ir.Value) -> None:
         replace(own, own_again)
     else:
         replace(out, result)
+
+
+def _is_expected(node: ir.Node) -> bool:
+    """A causal Attention without a mask, with heads of a size that the kernel has; counted apart from what is fused."""
+    shape = node.inputs[0].shape if node.op_type == "Attention" and node.inputs[0] is not None else None
+    size = shape[-1] if shape is not None else None
+    plain = node.attributes.get_int("is_causal", 0) == 1 and not any(node.inputs[3:])
+    return plain and isinstance(size, int) and size % HEAD_SIZE_MULTIPLE == 0
 
 
 def takes(attention: Attention) -> bool:

@@ -82,8 +82,10 @@ def _read_at(
 ) -> ir.Value:
     """(B,1,...,T,...) of `rank` axes: the rows of what `value` is for every position, at `positions` (B,T)."""
     (axis, *others) = length_axes(value)
+    if others:
+        raise ExportError(f"{node.op_type} takes a mask of (T,T) and tokens: what is seen depends on the tokens")
     table = sizes.evaluate(value, T=block_size)
-    if others or any(size != 1 for size in table.shape[:axis]) or table.shape[axis] != block_size:
+    if any(size != 1 for size in table.shape[:axis]) or table.shape[axis] != block_size:
         raise ExportError(f"{node.op_type} meets sizes of shape {value.shape}; expected one row a position")
     if table.nbytes > LARGEST_TABLE:
         raise ExportError(f"a table of positions takes {table.nbytes / 1e6:,.0f} MB; expected at most 64")
@@ -133,7 +135,10 @@ def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, axis: int, positio
         return
     tape = Tape()
     first = constant(tape, [0])
-    rows = tape.op("Gather", [tape.op("Squeeze", [table, first]) if axis else table, positions])
+    flat = tape.op("Squeeze", [table, first]) if axis else table
+    if axis and table.shape is not None:
+        flat.type, flat.shape = table.type, ir.Shape(table.shape[1:])
+    rows = tape.op("Gather", [flat, positions])
     old = node.outputs[0]
     rows.type, rows.shape = old.type, old.shape
     graph.insert_before(node, tape.nodes)
