@@ -21,7 +21,7 @@ def clean_state_dict(state: Mapping[Any, Any]) -> tuple[dict[str, torch.Tensor],
         name = strip_wrappers(str(key))
         if not isinstance(value, torch.Tensor):
             problems.append(f"not a tensor  {name}: {type(value).__name__}")
-        elif value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        elif value.layout != torch.strided or value.is_quantized or not value.is_cpu:
             problems.append(f"not dense     {name}: {value.layout}, {value.dtype}, on {value.device}")
         elif name in weights:
             problems.append(f"twice         {name}: under two names that differ only in `_orig_mod.` or `module.`")

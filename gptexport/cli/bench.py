@@ -60,15 +60,15 @@ def bench(
     The session writes into one buffer, again and again (`out=`). Ratios are medians over rounds, because absolute
     times drift with the machine. Peak memory is that of a process of its own, which loads the artifact and runs once.
     """
+    from gptexport.artifacts import describe_artifact
     from gptexport.bench_chart import CHART, is_chart
 
     check_named(plot, "--plot", is_chart, CHART)
     import numpy as np
 
     from gptexport_runtime import load
-    from gptexport_runtime.artifact import ENGINE_SUFFIX
 
-    device = device or ("cuda" if artifact.suffix == ENGINE_SUFFIX else "cpu")
+    device = device or describe_artifact(artifact).device
 
     from gptexport.bench import Candidate, Ids, measure, memory_of, sgemm_rate
 

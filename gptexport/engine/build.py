@@ -198,10 +198,10 @@ def _parse_error(parser: Any, source: Source) -> EngineError:
         if "Plugin not found" in reason:  # what it looks for last
             reason = "TensorRT has no such operator"
         lines.append(f"  {node}: {reason} ({error.code().name})")
-    target = source.manifest.target if source.manifest else "portable"
+    fused = any(node.domain for node in source.graph.graph.node)
     advice = (
-        f"The bundle is for the target {target!r}: export with --target portable."
-        if target != "portable"
+        "The graph has operators of ONNX Runtime's own: export for the target portable."
+        if fused
         else "Write the model without this operator, or keep to ONNX Runtime."
     )
     return EngineError("\n".join([f"TensorRT cannot parse {source.path}:", *dict.fromkeys(lines), advice]))

@@ -160,7 +160,7 @@ def check_numbers(path: Path, head: Head, samples: Sequence[Sample], recipe: Rec
 
 def needs_float32(recipe: Recipe) -> bool:
     """Whether the CPU has no kernels for the graphs as they are."""
-    return "cpu" not in recipe.target.runs_on(recipe.precision)
+    return not recipe.target.runs_on_cpu(recipe.precision)
 
 
 def compare_counts(expected: dict[str, int], achieved: dict[str, int]) -> Audit:

@@ -186,7 +186,7 @@ def test_operator_that_tensorrt_lacks_is_named_with_its_node(build: Build, tmp_p
 
 def test_graph_for_the_cpu_is_refused_with_what_to_do(ckpt: Path, build: Build, tmp_path: Path) -> None:
     bundle = export_onnx(load_checkpoint(str(ckpt)), tmp_path / "cpu", target="cpu").path
-    with pytest.raises(EngineError, match=r"(?s)no such operator.*for the target 'cpu': export with --target p"):
+    with pytest.raises(EngineError, match=r"(?s)no such operator.*export for the target p"):
         build(bundle, tmp_path / "gpt.engine")
 
 

@@ -148,3 +148,20 @@ def test_a_module_that_is_not_smoothed_is_said_not_to_be(tmp_path: Path) -> None
     checkpoint = own(Own(), block_size=8, vocab_size=31)
     done = export_onnx(checkpoint, tmp_path / "gpt", target="cpu", quantize="int8")
     assert any("activations were not smoothed" in note for note in done.notes)
+
+
+class Flat(Own):
+    """Its linears read (B * T, C), which is traced as Gemm."""
+
+    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.emb(idx)).reshape(-1, 16)
+        logits: torch.Tensor = self.head(x)
+        return logits.reshape(*idx.shape, 31)
+
+
+def test_a_linear_over_flat_rows_is_quantized_too(tmp_path: Path) -> None:
+    model = Flat()
+    done = export_onnx(own(model, block_size=8, vocab_size=31), tmp_path / "gpt", target="cpu", quantize="int8")
+    assert done.manifest.audit["DynamicQuantizeMatMul"] == {"expected": 1, "achieved": 1}
+    graph = onnx.load(tmp_path / "gpt" / "logits.onnx", load_external_data=False).graph
+    assert "Gemm" not in {node.op_type for node in graph.node}

@@ -38,6 +38,7 @@ class Int8:
         return None
 
     def quantize(self, trace: Trace) -> Audit:
+        split_gemms(trace)
         return quantize_weights(trace)
 
 
@@ -75,6 +76,37 @@ def smooth(model: nn.Module, pairs: Smoothing, ids: torch.Tensor) -> None:
                 setattr(norm, name, nn.Parameter(value / scale, requires_grad=False))
         for linear in linears:
             linear.weight = nn.Parameter(linear.weight * scale, requires_grad=False)
+
+
+def split_gemms(trace: Trace) -> None:
+    """Before: Gemm with a weight, as a linear over (N,C) is traced. After: MatMul, and Add where there is a bias."""
+    graph = trace.graph
+    for node in [node for node in graph if node.op_type == "Gemm"]:
+        weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+        plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+        if weight is None or weight.name not in trace.weights or not plain or node.attributes.get_int("transA", 0) == 1:
+            continue
+        tape = Tape()
+        turned = node.attributes.get_int("transB", 0) == 1
+        read = _turn(trace, weight) if turned and only_reader(weight) is node else None
+        right = read or (tape.op("Transpose", [weight], {"perm": [1, 0]}) if turned else weight)
+        made = tape.op("MatMul", [node.inputs[0], right])
+        made.type, made.shape = node.outputs[0].type, node.outputs[0].shape
+        if bias is not None:
+            made = tape.op("Add", [made, bias])
+        graph.insert_before(node, tape.nodes)
+        take_place(made, node.outputs[0])
+        graph.remove(node, safe=True)
+
+
+def _turn(trace: Trace, weight: ir.Value) -> ir.Value:
+    """The weight (out,in), which nothing else reads, stored as (in,out)."""
+    assert weight.name is not None
+    name, tensor = f"{weight.name}.T", trace.weights.pop(weight.name)
+    trace.weights[name] = tensor.t()
+    stored = ir.Value(name=name, type=weight.type, shape=ir.Shape(tensor.t().shape))
+    trace.graph.initializers[name] = stored
+    return stored
 
 
 def quantize_weights(trace: Trace) -> Audit:

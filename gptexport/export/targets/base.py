@@ -61,5 +61,8 @@ class Target:
     checked: Callable[[], str] | None = None  # what `check` has made sure of, in words
     expected_kernels: Callable[[Precision, Collection[int]], Kernels] = _no_kernels  # for attention, by sizes of heads
 
+    def runs_on_cpu(self, precision: Precision) -> bool:
+        return "cpu" in self.runs_on(precision)
+
     def __str__(self) -> str:
         return self.name
