@@ -92,7 +92,7 @@ def listen(module: nn.Module, source: str, *, block_size: int, vocab_size: int |
     if len(set(sizes)) > 1:
         longest_V, first, second = sizes
         other = second if second != first else longest_V
-        raise CheckpointError(f"{source}: forward returned {first} logits at one shape and {other} at another")
+        raise CheckpointError(f"{source}: forward returned {first} logits at one shape and {other} at another.")
     came = AsItCame(block_size=block_size, key=key, vocab_size=sizes[0], samples=tuple(samples))
     _check_repeats(module, came, source)
     return came
@@ -215,7 +215,7 @@ def _check_repeats(module: nn.Module, came: AsItCame, source: str) -> None:
             raise CheckpointError(
                 f"{source}: the same ids gave other logits the second time ({again:.1e} relative RMS): forward "
                 "draws random numbers (a dropout that eval() does not reach?), or remembers what it was given before. "
-                "A graph does neither"
+                "A graph does neither."
             )
 
 

@@ -32,7 +32,7 @@ def split(source: str) -> tuple[Path, str]:
     if not path.is_file():
         raise CheckpointError(f"{source}: no such file: {file}")
     if not name.isidentifier():
-        raise CheckpointError(f"{source}: {name!r} is not a name in the file; expected module.py:factory")
+        raise CheckpointError(f"{source}: {name!r} is not a name in the file; expected module.py:factory.")
     return path.resolve(), name
 
 
@@ -64,17 +64,17 @@ def make_module(source: str, path: Path, name: str) -> nn.Module:
             return found
         if not callable(found):
             raise CheckpointError(
-                f"{source}: {name} is a {_type(found)}; expected a torch.nn.Module or a function returning one"
+                f"{source}: {name} is a {_type(found)}; expected a torch.nn.Module or a function returning one."
             )
         if needed := _required(found):
             raise CheckpointError(
                 f"{source}: {name} needs {', '.join(needed)}; it is called without arguments. Write a function that "
-                f"gives them: def factory(): return {name}(...)"
+                f"gives them: def factory(): return {name}(...)."
             )
         made = found()
     if not isinstance(made, nn.Module):
         raise CheckpointError(
-            f"{source}: gives a {_type(made)}; expected a torch.nn.Module or a function that returns one"
+            f"{source}: gives a {_type(made)}; expected a torch.nn.Module or a function that returns one."
         )
     return made
 

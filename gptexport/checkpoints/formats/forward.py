@@ -52,12 +52,14 @@ def check_signature(module: nn.Module, source: str) -> None:
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     takes = [p for p in parameters if p.kind in (*positional, inspect.Parameter.VAR_POSITIONAL)]
     if not takes:
-        raise CheckpointError(f"{source}: forward takes no positional argument; expected forward(idx), token ids (B,T)")
+        raise CheckpointError(
+            f"{source}: forward takes no positional argument; expected forward(idx), token ids (B,T)."
+        )
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic and p is not takes[0]]
     if needed:
         raise CheckpointError(
             f"{source}: forward needs {', '.join(needed)} after {takes[0].name}; expected forward(idx) with token ids "
-            "(B,T) alone. Give the others a default, or wrap the module in one that passes them"
+            "(B,T) alone. Give the others a default, or wrap the module in one that passes them."
         )
 
 
@@ -91,7 +93,7 @@ def find_logits(output: Any, source: str, B: int, T: int, vocab_size: int | None
     problem = "several tensors could be" if whole else "nothing is"
     raise CheckpointError(
         f"{source}: forward returned {_describe(output)}, in which {problem} "
-        f"the logits, (B,T,V) = ({B}, {T}, V). Return the logits first and alone, or in a dict or object as 'logits'"
+        f"the logits, (B,T,V) = ({B}, {T}, V). Return the logits first and alone, or in a dict or object as 'logits'."
     )
 
 
@@ -109,17 +111,17 @@ def check_shape(logits: torch.Tensor, source: str, B: int, T: int) -> None:
         raise CheckpointError(
             f"{source}: your forward returns the last position only: logits {shape} for ids ({B}, {T}). Export needs "
             "those of all positions, (B,T,V). nanoGPT's does so when targets are None: remove its [:, [-1], :] there, "
-            "or wrap the model in a module that passes targets"
+            "or wrap the model in a module that passes targets."
         )
     if floats and len(shape) == 3 and shape[0] == B and 1 < shape[1] < T:
         raise CheckpointError(
             f"{source}: forward returned logits {shape} for ids ({B}, {T}): it cuts its ids to {shape[1]}, and a "
-            f"graph must give logits at every position. Pass block_size {shape[1]}, or do not cut inside forward"
+            f"graph must give logits at every position. Pass block_size {shape[1]}, or do not cut inside forward."
         )
     dtype = str(logits.dtype).removeprefix("torch.")
     raise CheckpointError(
         f"{source}: forward returned {dtype} {shape} for ids ({B}, {T}); "
-        f"expected floating-point logits (B,T,V) = ({B}, {T}, V)"
+        f"expected floating-point logits (B,T,V) = ({B}, {T}, V)."
     )
 
 

@@ -65,15 +65,17 @@ def config_of(fields: Any, *, where: str, gelu: str, tied: bool) -> GPTConfig:
         raise CheckpointError(f"{where} is a {type(fields).__name__}; expected a dict with {', '.join(_SIZES)}")
     if missing := [name for name in _SIZES if name not in fields]:
         got = ", ".join(map(str, fields)) or "nothing"
-        raise CheckpointError(f"{where} lacks {', '.join(missing)} (it has {got}); the model cannot be rebuilt without")
+        raise CheckpointError(
+            f"{where} lacks {', '.join(missing)} (it has {got}); the model cannot be rebuilt without."
+        )
     if unknown := [str(name) for name in fields if name not in (*_SIZES, *_NO_EFFECT, "bias")]:
         raise CheckpointError(
             f"{where} has {', '.join(unknown)}, which GPT-2 as nanoGPT builds it does not have. If the model's forward "
-            "differs from nanoGPT's, export it through its own code: gptexport onnx module.py:factory"
+            "differs from nanoGPT's, export it through its own code: gptexport onnx module.py:factory."
         )
     bias = fields.get("bias", True)  # checkpoints from before the option have them all
     if not isinstance(bias, bool):
-        raise CheckpointError(f"{where}: bias is {bias!r}; expected True or False")
+        raise CheckpointError(f"{where}: bias is {bias!r}; expected True or False.")
     try:
         return GPTConfig(**{name: fields[name] for name in _SIZES}, bias=bias, gelu=gelu, tied=tied)
     except ValueError as error:

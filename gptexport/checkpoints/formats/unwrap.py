@@ -51,22 +51,22 @@ def check_exportable(module: nn.Module, source: str) -> None:
         if isinstance(part, torch.jit.ScriptModule):
             raise CheckpointError(
                 f"{source}: {where} is TorchScript ({type(part).__name__}), whose forward cannot be traced. "
-                "Return the nn.Module that it was made from"
+                "Return the nn.Module that it was made from."
             )
         if type(part).__name__ == "FullyShardedDataParallel":
             raise CheckpointError(
                 f"{source}: {where} is FullyShardedDataParallel, whose weights lie on several ranks. Save the full "
-                "state_dict, and load it in a factory that makes the plain module"
+                "state_dict, and load it in a factory that makes the plain module."
             )
     for name, weight in (*module.named_parameters(), *module.named_buffers()):
         if type(weight).__name__ == "DTensor":
             raise CheckpointError(
                 f"{source}: {name} is a DTensor, a weight that lies on several ranks. Save the full state_dict, and "
-                "load it in a factory that makes the plain module"
+                "load it in a factory that makes the plain module."
             )
         if weight.is_meta:
             raise CheckpointError(
-                f"{source}: {name} is on the meta device and has no values. Load the weights in the factory"
+                f"{source}: {name} is on the meta device and has no values. Load the weights in the factory."
             )
 
 
