@@ -155,6 +155,19 @@ def test_the_reader_and_the_runtime_refuse_the_same(
         load(copy, "cpu")
 
 
+def test_the_reader_and_the_runtime_refuse_the_weights_of_another_export(
+    bundles: dict[str, Path], reader: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(bundles["cpu"], tmp_path / "copy")
+    other = tiny_nanogpt(tmp_path / "other.pt", seed=1)
+    assert run(["onnx", str(other), "-o", str(tmp_path / "other"), "--target", "cpu", "-q"]) == 0
+    shutil.copy(tmp_path / "other" / "weights.data", copy / "weights.data")  # as long as those that were there
+    with pytest.raises(ValueError, match="another export"):
+        reader(copy).logits(IDS)
+    with pytest.raises(GPTExportError):
+        load(copy, "cpu").logits(IDS)
+
+
 def test_a_bundle_from_before_0_2_opens_without_runs_on(
     bundles: dict[str, Path], reader: Callable[[Path], Any], tmp_path: Path
 ) -> None:

@@ -98,7 +98,7 @@ def test_options_that_are_mentioned_exist(name: str) -> None:
     """In a sentence a command stands without all of its arguments: `gptexport onnx --dtype`."""
     for mentioned in quoted(prose(PAGES[name])):
         words = mentioned.split()
-        if words[:1] != ["gptexport"] or len(words) < 2 or words[1].startswith("-"):
+        if words[:1] != ["gptexport"] or not any(word.startswith("--") for word in words[2:]):
             continue
         known = {option for parameter in _command(name, words[1]).params for option in parameter.opts}
         for option in words[2:]:
