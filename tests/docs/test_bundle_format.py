@@ -155,7 +155,7 @@ def test_the_reader_and_the_runtime_refuse_the_same(
         load(copy, "cpu")
 
 
-def test_the_reader_and_the_runtime_refuse_the_weights_of_another_export(
+def test_the_reader_refuses_the_weights_of_another_export(
     bundles: dict[str, Path], reader: Callable[[Path], Any], tmp_path: Path
 ) -> None:
     copy = shutil.copytree(bundles["cpu"], tmp_path / "copy")
@@ -164,8 +164,6 @@ def test_the_reader_and_the_runtime_refuse_the_weights_of_another_export(
     shutil.copy(tmp_path / "other" / "weights.data", copy / "weights.data")  # as long as those that were there
     with pytest.raises(ValueError, match="another export"):
         reader(copy).logits(IDS)
-    with pytest.raises(GPTExportError):
-        load(copy, "cpu").logits(IDS)
 
 
 def test_a_bundle_from_before_0_2_opens_without_runs_on(
