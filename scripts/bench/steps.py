@@ -17,24 +17,27 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.bench import sgemm_rate
+from gptexport.export.rewrites import Audit, Rewrite
+from gptexport.export.targets import CPU, PORTABLE, Target
+from gptexport.precision import Precision
+from gptexport.recipe import Limits, Recipe
 from gptexport_runtime import Session, load
 from gptexport_runtime.backends.ort.providers import cpu
+from gptexport_runtime.contract.heads import LOGITS
 from scripts.bench.models import SIZES, write_apart
 from scripts.bench.tables import Shape, options, shapes_of, speed, table, write
 from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running
 
 WHOLE = "as it is"
-WITHOUT = {  # by bundle: the exporter's step that is left out, as Python
-    "cpu": "pass",
-    "narrow": "export.widen_hidden = lambda _trace: {}",
-    "one_kernel": "cpu.SHORT = 1 << 30",
-}
+BUNDLES = ("cpu", "narrow", "one_kernel")  # the targets of `target_of`
 VARIANTS = {  # by name: the bundle; two differ in how it is run
     WHOLE: "cpu",
     "hidden layers not widened": "narrow",
@@ -43,14 +46,7 @@ VARIANTS = {  # by name: the bundle; two differ in how it is run
     "pages of 2 MB": "cpu",
 }
 HUGE_PAGES = {"pages of 2 MB": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
-EXPORT = """
-import sys
-from pathlib import Path
-from gptexport.checkpoints import load_checkpoint
-from gptexport.export import cpu, export, export_onnx
-{step}
-export_onnx(load_checkpoint(sys.argv[1]), Path(sys.argv[2]), target="cpu", graphs=["logits"])
-"""
+EXPORT = "import sys; from scripts.bench.steps import export_bundle; export_bundle(*sys.argv[1:])"
 
 
 def main() -> None:
@@ -70,13 +66,38 @@ def main() -> None:
 
 
 def prepare(folder: Path, size: str) -> None:
-    """The checkpoint, and its bundles without each of the steps."""
+    """The checkpoint, and its bundles without each of the steps, each written by a process that ends."""
     checkpoint = folder / "hf"
     checkpoint.mkdir()
     write_apart(checkpoint, size, "huggingface")
-    for name, step in WITHOUT.items():
-        command = [sys.executable, "-c", EXPORT.format(step=step), str(checkpoint), str(folder / name)]
+    for name in BUNDLES:
+        command = [sys.executable, "-c", EXPORT, str(checkpoint), str(folder / name), name]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def export_bundle(checkpoint: str, out: str, name: str) -> None:
+    from gptexport.checkpoints import load_checkpoint
+    from gptexport.export.pipeline import export
+
+    export(load_checkpoint(checkpoint), Path(out), Recipe(target=target_of(name), heads=(LOGITS,)))
+
+
+def target_of(name: str) -> Target:
+    """The CPU's target: "cpu" with all steps, "narrow" without wide hidden layers, "one_kernel" without flash."""
+    if name == "narrow":
+        return replace(CPU, prepare=PORTABLE.prepare)
+    return replace(CPU, rewrites=without_flash) if name == "one_kernel" else CPU
+
+
+def without_flash(precision: Precision) -> list[Rewrite]:
+    """The target's rewrites, with attention fused as if no row were long enough for the flash kernel."""
+    from gptexport.export.rewrites.group_query_attention import FUSE_ATTENTION, fuse_attention
+
+    def as_if_short(graph: ir.Graph, limits: Limits) -> Audit:
+        return fuse_attention(graph, replace(limits, block_size=1))
+
+    short = replace(FUSE_ATTENTION, apply=as_if_short)
+    return [short if rewrite is FUSE_ATTENTION else rewrite for rewrite in CPU.rewrites(precision)]
 
 
 def timed(name: str, folder: Path) -> Measure:
