@@ -30,7 +30,9 @@ from gptexport.export.targets import CPU, PORTABLE, Target
 from gptexport.precision import Precision
 from gptexport.recipe import Limits, Recipe
 from gptexport_runtime import Session, load
-from gptexport_runtime.backends.ort.providers import cpu
+from gptexport_runtime.backends.ort.host import HostBinding
+from gptexport_runtime.backends.ort.providers import PROVIDERS
+from gptexport_runtime.backends.ort.providers.cpu import CPU as CPU_PROVIDER
 from gptexport_runtime.contract.heads import LOGITS
 from scripts.bench.models import SIZES, write_apart
 from scripts.bench.tables import Shape, options, shapes_of, speed, table, write
@@ -45,6 +47,7 @@ VARIANTS = {  # by name: the bundle; two differ in how it is run
     "all tokens at once": "cpu",
     "pages of 2 MB": "cpu",
 }
+UNLIMITED = 1 << 30
 HUGE_PAGES = {"pages of 2 MB": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
 EXPORT = "import sys; from scripts.bench.steps import export_bundle; export_bundle(*sys.argv[1:])"
 
@@ -59,7 +62,7 @@ def main() -> None:
         prepare(folder, args.size)
         with running(module("scripts.bench.steps"), list(VARIANTS), folder, HUGE_PAGES) as workers:
             seconds, _ = interleave(workers.started, args.shapes, args.rounds)
-        at_once = [(B, T) for B, T in args.shapes if B * T <= cpu.TOKENS_AT_ONCE]
+        at_once = [(B, T) for B, T in args.shapes if CPU_PROVIDER.tokens_at_once >= B * T]
         profiled = {shape: profile(folder / "cpu" / "logits.onnx", shape) for shape in at_once}
     title = f"GPT-2 {args.size}, {os.cpu_count()} cores, {args.rounds} interleaved rounds."
     write(args.out, [title, "", *steps(seconds), "", widths(SIZES[args.size]), "", *profiles(profiled)])
@@ -103,7 +106,8 @@ def without_flash(precision: Precision) -> list[Rewrite]:
 def timed(name: str, folder: Path) -> Measure:
     """Seconds of a forward of a variant at (B,T), into a buffer that is used again. Short ones: a median."""
     if name == "all tokens at once":
-        cpu.TOKENS_AT_ONCE = 1 << 30
+        at_once = replace(CPU_PROVIDER, tokens_at_once=UNLIMITED, bind=lambda: HostBinding("cpu", UNLIMITED))
+        PROVIDERS[PROVIDERS.index(CPU_PROVIDER)] = at_once
     session = load(folder / VARIANTS[name], "cpu")
     buffers: dict[Shape, np.ndarray] = {}
 
