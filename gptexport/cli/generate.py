@@ -80,6 +80,8 @@ def generate(
     with load(bundle, device=device, threads=threads) as session:
         words = _tokenizer(output, bundle, tokenizer, session, prompt, stop_texts)
         ids = prompt_ids if prompt_ids is not None else _encode(prompt or "", words)
+        if session.why_slow is not None:
+            output.note(f"slow: the whole text is computed again for every token, because {session.why_slow}")
         began = time.perf_counter()
         texts = [_Continuation(words, stop_texts) for _ in range(samples)]
         steps = _steps(session, ids, samples, seed, stop=stop_ids, **options)

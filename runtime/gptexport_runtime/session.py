@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptexport_runtime.artifact import Artifact
-from gptexport_runtime.backends.base import Backend
+from gptexport_runtime.backends.base import Backend, Decoder
 from gptexport_runtime.backends.gpu.dlpack import Borrowed, DeviceLogits
 from gptexport_runtime.contract.heads import DECODE, HEADS, LAST, LOGITS, SCORE, Head
 from gptexport_runtime.contract.model import ModelInfo
 from gptexport_runtime.contract.names import AXIS_SCORED
 from gptexport_runtime.errors import BackendUnavailableError, InputError, SessionError
 from gptexport_runtime.generate.cache import Cache
+from gptexport_runtime.generate.recompute import RecomputingDecoder
 from gptexport_runtime.generate.sampling import Sampling
 from gptexport_runtime.generate.stream import ENDED, Limits, stream_tokens
 from gptexport_runtime.inputs import Batch, check_out, check_predicted, to_batch
@@ -177,7 +178,7 @@ class Session:
                 raise InputError(f"{name} is {value!r}; expected an integer of 1 or more.")
         if capacity is not None and capacity > block_size:
             raise InputError(f"capacity is {capacity}; the model's block_size is {block_size}.")
-        return Cache(backend.open_decoder(DECODE), rows, capacity or block_size, self.config.vocab_size)
+        return Cache(self._decoder(backend), rows, capacity or block_size, self.config.vocab_size)
 
     def generate(
         self,
@@ -271,7 +272,7 @@ class Session:
         steps = stream_tokens(
             lambda rows, capacity: self.cache(rows, capacity=capacity), batch, limits, sampling, seed, cache
         )
-        backend.open_decoder(DECODE)  # whatever is wrong with it is said now
+        self._decoder(backend)  # whatever is wrong with it is said now
         return steps
 
     @property
@@ -309,20 +310,36 @@ class Session:
             ids = backend.read(borrowed)
         return to_batch(ids, vocab_size=self.config.ids, block_size=longest), borrowed
 
-    def _generating(self) -> tuple[Backend, int]:
-        """The backend, which has a graph that generates, and block_size, which a cache cannot do without."""
+    @property
+    def why_slow(self) -> str | None:
+        """Why `generate` computes the whole text again for every token; None where it keeps keys and values."""
         backend = self._usable()
-        if not backend.has(DECODE):
-            what = f"a bundle without {DECODE.file}" if self.manifest is not None else "a single graph or engine"
-            reason = self.manifest.left_out.get(DECODE.name) if self.manifest is not None else None
-            if reason is not None:
-                raise BackendUnavailableError(f"this is {what}, which cannot generate: {reason}.")
-            raise BackendUnavailableError(
-                f"this is {what}, which cannot generate. Export a bundle with it: gptexport onnx CHECKPOINT -o FOLDER."
-            )
+        if backend.has(DECODE):
+            return None
+        reason = self.manifest.left_out.get(DECODE.name) if self.manifest is not None else None
+        return reason or f"the artifact has no {DECODE.file}"
+
+    def _generating(self) -> tuple[Backend, int]:
+        """The backend, and block_size, which a cache cannot do without."""
+        backend = self._usable()
         if self.config.block_size is None:
-            raise BackendUnavailableError("the bundle does not tell its block_size, so it cannot generate.")
+            raise BackendUnavailableError("the artifact does not tell its block_size, so it cannot generate.")
         return backend, self.config.block_size
+
+    def _decoder(self, backend: Backend) -> Decoder:
+        """What continues text: the graph with a cache, or without one all of the text for every token."""
+        if backend.has(DECODE):
+            return backend.open_decoder(DECODE)
+        if not backend.has(LAST):
+            return RecomputingDecoder(lambda batch: _from_logits(backend, LAST, batch), backend.tokens_at_once)
+        graph = backend.open(LAST)
+
+        def last_logits(batch: Batch) -> NDArray[np.float32]:
+            out = np.empty(graph.output_shape(*batch.shape), np.float32)
+            graph.run(batch.ids, batch.lengths, out)
+            return out
+
+        return RecomputingDecoder(last_logits, backend.tokens_at_once)
 
     def _usable(self) -> Backend:
         if os.getpid() != self._pid:

@@ -13,7 +13,7 @@ import torch.nn as nn
 import gptexport_runtime
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
-from gptexport_runtime import BackendUnavailableError, ContextLengthError, InputError, Session, SessionError
+from gptexport_runtime import ContextLengthError, InputError, Session, SessionError
 from gptexport_runtime.backends.ort.cache import OrtCache
 from gptexport_runtime.generate.cache import Cache
 from tests.support.builders import SIZES
@@ -240,10 +240,23 @@ def test_attention_that_is_scaled_by_layer(scaled: str, tmp_path: Path) -> None:
     assert agreement(load_checkpoint(scaled).model, PROMPTS[:20], generated).wrong == 0
 
 
-def test_a_bundle_that_cannot_generate_says_so(source: str, tmp_path: Path) -> None:
-    export_onnx(load_checkpoint(source), tmp_path / "gpt", graphs=["logits"])
-    with (
-        gptexport_runtime.load(tmp_path / "gpt") as session,
-        pytest.raises(BackendUnavailableError, match=r"decode\.onnx"),
-    ):
-        session.generate([[1]])
+@pytest.mark.parametrize("graphs", [["logits"], ["logits", "last"]])
+def test_without_a_graph_for_it_the_text_is_computed_again_for_every_token(
+    cpu: Session, source: str, tmp_path: Path, graphs: list[str]
+) -> None:
+    """The same text, in caches that fork and rows that end apart too."""
+    export_onnx(load_checkpoint(source), tmp_path / "gpt", graphs=graphs)
+    with gptexport_runtime.load(tmp_path / "gpt", "cpu") as session:
+        assert cpu.why_slow is None and "decode.onnx" in str(session.why_slow)
+        options: dict[str, Any] = {"temperature": 0.8, "seed": [3, 4, 5], "max_new_tokens": 6, "stop": [7, 9, 11]}
+        rows = [[5, 6, 7], [1], [2, 3]]
+        fast, slow = (gpt.generate(rows, **options) for gpt in (cpu, session))
+        assert [row.tolist() for row in fast] == [row.tolist() for row in slow]
+        with session.cache() as cache:
+            first = session.generate([[4, 5]], temperature=0, max_new_tokens=3, cache=cache)[0].tolist()
+            with cache.fork(2) as fork:
+                more = session.generate([[4, 5, *first], [4, 5, 1]], temperature=0, max_new_tokens=3, cache=fork)
+        alone = [
+            cpu.generate([row], temperature=0, max_new_tokens=3)[0].tolist() for row in ([4, 5, *first], [4, 5, 1])
+        ]
+        assert [row.tolist() for row in more] == alone
