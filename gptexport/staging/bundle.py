@@ -88,7 +88,7 @@ def put_bundle(stage: Stage, made: Path, out: Path, *, force: bool) -> None:
     steps.sync_folder(made)
     if stage.home == out:
         names = sorted(path.name for path in made.iterdir())
-        put_files(stage, made, sorted(names, key=lambda name: name == MANIFEST_FILE))
+        put_files(stage, made, out, sorted(names, key=lambda name: name == MANIFEST_FILE))
         return
     try:
         steps.rename_new(made, out)

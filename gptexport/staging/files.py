@@ -15,34 +15,39 @@ from gptexport.staging.stage import Stage, identity
 PUT, ONE, PLAN = "put", "one", "put.json"  # in a stage
 
 
-def put_files(stage: Stage, made: Path, names: list[str]) -> None:
-    """Give files of the folder `made`, in the stage, their names beside the stage, in this order: all, or none.
+def put_files(stage: Stage, made: Path, folder: Path, names: list[str]) -> None:
+    """Give files of the folder `made`, in the stage, their names in `folder`, in this order: all, or none.
+
+    Args:
+        folder: the stage's home, or one below it.
 
     Not by second names: onnx opens no weights that have two.
 
     Raises:
         OutputExistsError: one of the names is taken.
     """
-    stage.note(PLAN, [made / name for name in names])
+    below = folder.relative_to(stage.home)
+    stage.note(PLAN, {str(below / name): made / name for name in names})
     put = stage.path / PUT
     steps.rename_new(made, put)
     for name in names:
         try:
-            steps.rename_new(put / name, stage.home / name)
+            steps.rename_new(put / name, folder / name)
         except FileExistsError as error:
             raise OutputExistsError(
-                f"{stage.home / name} has appeared in the meantime. It is as it was; choose another place."
+                f"{folder / name} has appeared in the meantime. It is as it was; choose another place."
             ) from error
-    confirm(stage.home)
+    confirm(folder)
 
 
 def settle_files(stage: Stage) -> None:
     """Of files that were put in place, take back the first where the last did not come to it."""
     plan = stage.noted(PLAN)
-    waiting = {path.name for path in stage.found(PUT)} & set(plan)
-    for name in sorted(set(plan) - waiting) if waiting else ():
-        if identity(stage.home / name) == plan[name]:
-            steps.remove(stage.home / name)
+    waiting = {path.name for path in stage.found(PUT)}
+    moved = [path for path in plan if Path(path).name not in waiting]
+    for path in moved if len(moved) < len(plan) else ():  # all of them: it was done, or had not begun
+        if identity(stage.home / path) == plan[path]:
+            steps.remove(stage.home / path)
     for name in (PUT, PLAN):
         stage.clear(name)
 

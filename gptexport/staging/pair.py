@@ -96,9 +96,9 @@ def put_graph(stage: Stage, made: Path, out: Path, *, force: bool) -> None:
     has_data = (made / data.name).exists()
     check_graph(out, force=force)
     if not out.exists():
-        put_files(stage, made, [data.name, out.name] if has_data else [out.name])
+        put_files(stage, made, out.parent, [data.name, out.name] if has_data else [out.name])
         return
-    stage.note(DROP, [path for path in _data_beside(out) if _names(out, path.name)])
+    stage.note(DROP, {path.name: path for path in _data_beside(out) if _names(out, path.name)})
     ready = stage.path / GRAPH
     steps.rename_new(made, ready)
     if has_data:
@@ -154,7 +154,7 @@ def put_engine(stage: Stage, made: Path, out: Path, *, force: bool) -> None:
     check_engine(out, force=force)
     old = _described(sidecar)
     if old is None:
-        put_files(stage, made, [sidecar.name, out.name])
+        put_files(stage, made, out.parent, [sidecar.name, out.name])
         return
     ready = stage.path / ENGINE
     steps.rename_new(made, ready)

@@ -14,7 +14,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gptexport.errors import OutputError
@@ -66,13 +66,13 @@ class Stage:
         elif os.path.lexists(path):
             steps.remove(path)
 
-    def note(self, name: str, files: list[Path]) -> None:
-        """Write down which files these are, to be known again under any name."""
-        noted = {path.name: identity(path) for path in files}
+    def note(self, name: str, files: Mapping[str, Path]) -> None:
+        """Write down which files these are, by the paths, from the stage's home, that they have or will have."""
+        noted = {to: identity(path) for to, path in files.items()}
         steps.write_file(self.path / name, json.dumps(noted).encode())
 
     def noted(self, name: str) -> dict[str, list[int] | None]:
-        """What `note` has written: by name, the identity. Names with a folder in them are not ours."""
+        """What `note` has written: by path, the identity. Paths that lead out of the stage's home are not ours."""
         path = self.path / name
         try:
             found = json.loads(path.read_bytes()) if path.is_file() and not path.is_symlink() else {}
@@ -80,7 +80,7 @@ class Stage:
             return {}
         if not isinstance(found, dict):
             return {}
-        return {name: who for name, who in found.items() if isinstance(who, list) and name == Path(name).name}
+        return {to: who for to, who in found.items() if isinstance(who, list) and _is_below(to)}
 
     def close(self) -> list[Path]:
         """Remove the stage, its lock last.
@@ -174,6 +174,10 @@ def adopt(path: Path) -> Stage | None:
         pass
     os.close(lock)
     return None
+
+
+def _is_below(path: str) -> bool:
+    return bool(path) and not Path(path).is_absolute() and not {"..", ""} & set(Path(path).parts) and "\0" not in path
 
 
 def identity(path: Path) -> list[int] | None:

@@ -10,7 +10,7 @@ import pytest
 from gptexport.errors import OutputError, OutputExistsError
 from gptexport.staging import check_output, staged, write_file
 from gptexport_runtime.contract.engine import sidecar_path
-from tests.support.outputs import listing, read_engine, read_graph, write_engine, write_graph, write_inline
+from tests.support.outputs import Read, Write, listing, read_engine, read_graph, write_engine, write_graph, write_inline
 
 
 def test_data_keep_their_usual_name_however_often_they_are_replaced(tmp_path: Path) -> None:
@@ -19,6 +19,15 @@ def test_data_keep_their_usual_name_however_often_they_are_replaced(tmp_path: Pa
         assert read_graph(tmp_path / "gpt.onnx") == tag
         assert listing(tmp_path) == ["gpt.onnx", "gpt.onnx.data"]
         assert (tmp_path / "gpt.onnx.data").stat().st_nlink == 1, "onnx opens no weights that have two names"
+
+
+@pytest.mark.parametrize(
+    ("write", "read", "name"), [(write_graph, read_graph, "a.onnx"), (write_engine, read_engine, "a.engine")]
+)
+def test_folders_above_are_made(tmp_path: Path, write: Write, read: Read, name: str) -> None:
+    write(tmp_path / "deep" / "er" / name, "new", False)
+    assert read(tmp_path / "deep" / "er" / name) == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
 
 
 def test_data_of_a_graph_that_was_replaced_by_one_without_are_removed(tmp_path: Path) -> None:
