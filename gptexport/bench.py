@@ -134,7 +134,7 @@ print(*(int(status[name].split()[0]) * 1024 for name in ("VmHWM", "RssAnon", "Rs
 
 @dataclass(frozen=True)
 class Memory:
-    """Of a process, in bytes."""
+    """The memory of a process, in bytes."""
 
     peak: int  # pages of mapped files count while they are touched, though the system may drop them
     own: int  # at the end: what is the process's alone

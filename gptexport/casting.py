@@ -43,7 +43,7 @@ def cast_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def floating_dtypes(model: nn.Module) -> set[torch.dtype]:
-    """Those of its parameters, complex ones aside."""
+    """The dtypes of its parameters, complex ones aside."""
     return {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
 
 

@@ -40,7 +40,7 @@ class Artifact(Protocol):
 
     @property
     def path(self) -> Path:
-        """Of the bundle's folder, the .onnx or the .engine: what a session opens."""
+        """The path that a session opens: the bundle's folder, the .onnx or the .engine."""
 
     @property
     def kind(self) -> str:
@@ -60,7 +60,7 @@ class Artifact(Protocol):
 
     @property
     def device(self) -> Device:
-        """Where a session of it runs unless told otherwise."""
+        """The device that a session of it uses by default."""
 
     @property
     def stages(self) -> Sequence[Stage]:

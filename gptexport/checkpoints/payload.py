@@ -1,4 +1,4 @@
-"""What an opened .pt is, told by its keys."""
+"""Recognise what an opened .pt holds, by its keys."""
 
 from collections.abc import Mapping
 from pathlib import Path

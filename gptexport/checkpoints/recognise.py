@@ -1,4 +1,4 @@
-"""What a path holds, told by its first bytes and, in a folder, by its files; names decide only where content cannot.
+"""Recognise what a path holds by its first bytes and, in a folder, by its files; names decide where content cannot.
 
 Reads a few kilobytes, executes nothing. What is inside a .pt is told by `payload`, once it has been opened safely.
 """

@@ -26,7 +26,7 @@ class Checkpoint:
     vocab_size: int  # V of the logits, after --vocab-size
     input_vocab_size: int | None = None  # how many ids forward takes, where it is not as many as there are logits
     sha256: str  # of the checkpoint's file; of the sorted (name, sha256) lines where there are several
-    tokenizer: Path | None = None  # where the format keeps it, if it is there; nobody has looked inside
+    tokenizer: Path | None = None  # where the format keeps it, if it is there; not validated yet
     assumed: Mapping[str, AssumptionSource] = field(default_factory=dict)  # by name, how each assumption was decided
     notes: tuple[str, ...] = ()  # what a person should be told
     text: TextEntry = field(default_factory=TextEntry)  # the ids that begin, end and pad a text, where it says them

@@ -133,7 +133,7 @@ def _draw(output: Output, plot: Path, chart: str) -> None:
 
 
 def _flops(model: Mapping[str, Any]) -> Callable[[int, int], float] | None:
-    """Those of a forward of (B,T), if the architecture that the model says it has is known."""
+    """The FLOPs of a forward of (B,T), if the model's architecture is known."""
     from gptexport.architectures import described
 
     found = described(model)

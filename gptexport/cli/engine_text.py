@@ -7,7 +7,7 @@ from gptexport_runtime.contract.engine import EngineInfo
 
 
 def engine_text(info: EngineInfo) -> str:
-    """What concerns whoever is to run the engine."""
+    """The facts that a user needs to run the engine."""
     rows: list[tuple[str, object]] = [
         ("engine", f"{info.engine.file}, {size(info.engine.bytes)}, {info.flavour} {info.version}"),
         ("runs on", f"{gpus(info)}, {_requirement(info)}"),

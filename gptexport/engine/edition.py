@@ -77,7 +77,7 @@ def open_library(backend: str | None) -> Library:
 
 
 def check_options(library: Library, options: BuildOptions) -> None:
-    """Refuse what this edition has not, rather than ignore it.
+    """Refuse options that this edition does not have, rather than ignore them.
 
     Raises:
         OptionError: an option is not this edition's, or out of range.

@@ -101,7 +101,7 @@ def _best_bounds(lengths: Sequence[int], block_size: int, buckets: int) -> list[
 
 
 def read_lengths(path: Path) -> list[int]:
-    """Lengths of requests: integers in a text file, apart by white space or commas, or an .npy of integers.
+    """Lengths of requests: integers in a text file, separated by white space or commas, or an .npy of integers.
 
     Raises:
         EngineError: the file holds something else.

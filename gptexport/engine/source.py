@@ -94,7 +94,7 @@ def _weights(graph: onnx.ModelProto) -> list[tuple[int, int]]:
 
 
 def _hashes(graph: onnx.ModelProto, path: Path, manifest: Manifest | None) -> dict[str, str]:
-    """Of a bundle the manifest's, which `open_artifact` has held against the files."""
+    """The hashes of its files; a bundle's are the manifest's, which `open_artifact` has compared with the files."""
     names = [path.name]
     for tensor in graph.graph.initializer:
         names += [entry.value for entry in tensor.external_data if entry.key == "location"]

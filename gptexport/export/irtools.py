@@ -86,7 +86,7 @@ def replace(old: ir.Value, new: ir.Value) -> None:
 
 
 def take_place(new: ir.Value, old: ir.Value) -> None:
-    """As `replace`, and `new` takes the name of `old`, also where it leaves the graph."""
+    """Like `replace`, and `new` takes the name of `old`, also as an output of the graph."""
     new.shape, new.type = old.shape, old.type
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     new.name, old.name = old.name, None

@@ -123,7 +123,7 @@ def export(
     force: bool = False,
     progress: Progress = lambda _step: None,
 ) -> Exported:
-    """As `export_onnx`, by a recipe that was made before."""
+    """Like `export_onnx`, with a recipe that was made before."""
     layout, limits = layout_for(out), Limits(block_size=checkpoint.block_size, vocab_size=checkpoint.predicted_ids)
     layout.check(recipe)
     _check_tokenizer(recipe, checkpoint.vocab_size)

@@ -133,7 +133,7 @@ def _export_up_to(model: nn.Module, longest: int) -> torch.export.ExportedProgra
 def _take_weights(graph: ir.Graph) -> dict[str, torch.Tensor]:
     """Part the weights from the structure. The exporter's own constants, shape arithmetic, stay in the graph.
 
-    Two reasons: constant folding would store Transpose(weight) as a second copy under a name nobody knows, and
+    Two reasons: constant folding would store Transpose(weight) as a second copy under another name, and
     onnxscript's rewrite rules keep the last graph they saw for ever, with all that it holds.
     """
     weights = {}
@@ -189,7 +189,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Hide the exporter's notes about itself, such as that torchvision is not installed: nobody can act on them."""
+    """Hide the exporter's notes about itself, such as that torchvision is not installed: a user cannot act on them."""
     loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

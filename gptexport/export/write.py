@@ -28,7 +28,7 @@ class Weights(Protocol):
 
     @property
     def sha256(self) -> str | None:
-        """Of the weights in the file, once it is closed; None where they go inside the graphs."""
+        """The SHA-256 of the weights in the file, once it is closed; None where they go inside the graphs."""
         ...
 
     def take(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -144,7 +144,7 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def write_tokenizer(tokenizer: Travelling, folder: Path) -> TokenizerEntry:
-    """Write a tokenizer's file, if it has one, and say what travels."""
+    """Write a tokenizer's file, if it has one, and return its entry in the manifest."""
     if tokenizer.file is None:
         return TokenizerEntry(name=tokenizer.name)
     write_file(folder / tokenizer.file, tokenizer.data)

@@ -41,7 +41,7 @@ def put_files(stage: Stage, made: Path, folder: Path, names: list[str]) -> None:
 
 
 def settle_files(stage: Stage) -> None:
-    """Of files that were put in place, take back the first where the last did not come to it."""
+    """Take back files that were put in place, if the last of them did not get there."""
     plan = stage.noted(PLAN)
     waiting = {path.name for path in stage.found(PUT)}
     moved = [path for path in plan if Path(path).name not in waiting]

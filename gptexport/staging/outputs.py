@@ -32,7 +32,7 @@ class _Put(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """Of outputs: what may be replaced, and how it is put in place."""
+    """A kind of output: what may be replaced, and how it is put in place."""
 
     check: _Check
     put: _Put

@@ -234,5 +234,5 @@ def _described(sidecar: Path) -> dict[str, Any] | None:
 
 
 def _alone(described: dict[str, Any]) -> dict[str, Any]:
-    """Of the new engine alone."""
+    """The sidecar of the new engine alone."""
     return {name: value for name, value in described.items() if name != BEFORE}

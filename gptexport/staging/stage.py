@@ -181,7 +181,7 @@ def _is_below(path: str) -> bool:
 
 
 def identity(path: Path) -> list[int] | None:
-    """What of a file stays the same when it is renamed; None: it is not there, or is none."""
+    """What stays the same of a file when it is renamed; None: it is not there, or is not a file."""
     try:
         found = path.lstat()
     except OSError:
@@ -200,7 +200,7 @@ def is_same(path: Path, other: Path) -> bool:
 
 @contextlib.contextmanager
 def one_at_a_time(home: Path) -> Iterator[None]:
-    """Of the processes that put something in place in a folder, where folders can be locked.
+    """One at a time of the processes that put something in place in a folder, where folders can be locked.
 
     A process that was stopped with the lock in its hands is waited for, but not for ever.
     """

@@ -56,7 +56,7 @@ def read_sidecar(path: Path) -> EngineInfo:
         text = sidecar.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"{path} has no {sidecar.name} beside it, without which nobody knows what it is. An engine is native code: "
+            f"{path} has no {sidecar.name} beside it, so it cannot be identified. An engine is native code: "
             "gptexport runs none that it cannot identify. Copy both files, or build it again with `gptexport trt`."
         ) from error
     except (OSError, UnicodeDecodeError) as error:

@@ -206,7 +206,7 @@ def _names(dtypes: set[torch.dtype]) -> str:
 
 
 def _sha256(path: Path, module: nn.Module) -> str:
-    """Of the file and of the weights that it came up with, wherever it has them from."""
+    """The SHA-256 of the file and of the weights that it produced, wherever it read them."""
     weights = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         if isinstance(value, torch.Tensor):

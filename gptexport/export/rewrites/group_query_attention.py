@@ -98,7 +98,7 @@ def _branch(
 ) -> ir.Graph:
     """A graph of one GroupQueryAttention, with one of ONNX Runtime's two kernels for it.
 
-    It takes the flash kernel (onnxruntime#28962) where present K and V are named, though nobody reads them. The other
+    It takes the flash kernel (onnxruntime#28962) where present K and V are named, though nothing reads them. The other
     holds the scores of all heads at once, T x T each: 50 MB of GPT-2's at T = 1024. But it skips all keys that lie past
     a query, the flash kernel only whole blocks of them, 512 where L2 has 1 MB. Seen of 1.31.1, in its memory and times.
     """

@@ -25,7 +25,7 @@ WIDENED = "hidden layers off one cache set"
 
 @dataclass(frozen=True)
 class _Hidden:
-    """A layer between two matmuls, f(x @ into + bias) @ out with f elementwise, that nobody else looks at."""
+    """A layer between two matmuls, f(x @ into + bias) @ out with f elementwise, that nothing else reads."""
 
     into: ir.Value  # the weight, (C,width)
     bias: ir.Value | None  # (width)

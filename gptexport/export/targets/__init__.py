@@ -1,4 +1,4 @@
-"""Whom a graph is for. Torch-free, so that commands can list the targets; what one does is imported when it does it."""
+"""The targets that a graph can be written for. Torch-free, so that commands can list them."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def _expected_kernels(precision: Precision, head_sizes: Collection[int]) -> Kern
 
 
 def _has_cached_kernel(precision: Precision) -> bool:
-    """Of GroupQueryAttention: the CUDA provider has none in float32, where the portable form stays."""
+    """Whether GroupQueryAttention has a kernel. The CUDA provider has none in float32: the portable form stays."""
     from gptexport.export.targets.kernels import has_kernel
 
     return has_kernel("com.microsoft:GroupQueryAttention", precision.stored_as[0].lower())

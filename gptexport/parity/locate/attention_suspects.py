@@ -26,7 +26,7 @@ def suspects_of_attention(
     scale: float | None = None,
     **_: Any,
 ) -> Iterator[Suspect | Fit]:
-    """Of one call of F.scaled_dot_product_attention with q, k, v (B, n_head, T, head_size)."""
+    """The suspects of one call of F.scaled_dot_product_attention with q, k, v (B, n_head, T, head_size)."""
     head_size, n_head = q.shape[-1], q.shape[1] if q.dim() == 4 else 1
     usual = scale if scale is not None else head_size**-0.5
 

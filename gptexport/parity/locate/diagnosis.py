@@ -113,7 +113,7 @@ def _find_wrong_step(
 
 
 def _shape(verdict: Verdict) -> Shape:
-    """Of those that failed; else of those that passed, the longest where something that must not change did."""
+    """The shape to look at: of those that failed, or else the longest where something that must not change did."""
     failed = [row.shape for row in verdict.shapes if not row.passed]
     grid = [row.shape for row in verdict.shapes]
     if failed or verdict.passed:

@@ -1,4 +1,4 @@
-"""Who makes and who reads each value of an ONNX graph, and which initializer is which parameter."""
+"""Producer and readers of each value of an ONNX graph, and which initializer is which parameter."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def head_change(session: Session, head: Head, ids: Ids, logits: Logits) -> float
 
 
 def cached_change(session: Session, head: Head, ids: Ids, logits: Logits, *, single: int = SINGLE_STEPS) -> float:
-    """As `head_change`: prompts of mixed lengths, then single tokens, then longer pieces to the end.
+    """Like `head_change`: prompts of mixed lengths, then single tokens, then longer pieces to the end.
 
     Args:
         single: how many steps of one token.

@@ -18,7 +18,7 @@ Accepts = Callable[[int, int], bool]  # whether the session runs at (B,T)
 
 
 class Invariant(StrEnum):
-    """Of what the largest change is measured."""
+    """The kinds of change that are measured."""
 
     BATCH = "batch invariance"
     CAUSALITY = "causality"

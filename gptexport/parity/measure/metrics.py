@@ -30,7 +30,7 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorStats:
-    """Of one implementation against the reference, over all positions of one shape."""
+    """The errors of one implementation against the reference, over all positions of one shape."""
 
     rms: float
     max: float

@@ -53,7 +53,7 @@ def compare_weights(model: nn.Module, graph: Path, precision: Precision) -> list
 
 
 def worst_rows(model: nn.Module, graph: Path, precision: Precision) -> dict[str, Row]:
-    """Of every embedding by its name, but for those whose rows the graph packs or has not."""
+    """The rows of every embedding, by its name, except those that the graph packs or does not have."""
     stored = StoredWeights(model, graph)
     found = {}
     for name, module in model.named_modules():

@@ -45,7 +45,7 @@ def linear_axis(label: str, low: float, high: float) -> Axis:
 
 
 def log_axis(label: str, values: Sequence[float], *, at_least: tuple[float, float] | None = None) -> Axis:
-    """Of log10(value): decades that hold all finite positive values."""
+    """An axis of log10(value): decades that hold all finite positive values."""
     good = [v for v in (*values, *(at_least or ())) if np.isfinite(v) and v > 0] or [1.0]
     low, high = np.floor(np.log10(min(good))), np.ceil(np.log10(max(good)) + 1e-9)
     high = max(high, low + 1)

@@ -34,7 +34,7 @@ class Graph(Protocol):
         ...
 
     def run_on_device(self, ids: Ids | Borrowed) -> DeviceLogits:
-        """As `run`, and leave the output where it was computed. `Borrowed` ids are read where they are."""
+        """Like `run`, and leave the output where it was computed. `Borrowed` ids are read where they are."""
         ...
 
 
@@ -103,7 +103,7 @@ class Backend(Protocol):
         ...
 
     def open_decoder(self, head: Head) -> Decoder:
-        """As `open`, of a head with a cache."""
+        """Like `open`, for a head with a cache."""
         ...
 
     def borrow(self, ids: object) -> Borrowed | None:

@@ -11,7 +11,7 @@ CHECK = "Check it with `gptexport parity ARTIFACT --against CHECKPOINT`."
 
 
 def why_not_certified(description: Description) -> str | None:
-    """Why nobody may rely on the artifact being its checkpoint's model; None where a verdict says that it is.
+    """Why the artifact cannot be relied on as its checkpoint's model; None where a verdict says that it is that.
 
     The verdict names the sha256 of each file that it was measured on. That the files have these hashes is for the
     caller to check.

@@ -57,7 +57,7 @@ class Copies:
             self._empty(before, out)
 
     def download_borrowed(self, address: int, out: NDArray[Any]) -> None:
-        """As `download`, of memory whose lender has ordered its work before `stream`: the other lane waits too."""
+        """Like `download`, from memory whose lender has ordered its work before `stream`: the other lane waits too."""
         with TURNS:
             self._driver.wait(self.stream)
             self.download(address, out)

@@ -73,7 +73,7 @@ _raw_get_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_
 
 
 def _forget_untaken(capsule: int) -> None:
-    """A capsule that nobody took dies with its tensor; one that was taken has another name, and a taker to free it."""
+    """A capsule that was never taken dies with its tensor; one that was taken is renamed, and its taker frees it."""
     if _raw_is_valid(capsule, _FRESH):
         _lent.pop(_raw_get_pointer(capsule, _FRESH), None)
 
@@ -107,7 +107,7 @@ class Borrowed:
 
 
 class _Loan:
-    """Calls the lender's deleter when nobody needs the tensor any more."""
+    """Calls the lender's deleter when the tensor is no longer needed."""
 
     def __init__(self, managed: Any) -> None:
         self._managed = managed

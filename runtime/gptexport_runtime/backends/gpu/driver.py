@@ -136,7 +136,7 @@ class Driver:
         self._enter("cuStreamSynchronize", stream)
 
     def wait_for_all(self) -> None:
-        """Until the device has nothing to do, whoever gave it the work."""
+        """Wait until the device has nothing left to do, whatever queued the work."""
         self._enter("cuCtxSynchronize")
 
     def memory(self) -> tuple[int, int]:
@@ -180,7 +180,7 @@ def load_driver() -> Driver:
 
 
 def address_of(array: Any) -> int:
-    """Of a numpy array's first element."""
+    """The address of a numpy array's first element."""
     return int(array.ctypes.data)
 
 

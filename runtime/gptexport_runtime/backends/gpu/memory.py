@@ -80,7 +80,7 @@ class DeviceMemory:
         return host
 
     def free_bytes(self) -> int:
-        """Bytes of the device that nobody has."""
+        """Free bytes of the device."""
         return self.driver.memory()[0]
 
     def _reuse(self, size: int) -> tuple[int, int] | None:
@@ -89,7 +89,7 @@ class DeviceMemory:
             return None
         found = min(fitting, key=lambda spare: spare[1])
         self._free.remove(found)
-        # who gave it back may have queued work that reads it, in a stream that nobody here knows
+        # its last user may have queued work that reads it, in a stream that is not known here
         self.driver.wait_for_all()
         return found
 

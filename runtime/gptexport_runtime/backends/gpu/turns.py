@@ -1,4 +1,4 @@
-"""Whoever uses the GPU takes turns, all threads and sessions of the process.
+"""Calls that use the GPU take turns: those of all threads and sessions of the process.
 
 ONNX Runtime captures CUDA graphs in the global mode (CUDAGraphManager::CaptureBegin): any allocation or waiting that
 another thread asks the driver for meanwhile fails, and ends the capture.
@@ -31,7 +31,7 @@ class Turns:
 
     @contextmanager
     def if_free(self) -> Iterator[bool]:
-        """Take the turn if nobody has it, not even this thread, and say so. It never waits."""
+        """Take the turn if it is free, of this thread too, and say so. Never waits."""
         if not self._lock.acquire(blocking=False):
             yield False
             return

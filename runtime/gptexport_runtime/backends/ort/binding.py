@@ -49,7 +49,7 @@ class Runner(Protocol):
         ...
 
     def run_on_device(self, feed: Mapping[str, Ids | Borrowed], output: str, shape: tuple[int, ...]) -> DeviceLogits:
-        """As `run`, into memory of its own where the graph runs."""
+        """Like `run`, into memory of its own where the graph runs."""
         ...
 
 

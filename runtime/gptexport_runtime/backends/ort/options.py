@@ -9,7 +9,7 @@ from gptexport_runtime.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class CudaOptions:
-    """Of `load` on a GPU, with ONNX Runtime.
+    """How ONNX Runtime works on a GPU: an argument of `load`.
 
     graphs: repeat small shapes that come again as captured CUDA graphs. None: where the graph and ONNX Runtime allow
         it; True: it is an error where they do not; False: never. See gpu/captured.py for which shapes, and
@@ -33,7 +33,7 @@ class CudaOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenOptions:
-    """Of every graph that a backend opens. See `load`."""
+    """How a backend opens every graph. See `load`."""
 
     threads: int | None = None
     prepack: bool = True

@@ -1,4 +1,4 @@
-"""What ONNX Runtime needs to be told of an execution provider, and what we need to know of it."""
+"""What ONNX Runtime needs to know of an execution provider, and what we do."""
 
 from __future__ import annotations
 
