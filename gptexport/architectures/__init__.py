@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gptexport.architectures import gpt2, module
+from gptexport.architectures import gpt2, llama, module, nanochat, neox
 from gptexport.architectures.base import Architecture, Config
 
 ARCHITECTURES: dict[str, Architecture] = {
     found.name: found
     for found in (
         gpt2.ARCHITECTURE,
+        llama.ARCHITECTURE,
+        nanochat.ARCHITECTURE,
+        neox.ARCHITECTURE,
         module.ARCHITECTURE,
     )
 }

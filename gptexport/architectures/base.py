@@ -5,10 +5,12 @@ To add one, write a file like gpt2.py (config, textbook module, ARCHITECTURE) an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 import torch.nn as nn
 
 from gptexport.assumptions import Assumption
@@ -37,7 +39,9 @@ class Architecture:
     assumed: tuple[Assumption, ...] = ()
     embedding: str | None = None  # the weight (V,C) of the token embedding,
     head: str | None = None  # and that of the LM head, which may be tied to it
-    cut_rows: Mapping[str, str] = field(default_factory=dict)  # weight -> the size in the config that its rows follow
+    cut_rows: Mapping[str, str] = field(default_factory=dict)  # weight -> the size in the config that its rows follow;
+    # a {layer} in its name stands for each of them
+    buffers: Callable[[Any], Mapping[str, torch.Tensor]] | None = None  # of a config: what no checkpoint stores
     block: str | None = None  # what the names of a block's weights begin with, {layer} from 0
     smoothing: Callable[[nn.Module], Smoothing] | None = None  # SmoothQuant: see export/rewrites/int8.py
     flops: Callable[[Any, int, int], float] | None = None  # of a forward of (B,T) to all logits
@@ -53,3 +57,11 @@ def check_sizes(config: object, *names: str) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected a positive integer")
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Raise ValueError where a field is not a positive, finite number."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value!r}; expected a positive number")

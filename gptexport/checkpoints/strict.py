@@ -93,7 +93,8 @@ def assemble(architecture: Architecture, config: Any, weights: Mapping[str, torc
     for name, weight in weights.items():
         if config.tied and name == architecture.head:
             continue  # so that it is not cast a second time
-        floats[name] = weight.detach()[: rows.get(name)].to(torch.float32)
+        kept = rows.get(re.sub(r"\.\d+\.", ".{layer}.", name), rows.get(name))
+        floats[name] = weight.detach()[:kept].to(torch.float32)
     with torch.device("meta"):
         model = architecture.model(config)
     if config.tied and architecture.head is not None and architecture.embedding is not None:
@@ -101,6 +102,8 @@ def assemble(architecture: Architecture, config: Any, weights: Mapping[str, torc
     model.load_state_dict(floats, strict=True, assign=True)
     if config.tied and architecture.head is not None and architecture.embedding is not None:
         _share(model, architecture.head, architecture.embedding)
+    for name, buffer in (architecture.buffers(config) if architecture.buffers is not None else {}).items():
+        model.register_buffer(name, buffer, persistent=False)
     return model.requires_grad_(False).eval()
 
 
