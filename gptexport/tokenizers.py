@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptexport.tiktoken_pickle import is_tiktoken, tokenizer_json
 from gptexport_runtime import BackendUnavailableError, GPTExportError
 from gptexport_runtime.contract.names import CHARACTERS
 from gptexport_runtime.text import Tokenizer, bundle_tokenizer, characters
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 HUGGINGFACE = "tokenizer.json"
 CHARACTERS_NAME = "characters"
-READABLE = "bytes, gpt2, a tokenizer.json or nanoGPT's meta.pkl"
+READABLE = "bytes, gpt2, a tokenizer.json, nanoGPT's meta.pkl or nanochat's tokenizer.pkl"
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,18 @@ class Travelling:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """`bytes`, `gpt2` (by tiktoken), a Hugging Face `tokenizer.json`, or nanoGPT's `meta.pkl`.
+    """`bytes`, `gpt2` (by tiktoken), a Hugging Face `tokenizer.json`, nanoGPT's `meta.pkl`, nanochat's `tokenizer.pkl`.
 
     Raises:
         GPTExportError: it is none of these, is damaged, or what reads it is not installed.
     """
     if Path(name).is_file() and Path(name).suffix == ".pkl":
-        return characters(_characters(Path(name)), name)
+        if not is_tiktoken(Path(name)):
+            return characters(_characters(Path(name)), name)
+        with tempfile.TemporaryDirectory() as folder:
+            written = Path(folder) / HUGGINGFACE
+            written.write_bytes(tokenizer_json(Path(name)))
+            return load_portable(str(written))
     if name not in ("bytes", "gpt2") and not (Path(name).is_file() and Path(name).suffix == ".json"):
         raise GPTExportError(f"{name} is not a tokenizer: expected {READABLE}.")
     return load_portable(name)
@@ -52,6 +59,9 @@ def travelling(name: str) -> Travelling:
         GPTExportError: it is none, or is damaged.
     """
     path = Path(name)
+    if path.is_file() and path.suffix == ".pkl" and is_tiktoken(path):
+        data = tokenizer_json(path)
+        return Travelling(HUGGINGFACE, _ids_of(data, path), HUGGINGFACE, data)
     if path.is_file() and path.suffix == ".pkl":
         table = _characters(path)
         return Travelling(
