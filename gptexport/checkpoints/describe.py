@@ -2,20 +2,29 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from gptexport.checkpoints.formats import module
 from gptexport.checkpoints.load import notes_of, read
 from gptexport.checkpoints.locate import locate
+from gptexport.checkpoints.sizes import MissingChoiceError
 from gptexport.checkpoints.strict import dtype_name, problems_of
 from gptexport.checkpoints.torch_file import UnsafeGlobalsError
 from gptexport.checkpoints.types import CheckpointInfo, Foreign, Stored
 from gptexport.errors import UnknownCheckpointError, UnsafeCheckpointError
 
 _WHAT = {
-    "nanogpt": "a nanoGPT checkpoint",
     "build-nanogpt": "a build-nanogpt checkpoint",
-    "huggingface": "a Hugging Face GPT-2 folder",
+    "huggingface": "a Hugging Face {title} folder",
+    "litgpt": "a LitGPT folder, {title}-shaped",
+    "llama2.c": "a llama2.c checkpoint",
+    "llm.c": "a llm.c model",
+    "llms-from-scratch": "a model of LLMs-from-scratch, {title}-shaped",
+    "minimind": "a minimind model",
+    "nanochat": "a nanochat checkpoint",
+    "nanogpt": "a nanoGPT checkpoint",
+    "state-dict": "{title} weights alone, a state_dict without a config",
 }
 
 
@@ -32,6 +41,9 @@ def describe_checkpoint(source: str) -> CheckpointInfo:
         stored = read(path)
     except UnsafeCheckpointError as error:
         return _describe_unsafe(source, path, error)
+    except MissingChoiceError as error:
+        found = Foreign(format="state-dict", what="weights alone, which do not say all that they are")
+        return replace(_describe_foreign(source, path, found), problems=(str(error),))
     except UnknownCheckpointError as error:  # a Hugging Face folder of another model
         return _describe_foreign(source, path, Foreign(format="huggingface", what=str(error)))
     if isinstance(stored, Foreign):
@@ -44,7 +56,7 @@ def _describe_stored(source: str, stored: Stored) -> CheckpointInfo:
     return CheckpointInfo(
         source=source,
         format=stored.format,
-        description=_WHAT[stored.format],
+        description=_WHAT[stored.format].format(title=stored.architecture.title),
         readable=not problems,
         config=stored.config,
         assumed=stored.assumed,

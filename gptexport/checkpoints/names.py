@@ -38,16 +38,35 @@ def strip_wrappers(name: str) -> str:
     return ".".join(parts)
 
 
-def is_tied(weights: Mapping[str, torch.Tensor]) -> bool:
-    """Whether lm_head is wte: the same storage, or the same values."""
-    head, wte = weights.get("lm_head.weight"), weights.get("transformer.wte.weight")
-    if head is None or wte is None or head.shape != wte.shape or head.dtype != wte.dtype:
+def is_tied(
+    weights: Mapping[str, torch.Tensor], embedding: str = "transformer.wte.weight", head: str = "lm_head.weight"
+) -> bool:
+    """Whether the LM head is the token embedding: the same storage, or the same values."""
+    one, other = weights.get(head), weights.get(embedding)
+    if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
         return False
-    same_memory = head.data_ptr() == wte.data_ptr() and head.stride() == wte.stride()
-    return same_memory or torch.equal(head, wte)
+    same_memory = one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
+    return same_memory or torch.equal(one, other)
 
 
 def _is_mask(name: str, value: torch.Tensor) -> bool:
     if not _MASK_BUFFER.match(name):
         return False
     return value.ndim == 0 or (value.ndim == 4 and value.shape[:2] == (1, 1) and value.shape[2] == value.shape[3])
+
+
+def without_prefix(state: Mapping[Any, Any], endings: tuple[str, ...]) -> Mapping[Any, Any]:
+    """The weights without the name of the module that held the model, such as Lightning's `model.` or `net.`.
+
+    Args:
+        endings: what the name of the token embedding is in the model itself; the shortest name that ends so is it.
+    """
+    found = [str(name) for name in state if strip_wrappers(str(name)).endswith(endings)]
+    if not found:
+        return state
+    name = min(found, key=len)
+    ending = max((ending for ending in endings if name.endswith(ending)), key=len)
+    prefix = name[: -len(ending)]
+    if not prefix.endswith("."):
+        return state
+    return {str(key).removeprefix(prefix): value for key, value in state.items()}

@@ -8,15 +8,21 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
+from gptexport.checkpoints.formats import llmc
 from gptexport.checkpoints.formats.huggingface_config import read_json
 from gptexport.checkpoints.torch_file import LEGACY_MAGIC, corrupt
 from gptexport.checkpoints.types import Foreign
 from gptexport.errors import CheckpointError
 
-Container = Literal["huggingface", "torch"]
+Container = Literal["huggingface", "litgpt", "llm.c", "torch"]
 
-_LLMC_MODEL, _LLMC_STATE, _LLMC_TOKENS = 20240326, 20240527, 20240520
-_LLMC_DTYPES = {1: "float32", 3: "float32", 5: "bfloat16"}
+_LLMC = {  # llm.c's magic numbers, but for the model's
+    20240327: ("llm.c-state", "llm.c's debug state, with gradients", "The model is gpt2_*.bin beside it"),
+    20240520: ("llm.c-tokens", "a token file of llm.c", "It holds no model"),
+    20240527: ("llm.c-state", "llm.c's optimizer state", "The model is model_*.bin beside it"),
+    20240801: ("llm.c-tokens", "a token file of llm.c", "It holds no model"),
+    20240803: ("llm.c-llama3", "a Llama 3 of llm.c", "Give the Hugging Face folder that it was written from"),
+}
 _TF_INDEX_FOOTER = struct.pack("<Q", 0xDB4775248B80FB57)  # LevelDB's table magic
 _OWN_CODE = "Export it through its own code: gptexport onnx module.py:factory"
 _TO_HUGGING_FACE = "Convert it to a Hugging Face folder (transformers' save_pretrained) and give that folder"
@@ -65,9 +71,9 @@ def _recognise_zip(path: Path) -> Container | Foreign:
     return Foreign(format="zip", what="a zip archive that torch.save did not write", advice="Unpack it first")
 
 
-def _by_magic(path: Path, head: bytes, tail: bytes) -> Foreign | None:
-    if llmc := _llmc(head):
-        return llmc
+def _by_magic(path: Path, head: bytes, tail: bytes) -> Container | Foreign | None:
+    if found := _llmc(head):
+        return found
     if head.startswith(b"GGUF"):
         return Foreign(
             format="gguf", what="a GGUF file of llama.cpp", advice="Give the checkpoint it was converted from"
@@ -94,26 +100,14 @@ def _by_magic(path: Path, head: bytes, tail: bytes) -> Foreign | None:
     return None
 
 
-def _llmc(head: bytes) -> Foreign | None:
-    if len(head) < 32:
+def _llmc(head: bytes) -> Container | Foreign | None:
+    (magic,) = struct.unpack("<i", head[:4]) if len(head) >= 4 else (0,)
+    if magic == llmc.MAGIC:
+        return "llm.c"
+    if magic not in _LLMC:
         return None
-    magic, version, block_size, vocab_size, n_layer, n_head, n_embd, padded = struct.unpack("<8i", head[:32])
-    if magic == _LLMC_MODEL:
-        dtype = _LLMC_DTYPES.get(version, f"version {version}")
-        what = (
-            f"a llm.c model ({dtype}, n_layer {n_layer}, n_head {n_head}, n_embd {n_embd}, block_size {block_size}, "
-            f"vocab_size {vocab_size} padded to {padded})"
-        )
-        return Foreign(
-            format="llm.c", what=what, advice="Convert it with llm.c's dev/eval/export_hf.py and give that folder"
-        )
-    if magic == _LLMC_STATE:
-        return Foreign(
-            format="llm.c-state", what="llm.c's optimizer state", advice="The model is model_*.bin beside it"
-        )
-    if magic == _LLMC_TOKENS:
-        return Foreign(format="llm.c-tokens", what="a token file of llm.c", advice="It holds no model")
-    return None
+    name, what, advice = _LLMC[magic]
+    return Foreign(format=name, what=what, advice=advice)
 
 
 def _by_text(path: Path, head: bytes) -> Foreign | None:
@@ -142,7 +136,7 @@ def _by_text(path: Path, head: bytes) -> Foreign | None:
 
 def _unknown(path: Path, head: bytes, size: int) -> Foreign:
     what = f"nothing that gptexport recognises ({size:,} bytes that begin with {head[:8].hex(' ')})"
-    advice = "It reads nanoGPT's ckpt.pt, build-nanogpt's model_*.pt, Hugging Face GPT-2 folders and module.py:factory"
+    advice = "docs/limits.md lists what it reads; anything else can be exported as module.py:factory"
     return Foreign(format="unknown", what=what, advice=advice)
 
 
@@ -158,7 +152,7 @@ def _recognise_folder(folder: Path) -> Container | Foreign:
         advice = "Merge it into its base model (peft's merge_and_unload), save_pretrained, and give that folder"
         return Foreign(format="adapter", what="a LoRA or other adapter, not a whole model", advice=advice)
     if "lit_model.pth" in names:
-        return litgpt()
+        return "litgpt"
     if "config.json" in names:
         read_json(folder / "config.json")
         return "huggingface"
@@ -176,11 +170,6 @@ def _recognise_folder(folder: Path) -> Container | Foreign:
 
 def _listed(folder: Path, names: list[str]) -> str:
     return ", ".join(str(folder / name) for name in names)
-
-
-def litgpt() -> Foreign:
-    advice = "Convert it with litgpt convert_from_litgpt, then to a Hugging Face folder"
-    return Foreign(format="litgpt", what="a LitGPT checkpoint", advice=advice)
 
 
 def _openai() -> Foreign:

@@ -30,7 +30,7 @@ class Checkpoint:
     assumed: Mapping[str, AssumptionSource] = field(default_factory=dict)  # by name, how each assumption was decided
     notes: tuple[str, ...] = ()  # what a person should be told
     text: TextEntry = field(default_factory=TextEntry)  # the ids that begin, end and pad a text, where it says them
-    options: Mapping[str, int | str] = field(default_factory=dict)  # what load_checkpoint was asked for
+    options: Mapping[str, int | float | str] = field(default_factory=dict)  # what load_checkpoint was asked for
 
     @property
     def predicted_ids(self) -> int:

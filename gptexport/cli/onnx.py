@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -75,12 +75,12 @@ def onnx(
     target: str,
     quantize: str | None,
     graphs: list[str] | None,
-    gelu: str | None,
     vocab_size: int | None,
     block_size: int | None,
     tokenizer: str | None,
     opset: int,
     force: bool,
+    **assumed: Any,
 ) -> None:
     """Export CHECKPOINT to ONNX, with dynamic batch and length.
 
@@ -89,6 +89,7 @@ def onnx(
       gptexport onnx out/ckpt.pt -o gpt2/                  nanoGPT
       gptexport onnx log/model_19072.pt -o gpt2/           build-nanogpt
       gptexport onnx openai-community/gpt2 -o gpt2/        Hugging Face: a hub id or a folder
+      gptexport onnx base_checkpoints/d12/model_003750.pt -o d12/   nanochat
       gptexport onnx my_model.py:make_gpt -o gpt2/         your own nn.Module
       gptexport onnx out/ckpt.pt -o gpt2.onnx              the graph alone, for other tools
       gptexport onnx out/ckpt.pt -o gpt2/ --vocab-size 50257   without the padding tokens
@@ -110,7 +111,7 @@ def onnx(
     from gptexport.export import export
     from gptexport.tokenizers import found_with, travelling
 
-    loaded = load_checkpoint(checkpoint, gelu=gelu, vocab_size=vocab_size, block_size=block_size)
+    loaded = load_checkpoint(checkpoint, **assumed, vocab_size=vocab_size, block_size=block_size)
     output.step(
         f"{loaded.format} checkpoint, {sum(p.numel() for p in loaded.model.parameters()) / 1e6:,.1f} M parameters"
     )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gptexport.assumptions import ASSUMPTIONS
+from gptexport.assumptions import ASSUMPTIONS, Assumption
 from gptexport_runtime.contract import heads
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -17,7 +17,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 def assumption_options(command: F) -> F:
     """Give a command an option for each choice that weights do not tell."""
     for item in reversed(ASSUMPTIONS):
-        command = click.option(f"--{item.name}", type=click.Choice(item.values), help=item.help)(command)
+        kind = click.Choice([*item.shown]) if item.values else click.IntRange(min=1)
+        flag = f"--{item.name.replace('_', '-')}"
+        command = click.option(flag, type=kind, callback=_parsed(item), help=item.help)(command)
     return command
 
 
@@ -43,6 +45,10 @@ def check_named(path: Path | None, option: str, is_ours: Callable[[Path], bool],
             check_output_file(path, is_ours=is_ours, what=what)
         except OutputError as error:
             raise click.BadParameter(str(error), param_hint=option) from error
+
+
+def _parsed(item: Assumption) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    return lambda _context, _parameter, value: None if value is None else item.parse(value)
 
 
 class Shapes(click.ParamType[list[tuple[int, int]]]):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from gptexport.cli.options import OutputPath, Shapes, check_named
+from gptexport.cli.options import OutputPath, Shapes, assumption_options, check_named
 from gptexport.cli.output import Output, output_options
 from gptexport.cli.parity_text import result_text
 
@@ -54,9 +54,7 @@ class Gate(click.ParamType[tuple[str, str]]):
     metavar="NAME|FILE",
     help="Tokenizer for plain text: bytes, gpt2, a tokenizer.json or a meta.pkl.  [default: the bundle's own]",
 )
-@click.option(
-    "--gelu", type=click.Choice(["tanh", "erf"]), help="The GELU of the training code, where the checkpoint names none."
-)
+@assumption_options
 @click.option("--block-size", type=click.IntRange(min=1), help="The longest sequence, if your own module does not say.")
 @click.option(
     "--vocab-size",
@@ -80,6 +78,7 @@ class Gate(click.ParamType[tuple[str, str]]):
 @click.pass_context
 def parity(
     ctx: click.Context,
+    /,
     output: Output,
     artifact: Path,
     checkpoint: str | None,
@@ -87,7 +86,6 @@ def parity(
     quick: bool,
     tokens: Path | None,
     tokenizer: str | None,
-    gelu: str | None,
     block_size: int | None,
     vocab_size: int | None,
     device: Literal["cpu", "cuda"] | None,
@@ -95,6 +93,7 @@ def parity(
     gates: tuple[tuple[str, str], ...],
     save: Path | None,
     report: Path | None,
+    **assumed: Any,
 ) -> None:
     """Check ARTIFACT, a bundle, an .onnx or an .engine, against the CHECKPOINT it was exported from.
 
@@ -132,7 +131,7 @@ def parity(
         output.step(f"reading {checkpoint}")
         from gptexport.parity import ShapeError, check_parity, load_for
 
-        loaded = load_for(described, checkpoint, gelu=gelu, vocab_size=vocab_size, block_size=block_size)
+        loaded = load_for(described, checkpoint, **assumed, vocab_size=vocab_size, block_size=block_size)
         try:
             result = check_parity(
                 described,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gptexport.artifacts import Artifact, Device, describe_artifact
 from gptexport.checkpoints import Checkpoint, load_checkpoint
@@ -122,15 +123,16 @@ def load_for(
     artifact: Artifact,
     checkpoint: str,
     *,
-    gelu: str | None = None,
     vocab_size: int | None = None,
     block_size: int | None = None,
+    **assumed: Any,
 ) -> Checkpoint:
     """Load the checkpoint that an artifact was exported from, as small as it was exported.
 
     Never with the GELU that it was exported with: a wrong one is what parity is there to find.
 
     Args:
+        assumed: what the checkpoint may not say, as `load_checkpoint` takes it: gelu, n_head, ...
         vocab_size, block_size: what the artifact says where None.
 
     Raises:
@@ -140,7 +142,7 @@ def load_for(
     options = exported if isinstance(exported, Mapping) else {}
     return load_checkpoint(
         checkpoint,
-        gelu=gelu,
+        **assumed,
         vocab_size=vocab_size or options.get("vocab_size"),
         block_size=block_size or options.get("block_size"),
     )

@@ -154,7 +154,7 @@ def test_what_is_not_done_is_refused_by_name(tmp_path: Path, fields: dict[str, A
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "llama"}, "model_type 'llama'"),
+        ({"model_type": "mamba"}, "model_type 'mamba'"),
         ({"architectures": ["GPT2ForSequenceClassification"]}, "GPT2ForSequenceClassification"),
     ],
 )

@@ -218,3 +218,15 @@ class TestHub:
         (tmp_path / "owner" / "name").mkdir(parents=True)
         with pytest.raises(UnknownCheckpointError, match="a folder without anything in it"):
             load_checkpoint("owner/name")
+
+
+def test_only_what_a_checkpoint_leaves_open_can_be_chosen(tmp_path: Path) -> None:
+    path = str(tiny_nanogpt(tmp_path / "ckpt.pt"))
+    with pytest.raises(
+        CheckpointError, match="n_head is 3, but this checkpoint does not leave it open: it says n_head 3"
+    ):
+        load_checkpoint(path, n_head=3)
+    with pytest.raises(CheckpointError, match=r"softcap is 20.0, .*: its architecture has none"):
+        load_checkpoint(path, softcap=20.0)
+    with pytest.raises(CheckpointError, match=r"softcap is 16.0; expected one of 15, 20"):
+        load_checkpoint(path, softcap=16.0)

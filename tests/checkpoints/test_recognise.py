@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError, UnknownCheckpointError
-from tests.support.builders import random_weights, tiny_huggingface, tiny_nanogpt
+from tests.support.builders import tiny_huggingface, tiny_nanogpt
 
 
 def raw(data: bytes) -> Callable[[Path], Path]:
@@ -76,21 +76,18 @@ def bare_hf_weights(path: Path) -> Path:
 
 
 ZERO = torch.zeros(2, 2)
-NANOCHAT = {"transformer.h.0.attn.c_q.weight": ZERO, "resid_lambdas": ZERO, "transformer.wte.weight": ZERO}
-LITGPT = {"lm_head.weight": ZERO, "transformer.h.0.attn.attn.weight": ZERO, "transformer.h.0.norm_1.weight": ZERO}
-LITGPT_QKV = {"lm_head.weight": ZERO, "transformer.h.0.attn.qkv.weight": ZERO}
 MODDED = {"step": 5, "code": "import os", "model": {"_orig_mod.blocks.0.attn.qkv_w": ZERO}, "optimizers": []}
-LLAMA = {"model.layers.0.self_attn.q_proj.weight": ZERO}
+BERT = {"bert.encoder.layer.0.attention.self.query.weight": ZERO}
+METAS_LLAMA = {"tok_embeddings.weight": ZERO, "layers.0.attention.wq.weight": ZERO}
 TF_INDEX = b"\0" * 100 + struct.pack("<Q", 0xDB4775248B80FB57)
 
 NAMED = [
-    ("llm.c", raw(llmc(20240326)), r"llm\.c model \(bfloat16, n_layer 12, .*padded to 50304\).*export_hf"),
+    ("llm.c-state", raw(llmc(20240327)), "debug state"),
     ("llm.c-state", raw(llmc(20240527)), "optimizer state"),
+    ("llm.c-llama3", raw(llmc(20240803)), "a Llama 3 of llm.c"),
+    ("llm.c-tokens", raw(llmc(20240801)), "token file"),
     ("llm.c-tokens", raw(llmc(20240520)), "token file"),
-    ("nanochat", saved(NANOCHAT), "nanochat.*module.py:factory"),
-    ("litgpt", saved(LITGPT), "LitGPT.*convert_from_litgpt"),
-    ("litgpt", saved(LITGPT_QKV), "LitGPT"),
-    ("litgpt", folder(lit_model__pth=b"x", model_config__yaml=b"x"), "LitGPT"),
+    ("optimizer", saved({"state": {}, "param_groups": []}), "an optimizer's state"),
     ("modded-nanogpt", saved(MODDED), "modded-nanogpt"),
     ("openai-tf", folder(hparams__json=b"{}", checkpoint=b"x"), "TensorFlow.*openai-community/gpt2"),
     ("openai-tf", raw(TF_INDEX), "TensorFlow"),
@@ -99,10 +96,9 @@ NAMED = [
     ("tensorrt", raw(b"ftrt" + b"\0" * 40), "TensorRT"),
     ("safetensors", safetensors_alone, "safetensors alone.*config.json"),
     ("safetensors", folder(model__safetensors=b"x"), "without a config.json"),
-    ("state-dict", saved(random_weights()), "do not say n_head.*module.py:factory"),
     ("state-dict", bare_hf_weights, "Give the folder with its config.json"),
-    ("state-dict", saved({"model": random_weights()}), "do not say n_head"),
-    ("state-dict", saved(LLAMA), r"not GPT-2 \(model\.layers\.0"),
+    ("state-dict", saved(BERT), r"gptexport does not know \(bert\.encoder.*module\.py:factory"),
+    ("state-dict", saved(METAS_LLAMA), r"gptexport does not know \(tok_embeddings"),
     ("adapter", folder(adapter_config__json=b"{}", adapter_model__safetensors=b"x"), "LoRA.*merge_and_unload"),
     ("folder", folder(ckpt__pt=b"x"), r"training folder.*Give the file: .*ckpt\.pt"),
     ("bundle", folder(gptexport__json=b"{}"), "bundle"),
@@ -152,11 +148,11 @@ def test_a_folder_of_checkpoints_names_them(tmp_path: Path) -> None:
 
 
 def test_another_model_type_is_described(tmp_path: Path) -> None:
-    path = tmp_path / "llama"
+    path = tmp_path / "mamba"
     path.mkdir()
-    (path / "config.json").write_text('{"model_type": "llama"}')
+    (path / "config.json").write_text('{"model_type": "mamba"}')
     info = describe_checkpoint(str(path))
-    assert not info.readable and "model_type 'llama'" in info.description
+    assert not info.readable and "model_type 'mamba'" in info.description
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.builders import tiny_nanogpt
+from tests.support.builders import random_weights, tiny_nanogpt
 from tests.support.cli import Cli
 
 COMMAND = [sys.executable, "-m", "gptexport"]
@@ -30,6 +30,18 @@ def test_export_says_what_it_did_and_what_to_do_next(cli: Cli, tmp_path: Path) -
     assert ran.out == f"{tmp_path / 'gpt'}: {size}\nnext: gptexport parity {tmp_path / 'gpt'} --against {ckpt}\n"
     assert "3 of 3 Attention, 7 of 7 LayerNormalization, 3 of 3 Gelu" in ran.err
     assert "GELU taken as erf" in ran.err
+
+
+def test_what_weights_alone_do_not_say_is_an_option(cli: Cli, tmp_path: Path) -> None:
+    torch.save(random_weights(), tmp_path / "weights.pt")
+    ran = cli("onnx", tmp_path / "weights.pt", "-o", tmp_path / "gpt.onnx")
+    assert (ran.code, ran.out) == (1, "") and "how many heads the attention has" in ran.err
+    ran = cli("onnx", tmp_path / "weights.pt", "-o", tmp_path / "gpt", "--n-head", 3, "--graphs", "logits")
+    assert ran.code == 0, ran.err
+    ran = cli("parity", tmp_path / "gpt", "--against", tmp_path / "weights.pt", "--n-head", 3, "--quick")
+    assert ran.code == 0, ran.err
+    assert cli("onnx", tmp_path / "weights.pt", "-o", tmp_path / "x.onnx", "--n-head", "0").code == 2
+    assert cli("onnx", tmp_path / "weights.pt", "-o", tmp_path / "x.onnx", "--softcap", "16").code == 2
 
 
 def test_json_is_one_object_on_stdout(cli: Cli, tmp_path: Path) -> None:

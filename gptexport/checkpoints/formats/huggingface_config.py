@@ -85,13 +85,33 @@ def check_architecture(fields: Mapping[str, Any], path: Path) -> None:
         )
     if model_type is None and not architectures and not {"n_embd", "n_layer", "n_head"} & set(fields):
         raise UnknownCheckpointError(f"{path}: no model_type, and no field of GPT-2's; gptexport reads 'gpt2'")
+    check_own_code(fields, "GPT-2", path)
+
+
+def check_own_code(fields: Mapping[str, Any], title: str, path: Path) -> None:
+    """Refuse a repository whose forward is its own.
+
+    Raises:
+        CheckpointError: auto_map names it.
+    """
     custom = fields.get("auto_map")
     if isinstance(custom, Mapping) and (names := [name for name in custom if name.startswith("AutoModel")]):
         raise CheckpointError(
             f"{path}: auto_map names the repository's own code for {', '.join(names)}, which gptexport does not run. "
-            "If its forward is GPT-2's, remove auto_map; else export it through its own code: gptexport onnx "
+            f"If its forward is {title}'s, remove auto_map; else export it through its own code: gptexport onnx "
             "module.py:factory"
         )
+
+
+def check_refused(fields: Mapping[str, Any], path: Path) -> None:
+    """Refuse what no reader of a Hugging Face folder does.
+
+    Raises:
+        CheckpointError: such a field is set; it is named.
+    """
+    for name, reason in REFUSED.items():
+        if fields.get(name):
+            raise CheckpointError(f"{path}: {name} is {fields[name]!r}: {reason}, which gptexport does not do")
 
 
 def config_of(fields: Mapping[str, Any], path: Path) -> GPTConfig:
@@ -101,9 +121,7 @@ def config_of(fields: Mapping[str, Any], path: Path) -> GPTConfig:
         CheckpointError: a field has a value of the wrong kind, or asks for something that gptexport does not do.
     """
     check_architecture(fields, path)
-    for name, reason in REFUSED.items():
-        if fields.get(name):
-            raise CheckpointError(f"{path}: {name} is {fields[name]!r}: {reason}, which gptexport does not do")
+    check_refused(fields, path)
     values = {**DEFAULTS, **_canonical(fields, path)}
     activation = values["activation_function"]
     if activation not in ACTIVATIONS:
