@@ -76,13 +76,6 @@ class Precision:
         return found
 
     @property
-    def onnx_type(self) -> int:
-        """TensorProto type of the weights that an export writes."""
-        from onnx import TensorProto
-
-        return int(TensorProto.DataType.Value(self.stored_as[0]))
-
-    @property
     def word(self) -> str:
         """What the parameter that asks for it is called."""
         return "quantize" if self.quantized else "dtype"

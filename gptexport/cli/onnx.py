@@ -148,8 +148,7 @@ def onnx(
 
 
 def _ran(done: Exported) -> str:
-    how = done.run.value.partition(";")[0]
-    return f"run {how}, at shapes not traced: {done.check_error:.1e} relative RMS from eager"
+    return f"run {done.run.value}, at shapes not traced: {done.check_error:.1e} relative RMS from eager"
 
 
 def _expected(done: Exported) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import gc
 import platform
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import torch.nn as nn
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from gptexport.assumptions import ASSUMPTIONS
 from gptexport.casting import cast_copy, floating_dtypes
@@ -20,32 +19,26 @@ from gptexport.checkpoints import Checkpoint
 from gptexport.errors import ExportError
 from gptexport.export.attention import attentions
 from gptexport.export.heads import HEAD_GRAPHS
-from gptexport.export.irtools import MICROSOFT
 from gptexport.export.layout import Layout, layout_for
 from gptexport.export.normalize import normalize
 from gptexport.export.rewrites.by_hand import recognise_attention
-from gptexport.export.targets import PORTABLE
+from gptexport.export.settle import HeadExport, Traced, apply_rewrites, verify_graphs
 from gptexport.export.trace import Trace, trace_logits
 from gptexport.export.verify import (
     Run,
-    Sample,
     check_audit,
-    check_graph,
-    check_numbers,
     compare_counts,
     needs_float32,
     take_samples,
 )
-from gptexport.export.write import Weights, write_graph, write_tokenizer
+from gptexport.export.write import write_graph, write_tokenizer
 from gptexport.recipe import DEFAULT_OPSET, Limits, Recipe
 from gptexport.staging import staged
 from gptexport.tokenizers import Travelling
-from gptexport_runtime.contract.heads import LOGITS, Head
-from gptexport_runtime.contract.manifest import Manifest
+from gptexport_runtime.contract.manifest import Manifest, TokenizerEntry
 from gptexport_runtime.contract.model import FileEntry
 
 Progress = Callable[[str], None]
-CACHED = "fused attention over the cache"
 
 
 @dataclass(frozen=True)
@@ -58,28 +51,6 @@ class Exported:
     run: Run  # how that was found
     bytes: int
     notes: tuple[str, ...] = ()  # what a person should be told
-
-
-@dataclass(frozen=True)
-class _Traced:
-    """A model as it was traced, normalized and prepared for its target."""
-
-    trace: Trace
-    samples: list[Sample]  # what the eager model says
-    parameters: int
-    notes: tuple[str, ...]
-    recognised: bool  # attention was made one node of what was traced
-
-
-@dataclass
-class _Graph:
-    """A head's graph on its way to the disk."""
-
-    head: Head
-    trace: Trace
-    file: FileEntry | None = None
-    undone: list[str] = field(default_factory=list)  # rewrites that made it another function
-    error: float = 0.0  # relative RMS from eager
 
 
 def export_onnx(
@@ -147,14 +118,14 @@ def _make(
     layout: Layout,
     limits: Limits,
     folder: Path,
-    traced: _Traced,
+    traced: Traced,
     progress: Progress,
 ) -> Exported:
     """Derive, rewrite, write and verify the graphs of a traced model; the manifest is not written yet."""
     graphs, left_out = _derive(traced.trace, recipe, layout)
     bare = _structure(traced)
     for graph in graphs:
-        _rewrite(graph.trace, recipe, limits)
+        apply_rewrites(graph.trace, recipe, limits)
     progress(f"writing {traced.trace.weight_bytes / 1e6:,.0f} MB of weights")
     weights = layout.weights(folder, traced.trace.weight_bytes)
     for graph in graphs:
@@ -164,8 +135,9 @@ def _make(
         graph.file = write_graph(graph.trace.model, weights, folder / layout.graph_name(graph.head))
     traced = _let_go(bare, graphs)
     progress(f"checking {', '.join(graph.file.file for graph in graphs if graph.file)}")
-    graphs = _verify(graphs, left_out, traced, checkpoint.architecture.strict, recipe, limits, weights, folder)
-    manifest = _describe(checkpoint, recipe, traced, graphs, left_out, weights_file, folder)
+    graphs = verify_graphs(graphs, left_out, traced, checkpoint.architecture.strict, recipe, limits, weights, folder)
+    tokenizer = write_tokenizer(recipe.tokenizer, folder) if recipe.tokenizer is not None else None
+    manifest = _describe(checkpoint, recipe, traced, graphs, left_out, weights_file, tokenizer)
     size = sum(entry.bytes for entry in (*manifest.graphs.values(), *([weights_file] if weights_file else [])))
     undone = (
         f"{graph.head.file}: {', '.join(graph.undone)} undone, which made it another function"
@@ -187,7 +159,7 @@ def _check_tokenizer(recipe: Recipe, vocab_size: int) -> None:
 
 def _trace(
     checkpoint: Checkpoint, recipe: Recipe, limits: Limits, progress: Progress, *, recognise: bool = True
-) -> _Traced:
+) -> Traced:
     """Trace and normalize a copy of the model in the recipe's precision, and prepare it for the target."""
     precision, notes = recipe.precision, []
     quantizer = precision.quantizer() if precision.quantizer is not None else None
@@ -207,7 +179,7 @@ def _trace(
     if quantizer is not None:
         trace.audit.update(quantizer.quantize(trace))
     trace.audit.update(recipe.target.prepare(trace, precision))
-    return _Traced(trace, samples, sum(p.numel() for p in model.parameters()), tuple(notes), recognised)
+    return Traced(trace, samples, sum(p.numel() for p in model.parameters()), tuple(notes), recognised)
 
 
 def _in_dtype(model: nn.Module, dtype: torch.dtype, *, copied: bool = False) -> nn.Module:
@@ -223,7 +195,7 @@ def _in_dtype(model: nn.Module, dtype: torch.dtype, *, copied: bool = False) -> 
         ) from error
 
 
-def _derive(logits: Trace, recipe: Recipe, layout: Layout) -> tuple[list[_Graph], dict[str, str]]:
+def _derive(logits: Trace, recipe: Recipe, layout: Layout) -> tuple[list[HeadExport], dict[str, str]]:
     """The graph of each head that is asked for, or that the forward allows; and why others are left out."""
     graphs, left_out = [], {}
     for found in HEAD_GRAPHS.values():
@@ -231,7 +203,7 @@ def _derive(logits: Trace, recipe: Recipe, layout: Layout) -> tuple[list[_Graph]
         if not recipe.wants(head) or not layout.holds(head):
             continue
         try:
-            graphs.append(_Graph(head, found.build(replace(logits, audit={}), recipe)))
+            graphs.append(HeadExport(head, found.build(replace(logits, audit={}), recipe)))
         except ExportError as error:
             if recipe.heads is not None:
                 raise ExportError(f"the graph {head} cannot be made: {error}. Leave {head} out of graphs.") from error
@@ -239,88 +211,17 @@ def _derive(logits: Trace, recipe: Recipe, layout: Layout) -> tuple[list[_Graph]
     return graphs, left_out
 
 
-def _rewrite(trace: Trace, recipe: Recipe, limits: Limits, skip: Collection[str] = ()) -> None:
-    """Apply the target's rewrites to one graph, in place; its audit says what they did."""
-    rewrites = [r for r in recipe.target.rewrites(recipe.precision) if r.name not in skip]
-    for rewrite in rewrites:
-        trace.audit.update(rewrite.apply(trace.graph, limits))
-    if rewrites:
-        RemoveUnusedNodesPass()(trace.model)
-        trace.graph.opset_imports[MICROSOFT] = 1
-
-
-def _structure(traced: _Traced) -> _Traced:
+def _structure(traced: Traced) -> Traced:
     """The normalized graph before it is rewritten, without the weights."""
     return replace(traced, trace=replace(traced.trace, model=traced.trace.model.clone(), weights={}))
 
 
-def _let_go(bare: _Traced, graphs: list[_Graph]) -> _Traced:
+def _let_go(bare: Traced, graphs: list[HeadExport]) -> Traced:
     """Give the weights' memory back: they are on the disk, and ONNX Runtime needs the room."""
     for graph in graphs:
         graph.trace = replace(graph.trace, weights={})
     gc.collect()  # the traced program holds the weights in reference cycles
     return bare
-
-
-def _verify(
-    graphs: list[_Graph],
-    left_out: dict[str, str],
-    traced: _Traced,
-    strict: bool,
-    recipe: Recipe,
-    limits: Limits,
-    weights: Weights,
-    folder: Path,
-) -> list[_Graph]:
-    """Check every written graph. One that a rewrite made wrong is written again without it.
-
-    Returns: those that are right. `left_out` says of the others why: a head is inferred from the user's forward, so a
-    mismatch need not be a bug, unless the head was asked for.
-    """
-    right = []
-    for graph in graphs:
-        assert graph.file is not None
-        path = folder / graph.file.file
-        try:
-            graph.error = _check(path, graph.head, traced.samples, recipe)
-        except ExportError as error:
-            if not _undo(graph, traced, recipe, limits, weights, path):
-                if strict or recipe.heads is not None or graph.head is LOGITS:
-                    raise
-                left_out[graph.head.name] = str(error)
-                path.unlink()
-                continue
-        if strict:
-            check_audit(graph.trace.audit)
-        right.append(graph)
-    return right
-
-
-def _check(path: Path, head: Head, samples: Sequence[Sample], recipe: Recipe) -> float:
-    check_graph(path, head)
-    recipe.target.check(path, head)
-    return check_numbers(path, head, samples, recipe)
-
-
-def _undo(graph: _Graph, traced: _Traced, recipe: Recipe, limits: Limits, weights: Weights, path: Path) -> bool:
-    """Write the graph again without what makes it wrong: each rewrite alone, else all. False: it stays wrong."""
-    names = [rewrite.name for rewrite in recipe.target.rewrites(recipe.precision)]
-    plain = replace(recipe, target=replace(recipe.target, attend=PORTABLE.attend))
-    attempts = [([name], recipe, [name]) for name in names] + [([CACHED, *names], plain, names)]
-    if graph.head.cached:
-        attempts.insert(0, ([CACHED], plain, []))
-    for undone, chosen, skip in attempts:
-        fresh = replace(traced.trace, model=traced.trace.model.clone(), audit={})
-        trace = HEAD_GRAPHS[graph.head.name].build(fresh, chosen)
-        _rewrite(trace, recipe, limits, skip)
-        file = write_graph(trace.model, weights, path)
-        try:
-            graph.error = _check(path, graph.head, traced.samples, recipe)
-        except ExportError:
-            continue
-        graph.trace, graph.file, graph.undone = trace, file, undone
-        return True
-    return False
 
 
 def _run_of(recipe: Recipe) -> Run:
@@ -330,12 +231,17 @@ def _run_of(recipe: Recipe) -> Run:
 def _describe(
     checkpoint: Checkpoint,
     recipe: Recipe,
-    traced: _Traced,
-    graphs: list[_Graph],
+    traced: Traced,
+    graphs: list[HeadExport],
     left_out: dict[str, str],
     weights_file: FileEntry | None,
-    folder: Path,
+    tokenizer: TokenizerEntry | None,
 ) -> Manifest:
+    """What was made, and what was made sure of.
+
+    Raises:
+        ExportError: of an architecture of ours fewer operations are whole, or fused, than there should be.
+    """
     target, precision = recipe.target, recipe.precision
     logits = graphs[0]
     audit = {**traced.trace.audit, **logits.trace.audit}
@@ -344,7 +250,8 @@ def _describe(
         audit = {**compare_counts(traced.trace.expected, counts), **audit}
     if checkpoint.architecture.strict:
         check_audit(audit)
-    checked = {"run": _run_of(recipe).value}
+    run = _run_of(recipe)
+    checked = {"run": run.value + run.unchecked}
     if target.checked is not None:
         checked["kernels"] = target.checked()
     if undone := "; ".join(f"{g.head}: {', '.join(g.undone)}" for g in graphs if g.undone):
@@ -369,7 +276,7 @@ def _describe(
         left_out=left_out,
         checked=checked,
         expected_kernels=target.expected_kernels(precision, {a.head_size for a in attentions(traced.trace.graph)}),
-        tokenizer=write_tokenizer(recipe.tokenizer, folder) if recipe.tokenizer is not None else None,
+        tokenizer=tokenizer,
         text=checkpoint.text,
         runs_on=target.runs_on(precision),
     )

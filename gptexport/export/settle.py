@@ -1,0 +1,115 @@
+"""Rewrite the graphs of an export, check them, and write one again without the rewrite that made it wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from gptexport.errors import ExportError
+from gptexport.export.heads import HEAD_GRAPHS
+from gptexport.export.irtools import MICROSOFT
+from gptexport.export.targets import PORTABLE
+from gptexport.export.trace import Trace
+from gptexport.export.verify import Sample, check_audit, check_graph, check_numbers
+from gptexport.export.write import Weights, write_graph
+from gptexport.recipe import Limits, Recipe
+from gptexport_runtime.contract.heads import LOGITS, Head
+from gptexport_runtime.contract.model import FileEntry
+
+CACHED = "fused attention over the cache"
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model as it was traced, normalized and prepared for its target."""
+
+    trace: Trace
+    samples: list[Sample]  # what the eager model says
+    parameters: int
+    notes: tuple[str, ...]
+    recognised: bool  # attention was made one node of what was traced
+
+
+@dataclass
+class HeadExport:
+    """A head's graph on its way to the disk."""
+
+    head: Head
+    trace: Trace
+    file: FileEntry | None = None
+    undone: list[str] = field(default_factory=list)  # rewrites that made it another function
+    error: float = 0.0  # relative RMS from eager
+
+
+def apply_rewrites(trace: Trace, recipe: Recipe, limits: Limits, skip: Collection[str] = ()) -> None:
+    """Apply the target's rewrites to one graph, in place; its audit says what they did."""
+    rewrites = [r for r in recipe.target.rewrites(recipe.precision) if r.name not in skip]
+    for rewrite in rewrites:
+        trace.audit.update(rewrite.apply(trace.graph, limits))
+    if rewrites:
+        RemoveUnusedNodesPass()(trace.model)
+        trace.graph.opset_imports[MICROSOFT] = 1
+
+
+def verify_graphs(
+    graphs: list[HeadExport],
+    left_out: dict[str, str],
+    traced: Traced,
+    strict: bool,
+    recipe: Recipe,
+    limits: Limits,
+    weights: Weights,
+    folder: Path,
+) -> list[HeadExport]:
+    """Check every written graph. One that a rewrite made wrong is written again without it.
+
+    Returns: those that are right. `left_out` says of the others why: a head is inferred from the user's forward, so a
+    mismatch need not be a bug, unless the head was asked for.
+    """
+    right = []
+    for graph in graphs:
+        assert graph.file is not None
+        path = folder / graph.file.file
+        try:
+            graph.error = _check(path, graph.head, traced.samples, recipe)
+        except ExportError as error:
+            if not _undo(graph, traced, recipe, limits, weights, path):
+                if strict or recipe.heads is not None or graph.head is LOGITS:
+                    raise
+                left_out[graph.head.name] = str(error)
+                path.unlink()
+                continue
+        if strict:
+            check_audit(graph.trace.audit)
+        right.append(graph)
+    return right
+
+
+def _check(path: Path, head: Head, samples: Sequence[Sample], recipe: Recipe) -> float:
+    check_graph(path, head)
+    recipe.target.check(path, head)
+    return check_numbers(path, head, samples, recipe)
+
+
+def _undo(graph: HeadExport, traced: Traced, recipe: Recipe, limits: Limits, weights: Weights, path: Path) -> bool:
+    """Write the graph again without what makes it wrong: each rewrite alone, else all. False: it stays wrong."""
+    names = [rewrite.name for rewrite in recipe.target.rewrites(recipe.precision)]
+    plain = replace(recipe, target=replace(recipe.target, attend=PORTABLE.attend))
+    attempts = [([name], recipe, [name]) for name in names] + [([CACHED, *names], plain, names)]
+    if graph.head.cached:
+        attempts.insert(0, ([CACHED], plain, []))
+    for undone, chosen, skip in attempts:
+        fresh = replace(traced.trace, model=traced.trace.model.clone(), audit={})
+        trace = HEAD_GRAPHS[graph.head.name].build(fresh, chosen)
+        apply_rewrites(trace, recipe, limits, skip)
+        file = write_graph(trace.model, weights, path)
+        try:
+            graph.error = _check(path, graph.head, traced.samples, recipe)
+        except ExportError:
+            continue
+        graph.trace, graph.file, graph.undone = trace, file, undone
+        return True
+    return False
