@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
-from gptexport.cli.options import OutputPath, Shapes, check_named
+from gptexport.cli.options import DEVICES, OutputPath, Shapes, check_named
 from gptexport.cli.output import Output, output_options
 from gptexport.cli.parity_text import result_text
 
@@ -65,7 +65,7 @@ class Gate(click.ParamType[tuple[str, str]]):
 )
 @click.option(
     "--device",
-    type=click.Choice(["cpu", "cuda"]),
+    type=click.Choice(DEVICES),
     help="Device that runs the artifact.  [default: cpu; an engine: cuda]",
 )
 @click.option(
@@ -90,7 +90,7 @@ def parity(
     gelu: str | None,
     block_size: int | None,
     vocab_size: int | None,
-    device: Literal["cpu", "cuda"] | None,
+    device: str | None,
     graph: Path | None,
     gates: tuple[tuple[str, str], ...],
     save: Path | None,

@@ -14,6 +14,7 @@ from gptexport.engine.cancel import Progress, call_interruptibly, make_monitor
 from gptexport.engine.edition import BuildOptions, Library
 from gptexport.engine.source import Source
 from gptexport.errors import EngineError, OptionError, OutputError
+from gptexport.export.targets import PORTABLE
 from gptexport.precision import PRECISIONS
 from gptexport.staging import write_output
 from gptexport_runtime.backends.tensorrt.log import errors_of, open_log
@@ -198,12 +199,9 @@ def _parse_error(parser: Any, source: Source) -> EngineError:
         if "Plugin not found" in reason:  # what it looks for last
             reason = "TensorRT has no such operator"
         lines.append(f"  {node}: {reason} ({error.code().name})")
-    target = source.manifest.target if source.manifest else "portable"
-    advice = (
-        f"The bundle is for the target {target!r}: export with --target portable."
-        if target != "portable"
-        else "Write the model without this operator, or keep to ONNX Runtime."
-    )
+    advice = "Write the model without this operator, or keep to ONNX Runtime."
+    if source.manifest is not None and source.manifest.target != PORTABLE.name:
+        advice = f"The bundle is for the target {source.manifest.target!r}: export with --target {PORTABLE.name}."
     return EngineError("\n".join([f"TensorRT cannot parse {source.path}:", *dict.fromkeys(lines), advice]))
 
 
