@@ -18,6 +18,7 @@ def result_text(result: ParityResult) -> str:
     verdict = result.verdict
     parts = [*_tables(verdict), *_summary(verdict, real_text=result.measured.real_text)]
     parts.append(_passed(verdict) if verdict else _failed(verdict))
+    parts += [f"NOTE   {note}" for note in verdict.notes]
     parts += _diagnosis(result.diagnosis, passed=verdict.passed)
     if result.gelu is not None and not verdict:
         exported, assumed = result.gelu.exported, result.gelu.assumed
@@ -106,6 +107,8 @@ def _wrong_step(wrong: WrongStep, *, passed: bool) -> str:
         lines = [f"NOTE   within the gates, though one step alone is not: {wrong.sentence()}"]
     if wrong.claim and wrong.left is not None:
         lines.append(f"       with that in its place ×{wrong.left:.2g} of the noise is left")
+    if wrong.untried:
+        lines.append(f"       {wrong.untried}")
     if wrong.also:
         shown = ", ".join(wrong.also[:6]) + (f", and {len(wrong.also) - 6} more" if len(wrong.also) > 6 else "")
         lines.append(f"       also wrong on their own inputs: {shown}")

@@ -76,6 +76,7 @@ def _verdict(verdict: Verdict, measured: Measured) -> str:
         f'<header class="{state}"><p class="state">{state.upper()}</p><h1>{artifact}</h1>'
         f"<p>against {checkpoint}, in {escape(measured.precision.dtype)}. {text}</p>"
         + (f"<ul>{reasons}</ul>" if reasons else "")
+        + "".join(f"<p>Note: {escape(note)}.</p>" for note in verdict.notes)
         + "</header>"
     )
 

@@ -22,6 +22,7 @@ from gptexport.parity.verdict.statistics import Summary, summarize
 from gptexport.precision import Gates
 
 LUCKY = 2.0  # by how much a shape's own noise may be too small
+EAGER_INSTEAD = "So the artifact was compared with eager itself, and its noise is that of perturbed eager runs"
 LUCK = 10.0  # times a gate: beyond that no luck explains it
 
 
@@ -62,6 +63,7 @@ class Verdict:
     invariances: tuple[Invariance, ...]
     reasons: tuple[str, ...]
     summary: Summary | None = None  # None where logits are not finite, or could not be compared
+    notes: tuple[str, ...] = ()  # what to know of the yardstick
 
     @property
     def passed(self) -> bool:
@@ -69,6 +71,11 @@ class Verdict:
 
     def __bool__(self) -> bool:
         return self.passed
+
+    @property
+    def doubtful(self) -> bool:
+        """The float64 reference was not to be believed, and eager itself was the reference."""
+        return bool(self.notes)
 
     @property
     def noise_ratio(self) -> float | None:
@@ -105,12 +112,20 @@ def judge(measured: Measured, gates: Gates | None = None) -> Verdict:
     rows = tuple(_judge_shape(s, noise, gates, tie) for s in stats)
     summary = summarize(stats, tie)
     reasons = _reasons(rows, gates) + _statistical_reasons(summary, gates, measured.real_text)
-    reasons += [
-        f"{i.name}: what must not change did, by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
-        for i in invariances
-        if not i.passed
-    ]
-    return verdict(shapes=rows, reasons=tuple(reasons), summary=summary)
+    reasons += [_changed(i) for i in invariances if not i.passed]
+    notes = tuple(dict.fromkeys(f"the yardstick is doubtful: {s.doubt}. {EAGER_INSTEAD}" for s in stats if s.doubt))
+    return verdict(shapes=rows, reasons=tuple(reasons), summary=summary, notes=notes[:1])
+
+
+def _changed(i: Invariance) -> str:
+    if i.kind is Invariant.SPECIAL_IDS:
+        return (
+            f"{i.name}: on rows of these ids the logits differ by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
+        )
+    reason = f"{i.name}: what must not change did, by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
+    if i.eager_change is not None and i.eager_change > i.allowed:
+        reason += f". The model's own logits change by {i.eager_change:.1e}: it is no causal model, or mixes its rows"
+    return reason
 
 
 def tie_of(stats: Sequence[ShapeStats]) -> float:
