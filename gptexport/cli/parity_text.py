@@ -32,9 +32,10 @@ def result_text(result: ParityResult) -> str:
 def _tables(verdict: Verdict) -> list[str]:
     parts = []
     if verdict.shapes:
+        special = [(verdict.special, " special")] if verdict.special else []
         rows = [
             (
-                "{}x{}".format(*row.shape),
+                "{}x{}".format(*row.shape) + what,
                 f"{row.noise_ratio:.2f}",
                 f"{row.max_ratio:.2f}",
                 f"{row.relative_rms:.1e}",
@@ -44,7 +45,7 @@ def _tables(verdict: Verdict) -> list[str]:
                 f"{row.flips} ({row.flips_outside_ties})",
                 "ok" if row.passed else "FAIL",
             )
-            for row in verdict.shapes
+            for row, what in [*((row, "") for row in verdict.shapes), *special]
         ]
         header = ("B×T", "noise ratio", "max ratio", "rel. RMS", "eager's", "mean KL", "top-1", "flips (real)", "")
         parts.append(table(rows, header))

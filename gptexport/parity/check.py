@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from gptexport.artifacts import Artifact, Device, describe_artifact
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.parity.guard import noted
 from gptexport.parity.locate.diagnosis import Diagnosis, diagnose
-from gptexport.parity.measure.draws import Sides, measure_again, measure_shape
+from gptexport.parity.measure.draws import Sides, measure_again, measure_batches, measure_shape
 from gptexport.parity.measure.heads import measure_heads
 from gptexport.parity.measure.invariances import Accepts, measure_invariances
 from gptexport.parity.measure.measured import Measured, load_measured
@@ -18,7 +18,7 @@ from gptexport.parity.measure.metrics import Ids, ShapeStats
 from gptexport.parity.measure.noise import allowed_change
 from gptexport.parity.measure.reference import eager_in, on_device
 from gptexport.parity.measure.shapes import Shape, choose_grid
-from gptexport.parity.measure.special_ids import ids_of_text, measure_special_ids
+from gptexport.parity.measure.special_ids import ids_of_text, special_batches, special_ids
 from gptexport.parity.measure.tokens import TokenSource
 from gptexport.parity.measure.weights import compare_weights
 from gptexport.parity.result import GeluMismatch, ParityResult
@@ -195,15 +195,29 @@ def measure_parity(
     for at, row in enumerate(() if precision.gates.statistical else judge(measured).shapes):
         if row.maybe_unlucky:
             progress("once more at B,T = {},{}, on other ids: little is amiss".format(*row.shape))
-            stats[at] = measure_again(sides, row.shape, stats[at])
+            stats[at] = measure_again(sides, stats[at])
     measured = replace(measured, stats=tuple(stats))
-    progress("checking causality, batch invariance and special ids")
+    progress("checking special ids, causality and batch invariance")
+    measured = _with_special_ids(measured, sides, ids_of_text(checkpoint), shapes, accepts)
     allowed = allowed_change(measured.stats, precision)
     invariances = measure_invariances(sides, shapes, allowed, accepts)
-    invariances.append(measure_special_ids(sides, ids_of_text(checkpoint), shapes, allowed, accepts))
     if graph is not None and not precision.quantized:
         invariances += compare_weights(checkpoint.model, graph, precision)
     return replace(measured, invariances=tuple(invariances))
+
+
+def _with_special_ids(
+    measured: Measured, sides: Sides, special: Collection[int], shapes: Sequence[Shape], accepts: Accepts
+) -> Measured:
+    """Also on rows of ids that a forward may treat specially."""
+    batches = special_batches(sides.source, special, shapes, accepts)
+    found = replace(
+        measured, special=measure_batches(sides, batches), special_ids=tuple(special_ids(sides.source, special))
+    )
+    row = judge(found).special
+    if row is not None and found.special is not None and row.maybe_unlucky:
+        found = replace(found, special=measure_again(sides, found.special, batches))
+    return found
 
 
 def _with_other_heads(

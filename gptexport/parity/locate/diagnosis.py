@@ -151,7 +151,7 @@ def _ids(source: TokenSource, checkpoint: Checkpoint, artifact: Artifact, verdic
     failed = [row.shape for row in verdict.shapes if not row.passed]
     grid = [row.shape for row in verdict.shapes]
     B, T = choose_shape(failed or grid)
-    if not failed and any(i.kind is Invariant.SPECIAL_IDS and not i.passed for i in verdict.invariances):
+    if not failed and verdict.special is not None and not verdict.special.passed:
         rows = special_rows(source, ids_of_text(checkpoint), T)
         return rows if artifact.accepts(len(rows), T) else rows[:B]
     if failed or verdict.passed:

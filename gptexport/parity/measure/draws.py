@@ -54,13 +54,14 @@ def measure_batches(sides: Sides, batches: list[Ids]) -> ShapeStats:
     return stats if doubt is None else _against_eager(sides, batches, doubt)
 
 
-def measure_again(sides: Sides, shape: Shape, stats: ShapeStats) -> ShapeStats:
-    """On fresh ids, with the noise of several eager runs: a fault stays, luck does not.
+def measure_again(sides: Sides, stats: ShapeStats, batches: list[Ids] | None = None) -> ShapeStats:
+    """With the noise of several eager runs: a fault stays, luck does not.
 
     Args:
         stats: what was measured at first.
+        batches: fresh ids of the same shape where None.
     """
-    batches = _batches(sides, shape, first_seed=draws_of(shape))
+    batches = batches or _batches(sides, stats.shape, first_seed=draws_of(stats.shape))
     if stats.doubt is not None:
         return _against_eager(sides, batches, stats.doubt)
     expected = run_reference(sides.model, np.concatenate(batches))

@@ -26,7 +26,6 @@ class Invariant(StrEnum):
     BATCH = "batch invariance"
     CAUSALITY = "causality"
     PADDING = "padding invariance"
-    SPECIAL_IDS = "special ids"  # the checkpoint's logits, on rows of ids that models treat specially
     HEAD = "another head"  # what another graph of the bundle says, against its definition by the logits
     WEIGHT = "a stored weight"
 

@@ -11,8 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from gptexport.checkpoints import Checkpoint
-from gptexport.parity.measure.draws import Sides, measure_batches
-from gptexport.parity.measure.invariances import Accepts, Invariance, Invariant
+from gptexport.parity.measure.invariances import Accepts
 from gptexport.parity.measure.metrics import Ids
 from gptexport.parity.measure.shapes import Shape, choose_shape
 from gptexport.parity.measure.tokens import TokenSource
@@ -21,24 +20,14 @@ LONGEST = 17  # tokens of a row: what is special shows in few
 MOST_IDS = 8
 
 
-def measure_special_ids(
-    sides: Sides, special: Collection[int], shapes: Sequence[Shape], allowed: float, accepts: Accepts
-) -> Invariance:
-    """How far the session is from the checkpoint on rows of special ids.
-
-    Args:
-        special: ids that the model takes and that are known to be special. The first and the last id are added.
-        allowed: how far rounding may move a logit of other rows.
-    """
-    ids = _ids(sides.source, special)
-    B, T = _shape(shapes, accepts)
-    rows = special_rows(sides.source, special, T)
-    rows = np.concatenate([rows, rows[: -len(rows) % B]])
-    stats = measure_batches(sides, list(rows.reshape(-1, B, T)))
-    change = stats.actual.max if stats.eager.finite and stats.actual.finite else np.inf
-    own = (sides.precision.gates.max_ratio or 1.0) * stats.eager.max if stats.eager.finite else 0.0
-    name = f"special ids ({', '.join(map(str, ids))})"
-    return Invariance(kind=Invariant.SPECIAL_IDS, name=name, max_change=change, allowed=max(allowed, own))
+def special_batches(
+    source: TokenSource, special: Collection[int], shapes: Sequence[Shape], accepts: Accepts
+) -> list[Ids]:
+    """The rows of `special_rows` in batches of one shape that the session runs at."""
+    B, T = choose_shape(shapes)
+    T = LONGEST if T > LONGEST and accepts(B, LONGEST) else T
+    rows = special_rows(source, special, T)
+    return list(np.concatenate([rows, rows[: -len(rows) % B]]).reshape(-1, B, T))
 
 
 def ids_of_text(checkpoint: Checkpoint) -> set[int]:
@@ -50,17 +39,13 @@ def ids_of_text(checkpoint: Checkpoint) -> set[int]:
 def special_rows(source: TokenSource, special: Collection[int], T: int) -> Ids:
     """Of each id four rows of T tokens: of that id alone, one that begins and one that ends with it, and one document
     twice, parted by it."""
-    ids = _ids(source, special)
+    ids = special_ids(source, special)
     return np.stack(list(_rows(ids, source.batch((4 * len(ids), T), seed=3))))
 
 
-def _ids(source: TokenSource, special: Collection[int]) -> list[int]:
+def special_ids(source: TokenSource, special: Collection[int]) -> list[int]:
+    """Those that are known to be special, and the first and the last."""
     return list(dict.fromkeys([0, max([source.vocab_size - 1, *special]), *sorted(special)]))[:MOST_IDS]
-
-
-def _shape(shapes: Sequence[Shape], accepts: Accepts) -> Shape:
-    B, T = choose_shape(shapes)
-    return (B, LONGEST) if T > LONGEST and accepts(B, LONGEST) else (B, T)
 
 
 def _rows(ids: Sequence[int], filler: Ids) -> Iterator[Ids]:

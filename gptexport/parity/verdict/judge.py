@@ -63,6 +63,7 @@ class Verdict:
     invariances: tuple[Invariance, ...]
     reasons: tuple[str, ...]
     summary: Summary | None = None  # None where logits are not finite, or could not be compared
+    special: ShapeVerdict | None = None  # of rows of ids that models treat specially
     notes: tuple[str, ...] = ()  # what to know of the yardstick
 
     @property
@@ -87,6 +88,8 @@ class Verdict:
         data = {**asdict(self), "passed": self.passed, "noise_ratio": self.noise_ratio}
         for row, verdict in zip(data["shapes"], self.shapes, strict=True):
             row["passed"] = verdict.passed
+        if self.special is not None:
+            data["special"]["passed"] = self.special.passed
         for row, invariance in zip(data["invariances"], self.invariances, strict=True):
             row |= {"passed": invariance.passed, "stored": invariance.kind is Invariant.WEIGHT}
         return jsonable(data)  # type: ignore[no-any-return]
@@ -112,16 +115,17 @@ def judge(measured: Measured, gates: Gates | None = None) -> Verdict:
     rows = tuple(_judge_shape(s, noise, gates, tie) for s in stats)
     summary = summarize(stats, tie)
     reasons = _reasons(rows, gates) + _statistical_reasons(summary, gates, measured.real_text)
+    special = None
+    if measured.special is not None and measured.special.eager.finite:
+        special = _judge_shape(measured.special, noise, gates, tie_of([*stats, measured.special]))
+        ids = ", ".join(map(str, measured.special_ids))
+        reasons += [f"on rows of the ids {ids}: {reason}" for reason in _reasons((special,), gates)]
     reasons += [_changed(i) for i in invariances if not i.passed]
     notes = tuple(dict.fromkeys(f"the yardstick is doubtful: {s.doubt}. {EAGER_INSTEAD}" for s in stats if s.doubt))
-    return verdict(shapes=rows, reasons=tuple(reasons), summary=summary, notes=notes[:1])
+    return verdict(shapes=rows, special=special, reasons=tuple(reasons), summary=summary, notes=notes[:1])
 
 
 def _changed(i: Invariance) -> str:
-    if i.kind is Invariant.SPECIAL_IDS:
-        return (
-            f"{i.name}: on rows of these ids the logits differ by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
-        )
     reason = f"{i.name}: what must not change did, by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
     if i.eager_change is not None and i.eager_change > i.allowed:
         reason += f". The model's own logits change by {i.eager_change:.1e}: it is no causal model, or mixes its rows"
