@@ -67,6 +67,10 @@ class Precision:
     runs_on_cpu: bool = True  # ONNX Runtime's CPU provider has kernels for it
     plain_onnx: bool = True  # its graphs need no operator of ONNX Runtime's own
 
+    def runs_on(self, device: str) -> bool:
+        """Whether ONNX Runtime computes in it there."""
+        return self.runs_on_cpu or device != "cpu"
+
     @property
     def torch_dtype(self) -> torch.dtype:
         """What the model is cast to before it is traced."""

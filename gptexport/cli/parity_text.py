@@ -18,6 +18,7 @@ def result_text(result: ParityResult) -> str:
     verdict = result.verdict
     parts = [*_tables(verdict), *_summary(verdict, real_text=result.measured.real_text)]
     parts.append(_passed(verdict) if verdict else _failed(verdict))
+    parts += [f"NOTE   {note}" for note in verdict.notes]
     parts += _diagnosis(result.diagnosis, passed=verdict.passed)
     if result.gelu is not None and not verdict:
         exported, assumed = result.gelu.exported, result.gelu.assumed
@@ -31,9 +32,10 @@ def result_text(result: ParityResult) -> str:
 def _tables(verdict: Verdict) -> list[str]:
     parts = []
     if verdict.shapes:
+        special = [(verdict.special, " special")] if verdict.special else []
         rows = [
             (
-                "{}x{}".format(*row.shape),
+                "{}x{}".format(*row.shape) + what,
                 f"{row.noise_ratio:.2f}",
                 f"{row.max_ratio:.2f}",
                 f"{row.relative_rms:.1e}",
@@ -43,7 +45,7 @@ def _tables(verdict: Verdict) -> list[str]:
                 f"{row.flips} ({row.flips_outside_ties})",
                 "ok" if row.passed else "FAIL",
             )
-            for row in verdict.shapes
+            for row, what in [*((row, "") for row in verdict.shapes), *special]
         ]
         header = ("B×T", "noise ratio", "max ratio", "rel. RMS", "eager's", "mean KL", "top-1", "flips (real)", "")
         parts.append(table(rows, header))
@@ -106,6 +108,8 @@ def _wrong_step(wrong: WrongStep, *, passed: bool) -> str:
         lines = [f"NOTE   within the gates, though one step alone is not: {wrong.sentence()}"]
     if wrong.claim and wrong.left is not None:
         lines.append(f"       with that in its place ×{wrong.left:.2g} of the noise is left")
+    if wrong.untried:
+        lines.append(f"       {wrong.untried}")
     if wrong.also:
         shown = ", ".join(wrong.also[:6]) + (f", and {len(wrong.also) - 6} more" if len(wrong.also) > 6 else "")
         lines.append(f"       also wrong on their own inputs: {shown}")

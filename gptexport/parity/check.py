@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gptexport.artifacts import Artifact, Device, describe_artifact
 from gptexport.checkpoints import Checkpoint, load_checkpoint
+from gptexport.parity.guard import noted
 from gptexport.parity.locate.diagnosis import Diagnosis, diagnose
-from gptexport.parity.measure.draws import measure_again, measure_shape
+from gptexport.parity.measure.draws import Sides, measure_again, measure_batches, measure_shape
 from gptexport.parity.measure.heads import measure_heads
 from gptexport.parity.measure.invariances import Accepts, measure_invariances
 from gptexport.parity.measure.measured import Measured, load_measured
@@ -19,6 +19,7 @@ from gptexport.parity.measure.metrics import Ids, ShapeStats
 from gptexport.parity.measure.noise import allowed_change
 from gptexport.parity.measure.reference import eager_in, on_device
 from gptexport.parity.measure.shapes import Shape, choose_grid
+from gptexport.parity.measure.special_ids import ids_of_text, special_batches, special_ids
 from gptexport.parity.measure.tokens import TokenSource
 from gptexport.parity.measure.weights import compare_weights
 from gptexport.parity.result import GeluMismatch, ParityResult
@@ -62,8 +63,7 @@ def check_parity(
     Raises:
         ShapeError: a shape is longer than the model's context, or outside what the artifact takes.
         InputError: there is no such gate.
-        GPTExportError: the artifact or the checkpoint cannot be opened, the eager model does not run in float64, or the
-            text is shorter than a shape.
+        GPTExportError: the artifact or the checkpoint cannot be opened, or the text is shorter than a shape.
     """
     described = describe_artifact(Path(artifact)) if isinstance(artifact, str | Path) else artifact
     limits = changed_gates(described.precision.gates, gates or {})
@@ -91,10 +91,10 @@ def check_parity(
         verdict = judge(measured, limits)
         progress(f"the verdict: {'PASS' if verdict else 'FAIL'}")
         if not quick and not gates:
-            with _noted("the verdict could not be recorded", notes):
+            with noted("the verdict could not be recorded", notes):
                 certificate = certify(described, verdict, checkpoint.sha256)
         if not quick or not verdict:
-            with _noted("what is wrong could not be looked for", notes):
+            with noted("what is wrong could not be looked for", notes):
                 diagnosis = diagnose(
                     session, checkpoint, described, verdict, tokens=tokens, causes=not quick, progress=progress
                 )
@@ -103,7 +103,7 @@ def check_parity(
         measured=measured,
         diagnosis=diagnosis,
         certificate=certificate,
-        notes=tuple(notes),
+        notes=(*notes, *diagnosis.notes),
         gelu=_gelu_mismatch(described, checkpoint),
     )
 
@@ -169,8 +169,7 @@ def measure_parity(
         accepts: whether the session runs at (B,T).
 
     Raises:
-        GPTExportError: the eager model does not run in float64, which the reference needs, or the text is shorter
-            than a shape.
+        GPTExportError: the text is shorter than a shape.
         InputError: a shape is longer than the model's context.
     """
     measured = Measured(precision=precision, real_text=tokens is not None)
@@ -180,25 +179,47 @@ def measure_parity(
     source = TokenSource(checkpoint.predicted_ids, tokens)
     source.check(shapes)
     model = on_device(checkpoint.model, session.device)
-    eager = eager_in(model, precision)
+    sides = Sides(
+        session=session,
+        model=model,
+        eager=eager_in(model, precision),
+        source=source,
+        precision=precision,
+        intended=all(bool(parameter.isfinite().all()) for parameter in model.parameters()),
+    )
     stats: list[ShapeStats] = []
     for number, shape in enumerate(shapes, start=1):
         progress("comparing at B,T = {},{} ({} of {})".format(*shape, number, len(shapes)))
-        stats.append(measure_shape(session, model, eager, source, shape))
+        stats.append(measure_shape(sides, shape))
     measured = replace(measured, stats=tuple(stats))
     if not all(s.eager.finite and s.actual.finite for s in stats):
         return measured  # NaN is its own reason
     for at, row in enumerate(() if precision.gates.statistical else judge(measured).shapes):
         if row.maybe_unlucky:
             progress("once more at B,T = {},{}, on other ids: little is amiss".format(*row.shape))
-            stats[at] = measure_again(session, model, eager, source, row.shape, precision)
+            stats[at] = measure_again(sides, stats[at])
     measured = replace(measured, stats=tuple(stats))
-    progress("checking causality and batch invariance")
+    progress("checking special ids, causality and batch invariance")
+    measured = _with_special_ids(measured, sides, ids_of_text(checkpoint), shapes, accepts)
     allowed = allowed_change(measured.stats, precision)
-    invariances = measure_invariances(session, source, shapes, allowed, accepts)
+    invariances = measure_invariances(sides, shapes, allowed, accepts)
     if graph is not None and not precision.quantized:
         invariances += compare_weights(checkpoint.model, graph, precision)
     return replace(measured, invariances=tuple(invariances))
+
+
+def _with_special_ids(
+    measured: Measured, sides: Sides, special: Collection[int], shapes: Sequence[Shape], accepts: Accepts
+) -> Measured:
+    """Also on rows of ids that a forward may treat specially."""
+    batches = special_batches(sides.source, special, shapes, accepts)
+    found = replace(
+        measured, special=measure_batches(sides, batches), special_ids=tuple(special_ids(sides.source, special))
+    )
+    row = judge(found).special
+    if row is not None and found.special is not None and row.maybe_unlucky:
+        found = replace(found, special=measure_again(sides, found.special, batches))
+    return found
 
 
 def _with_other_heads(
@@ -231,13 +252,3 @@ def _gelu_mismatch(artifact: Artifact, checkpoint: Checkpoint) -> GeluMismatch |
     assumed = checkpoint.config.to_dict().get("gelu")
     different = exported is not None and assumed is not None and exported != assumed
     return GeluMismatch(str(exported), str(assumed)) if different else None
-
-
-@contextmanager
-def _noted(failed: str, notes: list[str]) -> Iterator[None]:
-    """What fails in here becomes a note: the verdict is known by then, and stands."""
-    try:
-        yield
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        notes.append(f"{failed}: {first or type(error).__name__}")

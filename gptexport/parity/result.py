@@ -40,5 +40,5 @@ class ParityResult:
             **self.verdict.to_dict(),
             **self.diagnosis.to_dict(),
             "recorded": recorded,
-            "notes": list(self.notes),
+            "notes": [*self.verdict.notes, *self.notes],
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -12,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptexport.artifacts import describe_artifact
+from gptexport.artifacts import Bundle, describe_artifact
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
+from gptexport.parity.locate import diagnosis, search
 from gptexport.precision import INT8, PRECISIONS
 from gptexport.staging import watched
 from tests.support.cli import Cli
@@ -204,6 +206,52 @@ def test_an_interrupt_leaves_no_verdict_and_no_file(copy: Path, checkpoint: Path
     printed, rest = process.communicate()
     assert process.returncode == 130 and "Traceback" not in said + rest and printed == ""
     assert list(out.iterdir()) == [] and (copy / "gptexport.json").read_bytes() == before
+
+
+class TestTheVerdictComesFirst:
+    """What may fail after it costs a line, never the verdict."""
+
+    def test_a_place_that_cannot_be_written(
+        self, cli: Cli, copy: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def read_only(*_: object) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr(Bundle, "certify", read_only)
+        ran = cli("parity", copy, "--against", checkpoint, *SHAPES)
+        assert ran.code == 0 and "PASS  the same model" in ran.out
+        (note,) = (line for line in ran.err.splitlines() if "note" in line)
+        assert "the verdict could not be recorded: [Errno 30] Read-only file system" in note
+        result = json.loads(cli("parity", copy, "--against", checkpoint, "--json", *SHAPES).out)
+        assert result["passed"] and result["recorded"] is None and len(result["notes"]) == 1
+
+    @pytest.mark.parametrize("wrong", [False, True])
+    def test_a_search_that_fails(
+        self, cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise RuntimeError("mat1 and mat2 must have the same dtype\nand more")
+
+        monkeypatch.setattr(diagnosis, "find_wrong_step", fail)
+        monkeypatch.setattr(diagnosis, "find_cause", fail)
+        made = tampered(bundle, tmp_path / "b", *([scale_weight("ln_f.weight", 1.01)] if wrong else []))
+        ran = cli("parity", made, "--against", checkpoint, *SHAPES)
+        assert ran.code == (3 if wrong else 0)
+        notes = [line for line in ran.err.splitlines() if "note" in line]
+        assert len(notes) == 1 + wrong and "same dtype" in notes[0] and "and more" not in ran.err
+        assert json.loads((made / "gptexport.json").read_text())["parity"]["passed"] is not wrong
+
+    def test_an_experiment_that_fails(
+        self, cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise AssertionError("the run ended before the step did")
+
+        monkeypatch.setattr(search, "explain", fail)
+        made = tampered(bundle, tmp_path / "b", scale_weight("h.1.mlp.c_fc.bias", 0))
+        ran = cli("parity", made, "--against", checkpoint, "--quick")
+        assert ran.code == 3 and "WHERE  h.1.mlp.c_fc (Add, MatMul): error ×" in ran.out
+        assert "nothing was tried in its place: the run ended before the step did" in ran.out
 
 
 class TestTokens:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import onnx
 import torch.nn as nn
@@ -19,12 +20,26 @@ PLAIN = {
 REWRAPS = {"Cast", "DequantizeLinear", "DynamicQuantizeLinear", "Identity", "QuantizeLinear"}
 
 
+# By a module of PyTorch's own, the operators that are that module and nothing else: what goes into the operator is what
+# goes into the module. A norm of somebody's own has read its input before it comes to its weight.
+STANDARD: dict[type[nn.Module], set[str]] = {
+    nn.Linear: {"MatMul", "Gemm", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits"},
+    nn.Embedding: {"Gather", "GatherBlockQuantized"},
+    nn.LayerNorm: {"LayerNormalization", "SkipLayerNormalization"},
+    nn.RMSNorm: {"RMSNormalization", "SimplifiedLayerNormalization"},
+}
+
+
 @dataclass(frozen=True)
 class Boundary:
-    """The values that go into and come out of one module; None where the graph has no such value."""
+    """The values that go into and come out of one module; None where the graph has no such value.
+
+    `certain`: the operators say so by themselves. Else it is a guess, to be proved on a graph that is right.
+    """
 
     input: str | None
     output: str | None
+    certain: bool = False
 
 
 def find_boundaries(index: GraphIndex, model: nn.Module) -> dict[str, Boundary]:
@@ -35,14 +50,15 @@ def find_boundaries(index: GraphIndex, model: nn.Module) -> dict[str, Boundary]:
         weights = {stored for parameter in owned for stored in stored_names(index, model, parameter)}
         is_embedding = isinstance(module, nn.Embedding)  # a tied weight is read by the embedding and by the head
         nodes = [node for node in index.readers(weights) if node.op_type.startswith("Gather") == is_embedding]
-        if boundary := _boundary(index, nodes):
-            boundaries[name] = boundary
+        if boundary := _boundary(index, nodes, weights):
+            standard = nodes[0].op_type in STANDARD.get(type(module), ()) and not module._forward_hooks
+            boundaries[name] = replace(boundary, certain=standard)
     return boundaries
 
 
-def _boundary(index: GraphIndex, nodes: list[onnx.NodeProto]) -> Boundary | None:
-    if not nodes:
-        return None
+def _boundary(index: GraphIndex, nodes: list[onnx.NodeProto], weights: set[str]) -> Boundary | None:
+    if not nodes or any(count > 1 for count in _reads(index, nodes, weights).values()):
+        return None  # the module is run twice: there is no one boundary
     first, last = nodes[0], nodes[0]
     for node in nodes[1:]:  # the bias of a linear, the scales of a quantized one: a chain, each from the one before
         if _leads_to(index, last, node):
@@ -55,6 +71,11 @@ def _boundary(index: GraphIndex, nodes: list[onnx.NodeProto]) -> Boundary | None
     data = [name for name in first.input if name and name not in index.origins]
     plain = all(node.op_type in PLAIN for node in nodes)
     return Boundary(_unwrapped(index, data[0]), last.output[0] if plain else None)
+
+
+def _reads(index: GraphIndex, nodes: list[onnx.NodeProto], weights: set[str]) -> Counter[str]:
+    """At how many nodes each weight meets data."""
+    return Counter(w for node in nodes for w in weights & set().union(*(index.origins.get(i, ()) for i in node.input)))
 
 
 def _leads_to(index: GraphIndex, early: onnx.NodeProto, late: onnx.NodeProto, depth: int = 4) -> bool:

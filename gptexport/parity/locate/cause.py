@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from gptexport.checkpoints import Checkpoint
 from gptexport.engine.prepare import prepare_graph
 from gptexport.export import export_onnx
 from gptexport.parity.locate.intermediate import run_graph
-from gptexport.parity.measure.metrics import Ids, Logits
+from gptexport.parity.measure.float64 import Perturbed
+from gptexport.parity.measure.metrics import Ids, Logits, same_kind
 from gptexport.parity.measure.reference import eager_in, run, run_reference
 from gptexport.precision import Precision
 from gptexport_runtime import GPTExportError, Session
@@ -52,21 +55,34 @@ def find_cause(
     checkpoint: Checkpoint,
     artifact: Artifact,
     ids: Ids,
+    fresh: Callable[[], Path],
     *,
+    float64: bool = True,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> Attribution:
-    """Compare eager, a fresh portable export and each stage of the artifact, all on the same ids."""
+    """Compare eager, a fresh portable export and each stage of the artifact, all on the same ids.
+
+    Args:
+        fresh: gives the graph of a portable export made now.
+        float64: the model in float64 is a reference to believe; else eager is.
+    """
     precision = artifact.precision
-    expected = run_reference(checkpoint.model, ids)
-    scale = _rms(expected, np.zeros(1))
-    eager = _rms(run(eager_in(checkpoint.model, precision), ids), expected)
-    noise = max(eager, precision.eps / 2 * scale)
-    stages = [_eager(eager / scale if scale else 0.0, precision)]
-    for stage, (compute, ran_in) in _computations(session, checkpoint, artifact, ids).items():
+    eager_model = eager_in(checkpoint.model, precision)
+    eager = run(eager_model, ids)
+    expected = run_reference(checkpoint.model, ids) if float64 else None
+    if expected is None:
+        expected = eager
+        with Perturbed(precision.eps, seed=0):
+            eager = run(eager_model, ids)
+    scale = _rms(expected)
+    error = _error(eager, expected)
+    noise = max(error, precision.eps / 2 * scale)
+    stages = [_eager(error / scale if scale else 0.0, precision)]
+    for stage, (compute, ran_in) in _computations(session, artifact, ids, fresh).items():
         name = stage.value + ran_in
         progress(f"looking for the cause: {name}")
         try:
-            ratio = _rms(compute(), expected) / noise
+            ratio = _error(compute(), expected) / noise
         except Exception as error:
             why = (str(error).splitlines() or [type(error).__name__])[0][:300]
             stages.append(StageResult(stage=stage, name=name, noise_ratio=None, right=None, why=why))
@@ -88,12 +104,11 @@ def _eager(relative: float, precision: Precision) -> StageResult:
 
 
 def _computations(
-    session: Session, checkpoint: Checkpoint, artifact: Artifact, ids: Ids
+    session: Session, artifact: Artifact, ids: Ids, fresh: Callable[[], Path]
 ) -> dict[Stage, tuple[Compute, str]]:
     """How to run each stage after eager, and what its name has to add."""
     precision = artifact.precision
-    here = "" if precision.runs_on_cpu else IN_FLOAT32
-    there = here if session.device == "cpu" else ""
+    here, there = ("" if precision.runs_on(device) else IN_FLOAT32 for device in ("cpu", session.device))
 
     def graph(device: str, *, prepared: bool = False) -> Logits:
         if artifact.graph is None:
@@ -103,7 +118,7 @@ def _computations(
         return run_graph(artifact.graph, ids, precision, device=device, model=model)
 
     known: dict[Stage, tuple[Compute, str]] = {
-        Stage.EXPORT: (lambda: _run_fresh_export(checkpoint, ids, precision), here),
+        Stage.EXPORT: (lambda: run_graph(fresh(), ids, precision), here),
         Stage.GRAPH: (lambda: graph(session.device), there),
         Stage.ONNX_RUNTIME: (lambda: session.logits(ids), ""),
         Stage.SOURCE_GRAPH: (lambda: graph("cpu"), here),
@@ -113,9 +128,11 @@ def _computations(
     return {stage: known[stage] for stage in (Stage.EXPORT, *artifact.stages)}
 
 
-def _run_fresh_export(checkpoint: Checkpoint, ids: Ids, precision: Precision) -> Logits:
+@contextmanager
+def fresh_exports(checkpoint: Checkpoint, precision: Precision) -> Iterator[Callable[[], Path]]:
+    """What exports the checkpoint when it is called first, and keeps the file as long as this is open."""
     with tempfile.TemporaryDirectory() as folder:
-        return run_graph(fresh_export(checkpoint, Path(folder), precision), ids, precision)
+        yield cache(lambda: fresh_export(checkpoint, Path(folder), precision))
 
 
 def fresh_export(checkpoint: Checkpoint, folder: Path, precision: Precision) -> Path:
@@ -180,5 +197,14 @@ def _sentence_of_engine(stages: list[StageResult], artifact: Artifact) -> str:
     return "TensorRT: the graph it was given is right, and the engine it built is wrong"
 
 
-def _rms(a: Logits, b: Logits) -> float:
-    return float(np.sqrt(np.square(a.astype(np.float64) - b).mean()))
+def _rms(values: Logits) -> float:
+    """Of those that are finite."""
+    return float(np.sqrt(np.square(values[np.isfinite(values)], dtype=np.float64).mean()))
+
+
+def _error(actual: Logits, expected: Logits) -> float:
+    """RMS error where the reference is finite; Inf where NaN and Inf are not where the reference has them."""
+    if not same_kind(expected, actual):
+        return float("inf")
+    with np.errstate(invalid="ignore"):
+        return _rms(actual.astype(np.float64) - expected)

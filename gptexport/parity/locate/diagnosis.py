@@ -9,12 +9,14 @@ from typing import Any
 
 from gptexport.artifacts import Artifact, Stage
 from gptexport.checkpoints import Checkpoint
-from gptexport.parity.locate.cause import Attribution, find_cause
+from gptexport.parity.guard import noted
+from gptexport.parity.locate.cause import Attribution, find_cause, fresh_exports
 from gptexport.parity.locate.replay import StepError
-from gptexport.parity.locate.search import WrongStep, choose_shape, find_wrong_step
+from gptexport.parity.locate.search import WrongStep, find_wrong_step
 from gptexport.parity.measure.invariances import Invariant
 from gptexport.parity.measure.metrics import Ids
-from gptexport.parity.measure.shapes import Shape
+from gptexport.parity.measure.shapes import choose_shape
+from gptexport.parity.measure.special_ids import ids_of_text, special_rows
 from gptexport.parity.measure.tokens import TokenSource
 from gptexport.parity.measure.weights import worst_rows
 from gptexport.parity.verdict.judge import Verdict, jsonable
@@ -31,6 +33,7 @@ class Diagnosis:
     steps: tuple[StepError, ...] = ()
     wrong_step: WrongStep | None = None
     attribution: Attribution | None = None
+    notes: tuple[str, ...] = ()  # what could not be looked for, and why
 
     def to_dict(self) -> dict[str, Any]:
         """For --json, under the names of its schema; without the steps, which are many."""
@@ -59,63 +62,98 @@ def diagnose(
     """Judge each step of the graph alone: where a failure comes from, and what a pass may hide.
 
     The inside of an engine cannot be seen: there only the cause is found, and if that is the graph, its wrong step.
+    What fails in here is a note; the rest is said nevertheless.
 
     Args:
         causes: on a failure run the other stages too, which exports the checkpoint afresh.
     """
     if not verdict.shapes:
         return Diagnosis()
-    shape = _shape(verdict)
-    ids = TokenSource(checkpoint.predicted_ids, tokens).batch(shape, 0)
-    runs_graph = Stage.GRAPH in artifact.stages
-    found = Diagnosis()
-    if runs_graph and artifact.graph is not None and not verdict.gates.statistical:  # quantized steps differ by design
-        found = _find_wrong_step(session, checkpoint, artifact, artifact.graph, verdict, shape, tokens, progress)
-    if verdict.passed or not causes:
-        return found
-    attribution = find_cause(session, checkpoint, artifact, ids, progress=progress)
-    if attribution.cause is None and any(i.kind is Invariant.WEIGHT and not i.passed for i in verdict.invariances):
-        graph = Stage.GRAPH if runs_graph else Stage.SOURCE_GRAPH
-        attribution = replace(attribution, cause=graph, sentence=f"{graph.value}: {OTHER_WEIGHTS}")
-    if attribution.cause is Stage.SOURCE_GRAPH and artifact.graph is not None:
-        steps, wrong = find_wrong_step(
-            checkpoint.model, artifact.graph, ids, precision=artifact.precision, progress=progress
-        )
-        found = Diagnosis(steps=steps, wrong_step=wrong)
-    return replace(found, attribution=attribution)
+    notes: list[str] = []
+    source = TokenSource(checkpoint.predicted_ids, tokens)
+    ids = _ids(source, checkpoint, artifact, verdict)
+    search = _Search(session, checkpoint, artifact, source, ids, progress)
+    attribution, found = None, Diagnosis()
+    with fresh_exports(checkpoint, artifact.precision) as fresh:
+        if causes and not verdict.passed:
+            with noted("the cause could not be looked for", notes):
+                attribution = find_cause(
+                    session, checkpoint, artifact, ids, fresh, float64=not verdict.doubtful, progress=progress
+                )
+                attribution = _with_weights(attribution, artifact, verdict)
+        if artifact.graph is not None and _has_steps(artifact, verdict, attribution):
+            with noted("its steps could not be compared one by one", notes):
+                right = artifact.graph if verdict.passed else fresh() if _export_is_right(attribution) else None
+                found = search.steps(artifact.graph, right, once=verdict.passed)
+    return replace(found, attribution=attribution, notes=tuple(notes))
 
 
-def _find_wrong_step(
-    session: Session,
-    checkpoint: Checkpoint,
-    artifact: Artifact,
-    graph: Path,
-    verdict: Verdict,
-    shape: Shape,
-    tokens: Ids | None,
-    progress: Callable[[str], None],
-) -> Diagnosis:
-    """With other ids until one batch shows it; each has the row of an embedding that differs most."""
-    rows = worst_rows(checkpoint.model, graph, artifact.precision)
-    steps: tuple[StepError, ...] = ()
-    wrong = None
-    for seed in range(TRIES):
-        ids = TokenSource(checkpoint.predicted_ids, tokens).batch(shape, seed)
-        for row in rows.values():
-            if row.rows == checkpoint.vocab_size:  # a token that the grid may never have used
-                ids.flat[0] = row.worst
-        steps, wrong = find_wrong_step(
-            checkpoint.model, graph, ids, precision=artifact.precision, device=session.device, progress=progress
-        )
-        if wrong is not None or verdict.passed:
-            break
-    return Diagnosis(steps=steps, wrong_step=wrong)
+def _has_steps(artifact: Artifact, verdict: Verdict, attribution: Attribution | None) -> bool:
+    """Whether the graph's steps can be judged, and are what the session runs or what made it wrong."""
+    if verdict.gates.statistical or verdict.doubtful:  # quantized steps differ by design
+        return False
+    wrong_source = attribution is not None and attribution.cause is Stage.SOURCE_GRAPH
+    return Stage.GRAPH in artifact.stages or wrong_source
 
 
-def _shape(verdict: Verdict) -> Shape:
-    """The shape to look at: of those that failed, or else the longest where something that must not change did."""
+def _export_is_right(attribution: Attribution | None) -> bool:
+    stages = attribution.stages if attribution is not None else ()
+    return any(result.stage is Stage.EXPORT and result.right is True for result in stages)
+
+
+def _with_weights(attribution: Attribution, artifact: Artifact, verdict: Verdict) -> Attribution:
+    """Weights that are not the checkpoint's are in the graph, whatever the logits say."""
+    if attribution.cause is not None or all(i.passed for i in verdict.invariances if i.kind is Invariant.WEIGHT):
+        return attribution
+    graph = next(stage for stage in artifact.stages if stage in (Stage.GRAPH, Stage.SOURCE_GRAPH))
+    return replace(attribution, cause=graph, sentence=f"{graph.value}: {OTHER_WEIGHTS}")
+
+
+@dataclass(frozen=True)
+class _Search:
+    """For the first wrong step."""
+
+    session: Session
+    checkpoint: Checkpoint
+    artifact: Artifact
+    source: TokenSource
+    ids: Ids
+    progress: Callable[[str], None]
+
+    def steps(self, graph: Path, right: Path | None, *, once: bool) -> Diagnosis:
+        """With other ids until one batch shows it, or `once`; each has the row of an embedding that differs most."""
+        model, precision = self.checkpoint.model, self.artifact.precision
+        runs_here = Stage.GRAPH in self.artifact.stages  # an engine's graph is run on the CPU
+        rows = worst_rows(model, graph, precision)
+        steps: tuple[StepError, ...] = ()
+        wrong = None
+        for seed in range(TRIES):
+            ids = self.ids.copy() if seed == 0 else self.source.batch(self.ids.shape, seed)
+            for row in rows.values():
+                if row.rows == self.checkpoint.vocab_size and runs_here:  # a token that the grid may never have used
+                    ids.flat[0] = row.worst
+            steps, wrong = find_wrong_step(
+                model,
+                graph,
+                ids,
+                precision=precision,
+                device=self.session.device if runs_here else "cpu",
+                right=right,
+                progress=self.progress,
+            )
+            if wrong is not None or once:
+                break
+        return Diagnosis(steps=steps, wrong_step=wrong)
+
+
+def _ids(source: TokenSource, checkpoint: Checkpoint, artifact: Artifact, verdict: Verdict) -> Ids:
+    """Of a shape that failed; else of those that passed, the longest where something that must not change did."""
     failed = [row.shape for row in verdict.shapes if not row.passed]
     grid = [row.shape for row in verdict.shapes]
+    B, T = choose_shape(failed or grid)
+    if not failed and verdict.special is not None and not verdict.special.passed:
+        rows = special_rows(source, ids_of_text(checkpoint), T)
+        return rows if artifact.accepts(len(rows), T) else rows[:B]
     if failed or verdict.passed:
-        return choose_shape(failed or grid)
-    return max(grid, key=lambda shape: (shape[1], -shape[0]))
+        return source.batch((B, T), 0)
+    return source.batch(max(grid, key=lambda shape: (shape[1], -shape[0])), 0)

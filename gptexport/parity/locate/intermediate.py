@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from gptexport.export.rewrites.float32 import to_float32
 from gptexport.parity.measure.metrics import Ids, Logits
-from gptexport.parity.measure.stored import read_weight
 from gptexport.precision import Precision
 from gptexport_runtime.backends.ort.options import OpenOptions
 from gptexport_runtime.backends.ort.providers import provider_of
@@ -44,11 +43,11 @@ def run_with_intermediates(
     Args:
         precision: of the graph. One that ONNX Runtime's CPU does not compute in is computed there in float32.
         optimize: as in a session; else every node runs as it is written.
-        model: run this in place of the file's own graph; its weights are still found beside `path`.
+        model: run this in place of the file's own graph, and change it; its weights are still found beside `path`.
     """
     model = model or onnx.load(str(path), load_external_data=False)
-    if device == "cpu" and not precision.runs_on_cpu:
-        model = in_float32(model, path.parent)
+    if not precision.runs_on(device):
+        to_float32(model)
     existing = {output.name for output in model.graph.output}
     names = [name for name in dict.fromkeys(names) if name not in existing]
     outputs = add_outputs(model, names)
@@ -68,26 +67,3 @@ def add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
             graph.node.append(helper.make_node("Cast", [name], [output], to=TensorProto.FLOAT))
         graph.output.append(onnx.ValueInfoProto(name=output))
     return outputs
-
-
-def in_float32(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """A copy that computes in float32 with the bfloat16 weights that it has: ONNX Runtime's CPU runs no bfloat16.
-
-    Args:
-        folder: of the weights.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    graph = copy.graph
-    del graph.value_info[:]
-    for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.BFLOAT16:
-            wide = read_weight(tensor, folder).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.name in ("to", "dtype", "softmax_precision") and attribute.i == TensorProto.BFLOAT16:
-                attribute.CopyFrom(helper.make_attribute(attribute.name, TensorProto.FLOAT))
-            elif attribute.t.data_type == TensorProto.BFLOAT16:
-                attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
-    return copy

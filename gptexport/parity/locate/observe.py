@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import torch
 import torch.nn as nn
 
 from gptexport.parity.locate.align import Boundary
+from gptexport.parity.measure.float64 import uncompiled
 
 Side = Literal["in", "out"]
 Observe = Callable[[int, torch.Tensor], torch.Tensor | None]  # hook call, tensor -> what to go on with; None: as it is
@@ -82,10 +84,11 @@ def observed(model: nn.Module, observe: Observe, first: int = 0) -> Iterator[Non
 def align_calls(model: nn.Module, ids: torch.Tensor, boundaries: dict[str, Boundary]) -> Alignment:
     """Run once to learn the order of the hook calls, and which tensor is which value of the graph."""
     seen = list(_hook_calls(model, ids))
+    calls = Counter(call for call, _ in seen)
     named: dict[int, str] = {}  # id of a tensor -> the first value of the graph that it is
     values: dict[int, str] = {}
     for number, (call, tensor) in enumerate(seen):
-        boundary = boundaries.get(call.module)
+        boundary = boundaries.get(call.module) if calls[call] == 1 else None  # of which call would it be?
         value = (boundary.input if call.side == "in" else boundary.output) if boundary else None
         if value is not None and tensor is not None:
             values[number] = value
@@ -117,9 +120,18 @@ def _hook_calls(model: nn.Module, ids: torch.Tensor) -> Iterator[tuple[HookCall,
 
         hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled():
             model(ids)
     finally:
         for hook in hooks:
             hook.remove()
     yield from found
+
+
+def record_calls(model: nn.Module, ids: torch.Tensor, wanted: Collection[HookCall]) -> dict[HookCall, torch.Tensor]:
+    """The tensors that are seen at some hook calls of one run; of modules that are called once."""
+    found: dict[HookCall, list[torch.Tensor | None]] = {}
+    for call, tensor in _hook_calls(model, ids):
+        if call in wanted:
+            found.setdefault(call, []).append(tensor)
+    return {call: seen[0].cpu() for call, seen in found.items() if len(seen) == 1 and seen[0] is not None}

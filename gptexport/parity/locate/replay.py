@@ -6,6 +6,7 @@ value. What was wrong before a step is therefore wrong in neither: only the step
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,19 @@ import torch.nn as nn
 
 from gptexport.parity.locate.align import Boundary, find_boundaries
 from gptexport.parity.locate.intermediate import Values, run_with_intermediates
-from gptexport.parity.locate.observe import AlignedValue, Alignment, Observe, StopReplay, align_calls, observed
+from gptexport.parity.locate.observe import (
+    AlignedValue,
+    Alignment,
+    HookCall,
+    Observe,
+    StopReplay,
+    align_calls,
+    observed,
+)
+from gptexport.parity.locate.proof import known
+from gptexport.parity.measure.float64 import in_float64, uncompiled
 from gptexport.parity.measure.graph_index import GraphIndex
 from gptexport.parity.measure.metrics import Ids
-from gptexport.parity.measure.reference import in_float64
 from gptexport.parity.names import block_of, short
 from gptexport.precision import Precision
 from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
@@ -61,10 +71,15 @@ class Replay:
     operators: dict[str, tuple[str, ...]]
 
 
-def align_model(model: nn.Module, graph: Path, ids: Ids) -> Alignment:
-    """Which values of the graph are which of the model's, in the order in which it computes them."""
+def align_model(model: nn.Module, graph: Path, ids: Ids, proven: Collection[HookCall] = ()) -> Alignment:
+    """Which values of the graph are which of the model's, in the order in which it computes them.
+
+    Args:
+        proven: where a boundary that is not certain was found to be right.
+    """
     index = GraphIndex(onnx.load(str(graph), load_external_data=False).graph)
-    boundaries = {**find_boundaries(index, model), "": Boundary(INPUT_IDS, LOGITS)}
+    boundaries = {name: known(name, boundary, proven) for name, boundary in find_boundaries(index, model).items()}
+    boundaries[""] = Boundary(INPUT_IDS, LOGITS, certain=True)
     alignment = align_calls(model, torch.from_numpy(ids), boundaries)
     computed = [found for found in alignment.aligned if found.value not in index.inputs]
     return Alignment(alignment.calls, alignment.values, computed)
@@ -147,7 +162,7 @@ def judge_steps(replay: Replay, eager: nn.Module) -> list[StepError]:
         return stopping
 
     with torch.no_grad():
-        with suppress(StopReplay), observed(eager, until_last(remember)):
+        with suppress(StopReplay), uncompiled(), observed(eager, until_last(remember)):
             eager(replay.ids)
         with suppress(StopReplay), in_float64(replay.model), observed(replay.model, until_last(judge)):
             replay.model(replay.ids)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch.nn as nn
 
-from gptexport.parity.locate.experiments import Stored, explain
+from gptexport.parity.guard import noted
+from gptexport.parity.locate.experiments import Explanation, Stored, explain
 from gptexport.parity.locate.observe import AlignedValue
+from gptexport.parity.locate.proof import prove_boundaries
 from gptexport.parity.locate.replay import Replay, StepError, align_model, judge_steps, start_replay
 from gptexport.parity.measure.metrics import Ids
 from gptexport.parity.measure.reference import eager_in
@@ -20,7 +22,6 @@ from gptexport.parity.measure.stored import StoredWeights
 from gptexport.precision import Precision
 
 GROUP_BYTES = 512 << 20  # of hidden states held at once
-FEW_POSITIONS = 16  # fewer show neither a mask nor a position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class WrongStep:
     claim: str | None  # what it looks like: with that in its place, the error is `left` × the noise
     left: float | None
     symptom: str | None  # where in the tensor it is wrong
+    untried: str | None  # why no claim was tried, where that ended in an error
     also: tuple[str, ...]  # the other steps that are wrong on their own inputs
     shape: Shape  # of the ids that showed it
 
@@ -56,14 +58,23 @@ def find_wrong_step(
     precision: Precision,
     device: str = "cpu",
     optimize: bool = True,
+    right: Path | None = None,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> tuple[tuple[StepError, ...], WrongStep | None]:
     """Judge every step of the graph alone, and try the usual suspects on the first that is wrong.
 
+    Args:
+        right: a graph of the model that is right, `graph` itself or another, on which it is proved that the values are
+            those of the modules; without it only modules of PyTorch's own are looked at.
+
     Returns: every step that could be found in the graph, and None where all of them are right.
     """
     eager = eager_in(model, precision)
-    alignment = align_model(model, graph, ids)
+    proven = set()
+    if right is not None:
+        where = device if right == graph else "cpu"
+        proven = prove_boundaries(model, right, ids, precision, eager=eager, device=where)
+    alignment = align_model(model, graph, ids, proven)
     all_errors: list[StepError] = []
     wrong: list[tuple[Replay, AlignedValue, StepError]] = []
     for group in _groups(alignment.aligned):
@@ -81,25 +92,19 @@ def find_wrong_step(
         return tuple(all_errors), None
     replay, found, error = wrong[0]
     progress(f"{error.name} is the first that is wrong: trying the usual suspects")
-    explanation = explain(replay, found, error, _stored(graph, model, found))
+    explanation = Explanation(claim=None, left=None, symptom=None)
+    failed: list[str] = []
+    with noted("nothing was tried in its place", failed):
+        explanation = explain(replay, found, error, _stored(graph, model, found))
     return tuple(all_errors), WrongStep(
         error=error,
         claim=explanation.claim,
         left=explanation.left,
         symptom=explanation.symptom,
+        untried=failed[0] if failed else None,
         also=tuple(e.name for e in all_errors if not e.right and e is not error),
         shape=(ids.shape[0], ids.shape[1]),
     )
-
-
-def choose_shape(failed: Sequence[Shape]) -> Shape:
-    """The cheapest shape that has enough positions to show anything; the largest where none has."""
-    enough = [shape for shape in failed if shape[0] * shape[1] >= FEW_POSITIONS and shape[1] > 2]
-    return min(enough, key=_size) if enough else max(failed, key=_size)
-
-
-def _size(shape: Shape) -> int:
-    return shape[0] * shape[1]
 
 
 def _groups(aligned: list[AlignedValue]) -> Iterator[list[AlignedValue]]:

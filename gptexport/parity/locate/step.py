@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from gptexport.parity.locate.observe import AlignedValue, StopReplay, observed
 from gptexport.parity.locate.replay import STEP_MAX_RATIO, STEP_RATIO, Replay, StepError, replaced, rms_of
 from gptexport.parity.locate.suspect import Function
-from gptexport.parity.measure.reference import in_float64
+from gptexport.parity.measure.float64 import in_float64
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from gptexport.parity.locate.attention_suspects import suspects_of_attention
 from gptexport.parity.locate.suspect import Fit, Function, Suspect
+from gptexport.parity.measure.float64 import rounded_to
 
 NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -101,7 +102,7 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> Iterator
 
 
 def _rounded_linear(dtype: torch.dtype, which: tuple[bool, bool], x: Any, weight: Any, bias: Any) -> torch.Tensor:
-    x, weight = (t.to(dtype).to(t.dtype) if yes else t for t, yes in zip((x, weight), which, strict=True))
+    x, weight = (rounded_to(t, dtype) if yes else t for t, yes in zip((x, weight), which, strict=True))
     return F.linear(x, weight, bias)
 
 

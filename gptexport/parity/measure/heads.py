@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gptexport.parity.measure.invariances import Invariance, Invariant
-from gptexport.parity.measure.metrics import Ids, Logits
+from gptexport.parity.measure.metrics import Ids, Logits, largest_difference
 from gptexport.teacher_forcing import feed_pieces
 from gptexport_runtime import Session
 from gptexport_runtime.contract.heads import LOGITS, Head
@@ -47,9 +47,7 @@ def head_change(session: Session, head: Head, ids: Ids, logits: Logits) -> float
     expected = head.from_logits(logits, ids, lengths).astype(np.float64)
     head.hide_padding(expected, lengths)
     actual = session.run(head, [row[:length] for row, length in zip(ids, lengths, strict=True)])
-    if not np.array_equal(np.isnan(actual), np.isnan(expected)):
-        return float("nan")
-    return float(np.nan_to_num(np.abs(actual - expected)).max(initial=0.0))  # of one token nothing is scored
+    return largest_difference(expected, actual)  # of one token nothing is scored
 
 
 def cached_change(session: Session, head: Head, ids: Ids, logits: Logits, *, single: int = SINGLE_STEPS) -> float:
@@ -66,7 +64,7 @@ def cached_change(session: Session, head: Head, ids: Ids, logits: Logits, *, sin
     with session.cache(rows=B, capacity=T) as cache:
         for grown, actual in feed_pieces(cache, list(ids), ends):
             expected = head.from_logits(logits, ids, cache.lengths)[grown]
-            worst = max(worst, float(np.abs(actual.astype(np.float64) - expected).max()))
+            worst = max(worst, largest_difference(expected, actual))
     return worst
 
 
@@ -84,7 +82,7 @@ def _sensitivity(head: Head, ids: Ids, logits: Logits, change: float) -> float:
     found = [1.0]
     for _ in range(SIGNS):
         moved = (logits + change * draw.choice([-1.0, 1.0], size=logits.shape)).astype(np.float32)
-        found.append(float(np.abs(head.from_logits(moved, ids, lengths) - base).max(initial=0.0)) / change)
+        found.append(largest_difference(base, head.from_logits(moved, ids, lengths)) / change)
     return 2 * max(found)
 
 

@@ -29,6 +29,8 @@ class Measured:
     real_text: bool
     stats: tuple[ShapeStats, ...] = ()
     invariances: tuple[Invariance, ...] = ()
+    special: ShapeStats | None = None  # on rows of ids that models treat specially; no part of the grid's statistics
+    special_ids: tuple[int, ...] = ()
     mismatch: tuple[str, ...] = ()  # why the two cannot be compared at all
     environment: Mapping[str, Any] = field(default_factory=dict)  # versions, device, hashes
 
@@ -43,6 +45,8 @@ class Measured:
             "mismatch": self.mismatch,
             "environment": dict(self.environment),
             "stats": [asdict(stats) for stats in self.stats],
+            "special": asdict(self.special) if self.special else None,
+            "special_ids": self.special_ids,
             "invariances": [asdict(invariance) for invariance in self.invariances],
         }
         write_output(path, json.dumps(data, default=_plain).encode(), is_ours=is_measured, what=SAVED)
@@ -68,6 +72,8 @@ def load_measured(path: Path) -> Measured:
             raise ValueError(f"not a {FORMAT} of version {FORMAT_VERSION}")
         data["stats"] = tuple(_stats(item) for item in data["stats"])
         data["invariances"] = tuple(_invariance(item) for item in data["invariances"])
+        data["special"] = _stats(data["special"]) if data.get("special") else None
+        data["special_ids"] = tuple(data.get("special_ids", ()))
         data["mismatch"] = tuple(data["mismatch"])
         precision = _precision(gates=data.pop("gates"), dtype=data.pop("dtype"))
         return Measured(precision=precision, **data)
@@ -98,8 +104,8 @@ def _stats(item: dict[str, Any]) -> ShapeStats:
     item["shape"] = tuple(item["shape"])
     item["flip_margins"] = tuple(item["flip_margins"])
     item["histogram"] = tuple(tuple(counts) for counts in item["histogram"])
-    for name in ("eager", "actual"):
-        item[name] = ErrorStats(**item[name])
+    for name in ("eager", "actual", "agreement"):
+        item[name] = ErrorStats(**item[name]) if item.get(name) else None
     unknown = set(each) ^ {f.name for f in fields(Positions)}
     if unknown:
         raise ValueError(f"columns {', '.join(sorted(unknown))}")

@@ -30,12 +30,12 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorStats:
-    """The errors of one implementation against the reference, over all positions of one shape."""
+    """Of one implementation against the reference, over all positions of one shape where the reference is finite."""
 
     rms: float
     max: float
     kl_mean: float  # mean over positions of KL(reference || implementation), nats
-    finite: bool
+    finite: bool  # NaN and Inf are where the reference has them, each of the same kind, and nowhere else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,11 @@ class Positions:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeStats:
-    """One shape of the grid. Flips: positions whose argmax differs from the reference's."""
+    """One shape of the grid. Flips: positions whose argmax differs from the reference's.
+
+    Where the float64 reference is in doubt eager is the reference, `doubt` says why, and `eager` is the difference of
+    further eager runs from it.
+    """
 
     shape: tuple[int, int]
     positions: int
@@ -74,54 +78,63 @@ class ShapeStats:
     flip_margins: tuple[float, ...]  # the reference's top1 - top2 at each flip of `actual`
     each: Positions | None = None
     histogram: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # of eager's and the session's |error|
+    agreement: ErrorStats | None = None  # of the session against eager
+    doubt: str | None = None
 
     @property
     def top1_agreement(self) -> float:
         return 1.0 - len(self.flip_margins) / self.positions
 
 
-def compare(draws: Iterable[Draw]) -> ShapeStats:
+def compare(draws: Iterable[Draw], *, intended: bool = True) -> ShapeStats:
     """Compare the session's logits, and the eager model's, with the float64 reference.
 
     Args:
         draws: one or more of the same shape. Taken one by one, so that a generator keeps only one in memory.
+        intended: NaN and Inf in the reference are the model's own, and not those of damaged weights.
     """
     sums = np.zeros(2)  # of expected^2, of its centred square
     peak = 0.0
-    parts = [_Part(), _Part()]
+    eager_part, actual_part, agreement = _Part(), _Part(), _Part()
     columns: list[dict[str, Any]] = []
     count = rows = 0
     for draw in draws:
         B, T, V = draw.expected.shape
-        count += draw.expected.size
-        for start, (reference, *candidates) in _chunks(draw):
-            log_p = _log_softmax(reference)
-            sums += np.square(reference).sum(), np.square(reference - reference.mean(axis=-1, keepdims=True)).sum()
-            peak = max(peak, float(np.abs(reference).max()))
-            scale = float(np.sqrt(np.square(reference).mean())) or 1.0
-            probability = np.exp(log_p)
-            log_q = [_log_softmax(candidate) for candidate in candidates]
-            # rounding alone may put a KL of nothing a hair below zero
-            kl = [np.maximum(0.0, (probability * (log_p - q)).sum(axis=-1)) for q in log_q]
-            for part, candidate, divergence in zip(parts, candidates, kl, strict=True):
-                part.add(reference, candidate, divergence, scale)
+        for start, (reference, eager, actual) in _chunks(draw):
+            finite = np.isfinite(reference)
+            numbers, inside = int(finite.sum()), _finite(reference, finite)
+            square = np.square(inside).sum()
+            mean = inside.sum(axis=-1, keepdims=True) / np.maximum(finite.sum(axis=-1, keepdims=True), 1)
+            sums += square, np.square(_finite(inside - mean, finite)).sum()
+            peak = max(peak, float(np.abs(inside).max()))
+            count += numbers
+            scale = float(np.sqrt(square / max(numbers, 1))) or 1.0
+            log_p, log_eager, log_actual = (_log_softmax(logits) for logits in (reference, eager, actual))
+            kl = _kl(log_p, log_actual)
+            eager_part.add(reference, eager, _kl(log_p, log_eager), scale)
+            actual_part.add(reference, actual, kl, scale)
+            agreement.add(eager, actual, kl, scale)
             at = np.arange(start, start + len(reference))
             where = {"row": rows + at // T, "t": at % T, "id": draw.ids.reshape(-1)[at]}
-            seen = _each_position(reference, candidates, (log_p, log_q[1]), _next_ids(draw.ids)[at])
-            columns.append(where | seen | {"kl": kl[1]})
+            seen = _each_position(reference, [eager, actual], (log_p, log_actual), _next_ids(draw.ids)[at])
+            columns.append(where | seen | {"kl": kl})
         rows += B
     each = Positions(**{name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
+    elements, positions = max(count, 1), len(each.t)
+    if not count or (not intended and count < positions * V):  # there is nothing to compare with
+        eager_part.finite = False
     return ShapeStats(
         shape=(B, T),
-        positions=len(each.t),
-        expected_rms=float(np.sqrt(sums[0] / count)),
+        positions=positions,
+        expected_rms=float(np.sqrt(sums[0] / elements)),
         expected_max=peak,
-        expected_spread=float(np.sqrt(sums[1] / count)),
-        eager=parts[0].stats(count, len(each.t)),
-        actual=parts[1].stats(count, len(each.t)),
+        expected_spread=float(np.sqrt(sums[1] / elements)),
+        eager=eager_part.stats(elements, positions),
+        actual=actual_part.stats(elements, positions),
         flip_margins=tuple(each.margin[each.flipped].tolist()) if V > 1 else (),
         each=each,
-        histogram=(tuple(parts[0].histogram.tolist()), tuple(parts[1].histogram.tolist())),
+        histogram=(tuple(eager_part.histogram.tolist()), tuple(actual_part.histogram.tolist())),
+        agreement=agreement.stats(elements, positions),
     )
 
 
@@ -134,10 +147,10 @@ class _Part:
         self.histogram = np.zeros(len(HISTOGRAM_EDGES) - 1, np.int64)
 
     def add(self, reference: Logits, candidate: Logits, divergence: Logits, scale: float) -> None:
-        if not np.isfinite(candidate).all():
+        if not same_kind(reference, candidate):
             self.finite = False
             return
-        error = np.abs(candidate - reference)
+        error = _error(candidate, reference)
         self.square += float(np.square(error).sum())
         self.max = max(self.max, float(error.max()))
         self.kl += float(divergence.sum())
@@ -152,6 +165,40 @@ class _Part:
         return ErrorStats(rms=rms, max=self.max, kl_mean=self.kl / positions, finite=True)
 
 
+def same_kind(reference: Logits, candidate: Logits) -> bool:
+    """Whether the two have NaN, +Inf and -Inf at the same places, and finite numbers everywhere else."""
+    finite = np.isfinite(reference)
+    if not np.array_equal(finite, np.isfinite(candidate)):
+        return False
+    return bool(finite.all()) or np.array_equal(reference[~finite], candidate[~finite], equal_nan=True)
+
+
+def largest_difference(reference: Logits, candidate: Logits) -> float:
+    """Of two arrays of one shape; Inf where one has NaN or Inf and the other has not."""
+    if not same_kind(reference, candidate):
+        return float("inf")
+    return float(_error(candidate.astype(np.float64), reference).max(initial=0.0))
+
+
+def _error(candidate: Logits, reference: Logits) -> Logits:
+    """|candidate - reference|, 0 where the reference is not finite: `same_kind` has seen to that."""
+    with np.errstate(invalid="ignore"):
+        return _finite(np.abs(candidate - reference), np.isfinite(reference))
+
+
+def _finite(values: Logits, finite: npt.NDArray[np.bool_]) -> Logits:
+    """`values`, with 0 where they are not to count."""
+    return values if finite.all() else np.where(finite, values, 0.0)
+
+
+def _kl(log_p: Logits, log_q: Logits) -> Logits:
+    """(N) KL of two distributions (N,V), nats; 0 at a position where the first is none, all its logits being NaN."""
+    with np.errstate(invalid="ignore"):
+        terms = np.where(log_p == -np.inf, 0.0, np.exp(log_p) * (log_p - log_q))
+    found = np.where(np.isnan(log_p).any(axis=-1), 0.0, terms.sum(axis=-1))
+    return np.maximum(0.0, found)  # rounding alone may put a KL of nothing a hair below zero
+
+
 def _each_position(
     reference: Logits, candidates: list[Any], log_probabilities: tuple[Logits, Logits], next_ids: Ids
 ) -> dict[str, Any]:
@@ -160,12 +207,14 @@ def _each_position(
     log_p, log_q = log_probabilities
     V = reference.shape[-1]
     top = np.partition(reference, V - 2, axis=-1)[:, -2:] if V > 1 else np.repeat(reference, 2, axis=-1)
-    has_next = next_ids >= 0
-    at = (np.arange(len(reference)), np.maximum(next_ids, 0))
+    with np.errstate(invalid="ignore"):  # of two that are -Inf
+        margin = top[:, 1] - top[:, 0]
+    has_next = (next_ids >= 0) & (next_ids < V)
+    at = (np.arange(len(reference)), np.clip(next_ids, 0, V - 1))
     return {
-        "error": np.sqrt(np.square(actual - reference).mean(axis=-1)),
-        "eager_error": np.sqrt(np.square(eager - reference).mean(axis=-1)),
-        "margin": top[:, 1] - top[:, 0],
+        "error": np.sqrt(np.square(_error(actual, reference)).mean(axis=-1)),
+        "eager_error": np.sqrt(np.square(_error(eager, reference)).mean(axis=-1)),
+        "margin": margin,
         "expected_top": reference.argmax(axis=-1),
         "actual_top": actual.argmax(axis=-1),
         "top5": _shared_top(reference, actual),

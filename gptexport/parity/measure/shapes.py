@@ -10,6 +10,7 @@ from gptexport_runtime import InputError
 Shape = tuple[int, int]  # (B,T)
 
 MIN_POSITIONS = 32
+FEW_POSITIONS = 16  # fewer show neither a mask nor a position
 
 
 class ShapeError(InputError):
@@ -48,3 +49,13 @@ def draws_of(shape: Shape) -> int:
     """How many batches to draw at a shape: the noise of one position alone is a matter of luck."""
     B, T = shape
     return -(-MIN_POSITIONS // (B * T))
+
+
+def choose_shape(shapes: Sequence[Shape]) -> Shape:
+    """The cheapest shape that has enough positions to show anything; the largest where none has."""
+    enough = [shape for shape in shapes if shape[0] * shape[1] >= FEW_POSITIONS and shape[1] > 2]
+    return min(enough, key=_size) if enough else max(shapes, key=_size)
+
+
+def _size(shape: Shape) -> int:
+    return shape[0] * shape[1]

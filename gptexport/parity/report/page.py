@@ -76,6 +76,7 @@ def _verdict(verdict: Verdict, measured: Measured) -> str:
         f'<header class="{state}"><p class="state">{state.upper()}</p><h1>{artifact}</h1>'
         f"<p>against {checkpoint}, in {escape(measured.precision.dtype)}. {text}</p>"
         + (f"<ul>{reasons}</ul>" if reasons else "")
+        + "".join(f"<p>Note: {escape(note)}.</p>" for note in verdict.notes)
         + "</header>"
     )
 
@@ -113,9 +114,10 @@ def _cause(diagnosis: Diagnosis) -> str:
 def _shapes(verdict: Verdict) -> str:
     if not verdict.shapes:
         return ""
+    special = [(verdict.special, ", special ids")] if verdict.special else []
     rows = [
         [
-            "{} × {}".format(*row.shape),
+            "{} × {}".format(*row.shape) + what,
             "ok" if row.passed else "FAIL",
             f"{row.noise_ratio:.2f}",
             f"{row.max_ratio:.2f}",
@@ -125,7 +127,7 @@ def _shapes(verdict: Verdict) -> str:
             f"{100 * row.top1_agreement:.2f} %",
             f"{row.flips} ({row.flips_outside_ties})",
         ]
-        for row in verdict.shapes
+        for row, what in [*((row, "") for row in verdict.shapes), *special]
     ]
     header = ["B × T", "", "noise ratio", "max ratio", "rel. RMS", "eager's", "mean KL", "top-1", "flips (real)"]
     return f"<section><h2>Every shape of the grid</h2>{table(header, rows)}{shapes_chart(verdict)}</section>"

@@ -22,6 +22,7 @@ from gptexport.parity.verdict.statistics import Summary, summarize
 from gptexport.precision import Gates
 
 LUCKY = 2.0  # by how much a shape's own noise may be too small
+EAGER_INSTEAD = "So the artifact was compared with eager itself, and its noise is that of perturbed eager runs"
 LUCK = 10.0  # times a gate: beyond that no luck explains it
 
 
@@ -62,6 +63,8 @@ class Verdict:
     invariances: tuple[Invariance, ...]
     reasons: tuple[str, ...]
     summary: Summary | None = None  # None where logits are not finite, or could not be compared
+    special: ShapeVerdict | None = None  # of rows of ids that models treat specially
+    notes: tuple[str, ...] = ()  # what to know of the yardstick
 
     @property
     def passed(self) -> bool:
@@ -69,6 +72,11 @@ class Verdict:
 
     def __bool__(self) -> bool:
         return self.passed
+
+    @property
+    def doubtful(self) -> bool:
+        """The float64 reference was not to be believed, and eager itself was the reference."""
+        return bool(self.notes)
 
     @property
     def noise_ratio(self) -> float | None:
@@ -80,6 +88,8 @@ class Verdict:
         data = {**asdict(self), "passed": self.passed, "noise_ratio": self.noise_ratio}
         for row, verdict in zip(data["shapes"], self.shapes, strict=True):
             row["passed"] = verdict.passed
+        if self.special is not None:
+            data["special"]["passed"] = self.special.passed
         for row, invariance in zip(data["invariances"], self.invariances, strict=True):
             row |= {"passed": invariance.passed, "stored": invariance.kind is Invariant.WEIGHT}
         return jsonable(data)  # type: ignore[no-any-return]
@@ -105,12 +115,21 @@ def judge(measured: Measured, gates: Gates | None = None) -> Verdict:
     rows = tuple(_judge_shape(s, noise, gates, tie) for s in stats)
     summary = summarize(stats, tie)
     reasons = _reasons(rows, gates) + _statistical_reasons(summary, gates, measured.real_text)
-    reasons += [
-        f"{i.name}: what must not change did, by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
-        for i in invariances
-        if not i.passed
-    ]
-    return verdict(shapes=rows, reasons=tuple(reasons), summary=summary)
+    special = None
+    if measured.special is not None and measured.special.eager.finite:
+        special = _judge_shape(measured.special, noise, gates, tie_of([*stats, measured.special]))
+        ids = ", ".join(map(str, measured.special_ids))
+        reasons += [f"on rows of the ids {ids}: {reason}" for reason in _reasons((special,), gates)]
+    reasons += [_changed(i) for i in invariances if not i.passed]
+    notes = tuple(dict.fromkeys(f"the yardstick is doubtful: {s.doubt}. {EAGER_INSTEAD}" for s in stats if s.doubt))
+    return verdict(shapes=rows, special=special, reasons=tuple(reasons), summary=summary, notes=notes[:1])
+
+
+def _changed(i: Invariance) -> str:
+    reason = f"{i.name}: what must not change did, by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
+    if i.eager_change is not None and i.eager_change > i.allowed:
+        reason += f". The model's own logits change by {i.eager_change:.1e}: it is no causal model, or mixes its rows"
+    return reason
 
 
 def tie_of(stats: Sequence[ShapeStats]) -> float:

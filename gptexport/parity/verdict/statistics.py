@@ -70,7 +70,7 @@ def summarize(stats: Sequence[ShapeStats], tie: float) -> Summary | None:
     column = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
     flipped = column["expected_top"] != column["actual_top"]
     outside = flipped & (column["margin"] > tie)
-    came = ~np.isnan(column["nll"])
+    came = np.isfinite(column["nll"]) & np.isfinite(column["actual_nll"])  # not where a logit is -Inf on purpose
     nll, actual_nll = column["nll"][came], column["actual_nll"][came]
     dp = np.exp(-actual_nll) - np.exp(-nll)
     return Summary(

@@ -9,15 +9,22 @@ from typing import Any
 import numpy as np
 
 from gptexport.artifacts import Stage, describe_artifact
-from gptexport.checkpoints import load_checkpoint
-from gptexport.parity.locate.cause import find_cause
-from gptexport_runtime import load
+from gptexport.checkpoints import Checkpoint, load_checkpoint
+from gptexport.parity.locate import cause
+from gptexport.parity.locate.intermediate import run_graph
+from gptexport_runtime import Session, load
 from tests.support.builders import tiny_nanogpt
 from tests.support.cli import Cli
 from tests.support.fault_catalogue import at
 from tests.support.faults import edit_weight, scale_weight, set_attribute, tampered
 
 IDS = np.random.default_rng(0).integers(0, 97, (3, 17))
+
+
+def cause_of(session: Session, checkpoint: Checkpoint, bundle: Path) -> cause.Attribution:
+    artifact = describe_artifact(bundle)
+    with cause.fresh_exports(checkpoint, artifact.precision) as fresh:
+        return cause.find_cause(session, checkpoint, artifact, IDS, fresh)
 
 
 def test_a_changed_graph(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -51,7 +58,7 @@ def test_quick_says_where_but_not_who(cli: Cli, bundle: Path, checkpoint: Path, 
 def test_another_checkpoint(bundle: Path, tmp_path: Path) -> None:
     other = load_checkpoint(str(tiny_nanogpt(tmp_path / "other.pt", seed=1)))
     with load(bundle) as session:
-        found = find_cause(session, other, describe_artifact(bundle), IDS)
+        found = cause_of(session, other, bundle)
     assert found.cause is Stage.GRAPH
     assert "exported from another file than this checkpoint" in found.sentence
 
@@ -72,31 +79,30 @@ def test_the_backend(bundle: Path, checkpoint: Path) -> None:
     with load(bundle) as session:
         mine = load_checkpoint(str(checkpoint))
         wrong: Any = _Session(session, 1.01)
-        found = find_cause(wrong, mine, describe_artifact(bundle), IDS)
+        found = cause_of(wrong, mine, bundle)
         assert [result.right for result in found.stages] == [True, True, True, False]
         assert found.cause is Stage.ONNX_RUNTIME and found.sentence.startswith("the backend")
         right: Any = _Session(session, 1.0)
-        assert find_cause(right, mine, describe_artifact(bundle), IDS).cause is None
+        assert cause_of(right, mine, bundle).cause is None
 
 
 def test_the_export(bundle: Path, checkpoint: Path, monkeypatch: Any) -> None:
-    from gptexport.parity.locate import cause as module
+    def wrong(path: Path, *arguments: Any, **options: Any) -> Any:
+        return run_graph(path, *arguments, **options) * np.float32(path.parent == bundle)
 
-    monkeypatch.setattr(module, "_run_fresh_export", lambda checkpoint, ids, precision: np.zeros((*ids.shape, 97)))
+    monkeypatch.setattr(cause, "run_graph", wrong)
     with load(bundle) as session:
         mine = load_checkpoint(str(checkpoint))
-        assert find_cause(session, mine, describe_artifact(bundle), IDS).cause is Stage.EXPORT
+        assert cause_of(session, mine, bundle).cause is Stage.EXPORT
 
 
 def test_a_stage_that_cannot_run_says_so_and_is_not_the_cause(bundle: Path, checkpoint: Path, monkeypatch: Any) -> None:
-    from gptexport.parity.locate import cause as module
-
     def fail(*_: Any) -> Any:
         raise RuntimeError("no room\nand more")
 
-    monkeypatch.setattr(module, "_run_fresh_export", fail)
+    monkeypatch.setattr(cause, "fresh_export", fail)
     with load(bundle) as session:
-        stages = find_cause(session, load_checkpoint(str(checkpoint)), describe_artifact(bundle), IDS).stages
+        stages = cause_of(session, load_checkpoint(str(checkpoint)), bundle).stages
     assert (stages[1].right, stages[1].why) == (None, "no room")
 
 

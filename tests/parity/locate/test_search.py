@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.export import export_onnx
 from gptexport.parity.locate.intermediate import add_outputs
-from gptexport.parity.locate.search import WrongStep, choose_shape, find_wrong_step
+from gptexport.parity.locate.search import WrongStep, find_wrong_step
 from gptexport.parity.measure.stored import StoredWeights
 from gptexport.parity.measure.weights import compare_weights
 from gptexport.precision import FLOAT16, FLOAT32, Precision
@@ -139,12 +139,6 @@ def test_hidden_states_that_do_not_fit_are_judged_in_groups(
     assert [s.name for s in steps] == [s.name for s in whole[0]]
     assert divergence is not None and divergence.error.name == "h.2.mlp.c_fc"
     assert [s.ratio for s in steps] == pytest.approx([s.ratio for s in whole[0]], rel=0.2)
-
-
-def test_choose_shape() -> None:
-    assert choose_shape([(1, 1), (1, 2), (8, 5), (3, 17), (1, 1024)]) == (8, 5)
-    assert choose_shape([(1, 1), (1, 1024)]) == (1, 1024)
-    assert choose_shape([(1, 1), (1, 2)]) == (1, 2)
 
 
 def test_hidden_layers_that_a_target_widened_are_looked_into(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,3 +78,24 @@ def test_weights_are_right_in_the_dtype_of_the_export(checkpoint: Path, tmp_path
         ("other weights", True),
     ]
     assert max(i.max_change for i in found) == 0
+
+
+@pytest.mark.parametrize("layout", ["links", "hard links"])
+def test_files_may_be_laid_out_as_a_hubs_cache_lays_them_out(
+    bundle: Path, checkpoint: Path, tmp_path: Path, layout: str
+) -> None:
+    """ONNX Runtime opens them; so must parity, with an error in the weights or without."""
+    made = tmp_path / "snapshots" / "1"
+    made.mkdir(parents=True)
+    blobs = tmp_path / "blobs"
+    shutil.copytree(bundle, blobs)
+    for file in blobs.iterdir():
+        if layout == "links":
+            (made / file.name).symlink_to(f"../../blobs/{file.name}")
+        else:
+            os.link(file, made / file.name)
+    model = load_checkpoint(str(checkpoint)).model
+    assert all(i.passed for i in compare_weights(model, made / "logits.onnx", FLOAT32))
+    with torch.no_grad():
+        model.get_parameter("transformer.h.0.attn.c_attn.bias").mul_(1.001)
+    assert not compare_weights(model, made / "logits.onnx", FLOAT32)[-1].passed
