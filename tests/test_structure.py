@@ -38,3 +38,10 @@ def test_no_function_is_longer_than_a_screen(folder: str) -> None:
 def test_a_docstring_does_not_count_and_what_is_nested_does() -> None:
     source = 'def f():\n    """One.\n\n    Two.\n    """\n    def g():\n        return 1\n    return g\n'
     assert lengths(source) == {"f": 3, "g": 1}
+
+
+@pytest.mark.parametrize("folder", ["scripts", "tests"])
+def test_what_is_not_shipped_is_typed_and_not_ignored(folder: str) -> None:
+    ignore = "type" + ": ignore"
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert [str(file.relative_to(ROOT)) for file in files if ignore in file.read_text(encoding="utf-8")] == []

@@ -25,7 +25,7 @@ from ctypes import c_double, c_longlong
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from gptexport_runtime import GPTExportError
 from scripts.fuzz.readers import READERS, Foreign, Reader, reader_of, rehash, templates
@@ -192,13 +192,13 @@ def _outcome(worker: Worker, number: int) -> tuple[str, str, str]:
     return outcome, "", ""
 
 
-def _log(out: object, worker: Worker, number: int, outcome: str, where: str, what: str) -> None:
+def _log(out: TextIO, worker: Worker, number: int, outcome: str, where: str, what: str) -> None:
     line = {"number": str(number), "reader": worker.reader(number).name, "outcome": outcome}
     if outcome not in ("read", "refused"):
         kept = worker.place.parent / f"kept-{number}"
         shutil.copytree(worker.place, kept, dirs_exist_ok=True)
         line |= {"where": where, "what": what, "kept": str(kept)}
-    print(json.dumps(line), file=out)  # type: ignore[call-overload] # an open text file
+    print(json.dumps(line), file=out)
 
 
 class Watched:

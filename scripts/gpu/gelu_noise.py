@@ -36,8 +36,8 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         eager = copy.deepcopy(model).to(dtype)
         native = copy.deepcopy(eager)
-        for block in native.transformer.h:  # type: ignore[union-attr]
-            block.mlp.gelu = Native()
+        for block in native.get_submodule("transformer.h").children():
+            block.get_submodule("mlp").gelu = Native()
         expected = copy.deepcopy(eager).double()(ids)
         noise, with_native = ((m(ids).double() - expected).square().mean().sqrt().item() for m in (eager, native))
         print(f"{dtype}: {with_native / noise:.3f} × eager's noise, {noise:.1e} RMS")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -308,8 +309,8 @@ def test_every_mistake_of_our_own_is_noticed(
         load_checkpoint(source(tmp_path, body))
 
 
-def loaded(tmp_path: Path, body: str, **options: int) -> Checkpoint:
-    return load_checkpoint(source(tmp_path, body), **options)  # type: ignore[arg-type]
+def loaded(tmp_path: Path, body: str, **options: Any) -> Checkpoint:
+    return load_checkpoint(source(tmp_path, body), **options)
 
 
 def test_ids_and_logits_of_different_sizes(tmp_path: Path) -> None:

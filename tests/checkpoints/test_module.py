@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,8 +42,8 @@ def write(tmp_path: Path, body: str = "", name: str = "mine.py") -> Path:
     return path
 
 
-def load(tmp_path: Path, body: str = "", what: str = "Tiny", **options: int) -> Checkpoint:
-    return load_checkpoint(f"{write(tmp_path, body)}:{what}", **options)  # type: ignore[arg-type]
+def load(tmp_path: Path, body: str = "", what: str = "Tiny", **options: Any) -> Checkpoint:
+    return load_checkpoint(f"{write(tmp_path, body)}:{what}", **options)
 
 
 def returning(expression: str) -> str:

@@ -1,6 +1,7 @@
 """nanoGPT's ckpt.pt and build-nanogpt's model_*.pt."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,10 +91,10 @@ def test_other_floats_are_cast(tmp_path: Path, dtype: torch.dtype, tied: bool) -
 
 @pytest.mark.parametrize("loss", [np.float64(3.25), np.float32(3.25), torch.tensor(3.25), 3.25, np.int64(4)], ids=repr)
 @pytest.mark.parametrize("legacy", [False, True])
-def test_numpy_losses_are_read(tmp_path: Path, loss: object, legacy: bool) -> None:
+def test_numpy_losses_are_read(tmp_path: Path, loss: Any, legacy: bool) -> None:
     path = tiny_build_nanogpt(tmp_path / "model.pt", val_loss=loss, legacy=legacy)
     assert load_checkpoint(str(path)).format == "build-nanogpt"
-    assert describe_checkpoint(str(path)).training == {"step": 19072, "val_loss": float(loss)}  # type: ignore[arg-type]
+    assert describe_checkpoint(str(path)).training == {"step": 19072, "val_loss": float(loss)}
 
 
 MALFORMED = [

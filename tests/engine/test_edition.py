@@ -18,15 +18,17 @@ from gptexport_runtime.backends.gpu.device import Gpu
 from gptexport_runtime.contract.edition import TENSORRT, TENSORRT_RTX, Edition
 
 H200 = Gpu(name="NVIDIA H200", compute_capability="9.0", driver_cuda="13.0")
-CAPABILITIES = SimpleNamespace(__members__={"NONE": 0, "CURRENT": 1, "SM89": 89, "SM120": 120})
+BARE: Any = SimpleNamespace()
+CAPABILITIES: Any = SimpleNamespace(__members__={"NONE": 0, "CURRENT": 1, "SM89": 89, "SM120": 120})
 
 
 def tensorrt(gpu: Gpu | None = H200) -> Library:
-    return Library(TENSORRT, SimpleNamespace(), "11.4.0.106", gpu)  # type: ignore[arg-type]
+    return Library(TENSORRT, BARE, "11.4.0.106", gpu)
 
 
 def rtx(gpu: Gpu | None = None) -> Library:
-    return Library(TENSORRT_RTX, SimpleNamespace(ComputeCapability=CAPABILITIES), "1.7.1.116", gpu)  # type: ignore[arg-type]
+    module: Any = SimpleNamespace(ComputeCapability=CAPABILITIES)
+    return Library(TENSORRT_RTX, module, "1.7.1.116", gpu)
 
 
 def test_tensorrt_builds_for_the_gpu_here_and_no_other() -> None:

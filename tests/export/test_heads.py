@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,9 @@ V = SIZES["vocab_size"]
 
 
 @pytest.fixture(scope="module", params=["float32", "float16"])
-def session(request: pytest.FixtureRequest, ckpt: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def session(
+    request: pytest.FixtureRequest, ckpt: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[gptexport_runtime.Session]:
     from gptexport.checkpoints import load_checkpoint
 
     out = tmp_path_factory.mktemp("heads") / "gpt"

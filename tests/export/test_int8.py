@@ -77,7 +77,7 @@ def test_smoothing_changes_nothing_but_the_ranges(tmp_path: Path) -> None:
 
     def spread(net: torch.nn.Module) -> float:
         seen = []
-        linear = net.transformer.h[1].attn.c_attn  # type: ignore[union-attr, index]
+        linear = net.get_submodule("transformer.h.1.attn.c_attn")
         hook = linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].abs().amax(dim=(0, 1))))
         with torch.no_grad():
             net(ids)

@@ -81,7 +81,8 @@ def test_the_backend_writes_into_out_itself(session: Session) -> None:
             got.append(out)
 
     out = np.zeros((1, 2, V), np.float32)
-    Session(Recorder(), session.config).logits([[1, 2]], out=out)  # type: ignore[arg-type]
+    backend: Any = Recorder()
+    Session(backend, session.config).logits([[1, 2]], out=out)
     assert got[0] is out
 
 
@@ -214,9 +215,10 @@ def test_any_head_is_run_by_its_definition_where_there_is_no_graph(session: Sess
     assert_allclose(got[1], expected.logits[1, :9].max(axis=-1), atol=ATOL, rtol=0)
     assert np.isnan(got[0, 5:]).all() and np.isfinite(got[0, :5]).all()
     assert_array_equal(session.run("last", expected.ids), session.last_logits(expected.ids))
-    for wrong in ("loss", 3):
+    wrongs: tuple[Any, ...] = ("loss", 3)
+    for wrong in wrongs:
         with pytest.raises(InputError, match=r"head is .*; expected one of logits, last, score, decode, or a Head"):
-            session.run(wrong, expected.ids)  # type: ignore[arg-type]
+            session.run(wrong, expected.ids)
 
 
 def test_a_definition_is_computed_a_few_rows_at_a_time(session: Session, expected: Any) -> None:

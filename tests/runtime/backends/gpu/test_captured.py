@@ -12,8 +12,10 @@ from gptexport_runtime.backends.gpu.captured import CapturedShapes
 
 
 def find(shapes: CapturedShapes, key: int, tokens: int = 1) -> Any:
-    made: Any = shapes.find((key,), tokens, lambda number: number)  # type: ignore[arg-type,return-value]
-    return made
+    def capture(number: Any) -> Any:
+        return number
+
+    return shapes.find((key,), tokens, capture)
 
 
 def test_a_shape_is_captured_when_it_comes_again() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -16,5 +18,6 @@ def test_logits_are_left_in_the_hosts_memory() -> None:
     with gptexport_runtime.load(TINY / "logits.onnx", "cpu", threads=1) as session:
         logits = session.logits([[1, 2], [3]], device_output=True)
         assert_array_equal(np.from_dlpack(logits)[1, :1], session.logits([[3]])[0])
+        both: dict[str, Any] = {"device_output": True, "out": np.empty((1, 1, V), np.float32)}
         with pytest.raises(InputError, match="out is given with device_output=True"):
-            session.logits([[1]], device_output=True, out=np.empty((1, 1, V), np.float32))  # type: ignore[call-overload]
+            session.logits([[1]], **both)

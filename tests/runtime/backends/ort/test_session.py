@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,8 @@ LOADING = {
 
 @pytest.mark.parametrize(("error", "kind", "message"), LOADING.values(), ids=LOADING)
 def test_what_stops_a_load_is_told_apart(error: Exception, kind: type[Exception], message: str) -> None:
-    ours = session._load_error(SimpleNamespace(__version__="1"), Path("m.onnx"), CPU, error)  # type: ignore[arg-type]
+    onnxruntime: Any = SimpleNamespace(__version__="1")
+    ours = session._load_error(onnxruntime, Path("m.onnx"), CPU, error)
     assert type(ours) is kind and message in str(ours)
 
 

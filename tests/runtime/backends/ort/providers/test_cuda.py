@@ -132,6 +132,7 @@ def test_options_are_checked_and_told_to_the_provider() -> None:
     assert CUDA.options(OpenOptions(), False) == {"use_tf32": "0", "enable_cuda_graph": "0", "sdpa_kernel": "19"}
     told = CUDA.options(OpenOptions(cuda=CudaOptions(tf32=True, memory_limit=1 << 30)), True)
     assert (told["use_tf32"], told["gpu_mem_limit"], told["enable_cuda_graph"]) == ("1", str(1 << 30), "1")
-    for wrong in (0, True, 1.5):
+    wrongs: tuple[Any, ...] = (0, True, 1.5)
+    for wrong in wrongs:
         with pytest.raises(InputError, match=r"memory_limit is .*; expected an integer of 1 or more, or None"):
-            CudaOptions(memory_limit=wrong)  # type: ignore[arg-type]
+            CudaOptions(memory_limit=wrong)

@@ -85,14 +85,16 @@ class Plugins:
 
 def test_a_plugin_is_registered_once_and_chosen_by_its_devices() -> None:
     plugin = dataclasses.replace(NPU, name="NPUExecutionProvider", library=lambda: Path("libnpu.so"))
-    ort, chosen = Plugins(devices=2), []
+    chosen: list[tuple[int, dict[str, str]]] = []
+    ort: Any = Plugins(devices=2)
+    none: Any = Plugins(devices=0)
     options = SimpleNamespace(add_provider_for_devices=lambda devices, options: chosen.append((len(devices), options)))
     for _ in range(2):
-        assert plugin.attach(ort, options, {"precision": "high"}) == {}  # type: ignore[arg-type]
+        assert plugin.attach(ort, options, {"precision": "high"}) == {}
     assert ort.registered == [("NPUExecutionProvider", "libnpu.so")]
     assert chosen == [(2, {"precision": "high"})] * 2
     with pytest.raises(BackendUnavailableError, match="NPUExecutionProvider finds no device that it could run on"):
-        plugin.attach(Plugins(devices=0), options, {})  # type: ignore[arg-type]
+        plugin.attach(none, options, {})
 
 
 def test_onnxruntime_takes_a_provider_by_its_devices() -> None:
