@@ -9,7 +9,7 @@ from gptexport.assumptions import ASSUMPTIONS
 from gptexport.checkpoints.formats import build_nanogpt, huggingface, module, nanogpt
 from gptexport.checkpoints.locate import locate
 from gptexport.checkpoints.payload import recognise_payload
-from gptexport.checkpoints.recognise import recognise
+from gptexport.checkpoints.recognise import only_checkpoint, recognise
 from gptexport.checkpoints.strict import assemble, check_weights, dtype_name
 from gptexport.checkpoints.torch_file import read_torch_file
 from gptexport.checkpoints.types import Checkpoint, Foreign, Stored
@@ -62,6 +62,7 @@ def read(path: Path) -> Stored | Foreign:
     Raises:
         CheckpointError: it is damaged, or its config is; UnsafeCheckpointError: it carries code.
     """
+    path = (only_checkpoint(path) or path) if path.is_dir() else path
     kind = recognise(path)
     if kind == "huggingface":
         return huggingface.read(path)
