@@ -56,7 +56,7 @@ _TARGETS = "; ".join(f"{target.name}: {target.help}" for target in TARGETS.value
 @click.option("--block-size", type=click.IntRange(min=1), help="The longest sequence, if your own module does not say.")
 @click.option(
     "--tokenizer",
-    help="Tokenizer for the bundle: bytes, gpt2, a tokenizer.json, vocab.json, vocab.txt, tokenizer.model or meta.pkl.  "
+    help="For the bundle: bytes, gpt2, a tokenizer.json, vocab.json, vocab.txt, tokenizer.model or meta.pkl.  "
     "[default: the checkpoint's own]",
 )
 @click.option(
