@@ -15,6 +15,10 @@ class UnsafeCheckpointError(CheckpointError):
     """Loading the checkpoint would execute code that it carries."""
 
 
+class TokenizerError(GPTExportError):
+    """The name or the file of a tokenizer is none, is damaged, or is of a kind that gptexport does not read."""
+
+
 class ExportError(GPTExportError):
     """The model cannot become the graph that the contract asks for."""
 

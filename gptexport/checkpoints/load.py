@@ -9,7 +9,7 @@ from gptexport.checkpoints.formats import module
 from gptexport.checkpoints.locate import locate
 from gptexport.checkpoints.payload import recognise_payload
 from gptexport.checkpoints.readers import CONTAINERS, PAYLOADS, Choices
-from gptexport.checkpoints.recognise import recognise
+from gptexport.checkpoints.recognise import only_checkpoint, recognise
 from gptexport.checkpoints.strict import assemble, check_weights, dtype_name
 from gptexport.checkpoints.torch_file import read_torch_file
 from gptexport.checkpoints.types import Checkpoint, Foreign, Stored
@@ -73,6 +73,7 @@ def read(path: Path, choices: Choices | None = None) -> Stored | Foreign:
     Raises:
         CheckpointError: it is damaged, or its config is; UnsafeCheckpointError: it carries code.
     """
+    path = (only_checkpoint(path) or path) if path.is_dir() else path
     kind = recognise(path)
     if isinstance(kind, Foreign):
         return kind

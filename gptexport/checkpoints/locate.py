@@ -1,14 +1,17 @@
 """From what the user typed to a path: a file, a folder, or a model of the Hugging Face hub in its cache."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+from gptexport.checkpoints.formats.huggingface_text import TEXT_FILES, find_tokenizer
 from gptexport.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onnx", ".gguf", ".engine", ".py")
-_CONFIG_AND_SAFETENSORS = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]
-_CONFIG_AND_BIN = ["config.json", "tokenizer.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
+_SMALL = ["config.json", *TEXT_FILES]
+_SAFETENSORS = ["*.safetensors", "*.safetensors.index.json"]
+_BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def locate(source: str) -> Path:
@@ -17,9 +20,12 @@ def locate(source: str) -> Path:
     Raises:
         CheckpointError: no such path, and no hub model either, or it cannot be reached.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such user, a NUL
+        raise CheckpointError(f"{source}: no such file or folder ({error})") from error
     if looks_like_hub_id(source):
         return _from_hub(source)
     hint = (
@@ -53,14 +59,14 @@ def _from_hub(repo_id: str) -> Path:
         return Path(found)
 
     try:
-        cached = snapshot(_CONFIG_AND_SAFETENSORS + _CONFIG_AND_BIN, local=True)
+        cached = snapshot(_SMALL + _SAFETENSORS + _BIN, local=True)
         if _has_weights(cached):
-            return cached
+            return cached if find_tokenizer(cached) else _with_text(cached, lambda: snapshot(_SMALL, local=False))
     except (LocalEntryNotFoundError, ValueError, OSError):
         pass  # not cached, or only in part: fetch it
     try:
-        folder = snapshot(_CONFIG_AND_SAFETENSORS, local=False)
-        return folder if _has_weights(folder) else snapshot(_CONFIG_AND_BIN, local=False)
+        folder = snapshot(_SMALL + _SAFETENSORS, local=False)
+        return folder if _has_weights(folder) else snapshot(_SMALL + _BIN, local=False)
     except Exception as error:  # the hub's own errors, and those of whatever HTTP library it uses
         detail = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise CheckpointError(
@@ -69,10 +75,21 @@ def _from_hub(repo_id: str) -> Path:
         ) from error
 
 
+def _with_text(cached: Path, fetch: Callable[[], Path]) -> Path:
+    """A cached model and its tokenizer, which whoever cached the weights may not have asked for."""
+    try:
+        fetched = fetch()
+    except Exception:  # offline, most often: what is cached is a whole model
+        return cached
+    return fetched if _has_weights(fetched) else cached  # else the repository has moved on
+
+
 def _has_weights(folder: Path) -> bool:
     """config.json and all weights that it would be loaded from, as far as names tell."""
     if not (folder / "config.json").is_file():
         return False
+    if (folder / "model.safetensors").is_file() or (folder / "pytorch_model.bin").is_file():
+        return True
     for index in folder.glob("*.index.json"):
         # shards come one by one: a partial cache has the index and not all of them
         if any(

@@ -3,6 +3,7 @@
 Reads a few kilobytes, executes nothing. What is inside a .pt is told by `payload`, once it has been opened safely.
 """
 
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from gptexport.checkpoints.types import Foreign
 from gptexport.errors import CheckpointError
 
 Container = Literal["huggingface", "litgpt", "llm.c", "torch"]
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 _LLMC = {  # llm.c's magic numbers, but for the model's
     20240327: ("llm.c-state", "llm.c's debug state, with gradients", "The model is gpt2_*.bin beside it"),
@@ -24,6 +26,9 @@ _LLMC = {  # llm.c's magic numbers, but for the model's
     20240803: ("llm.c-llama3", "a Llama 3 of llm.c", "Give the Hugging Face folder that it was written from"),
 }
 _TF_INDEX_FOOTER = struct.pack("<Q", 0xDB4775248B80FB57)  # LevelDB's table magic
+_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+_BESIDE = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth", "training_args.bin")
+_NO_MODEL = ("text", "json", "html", "empty", "unknown", "python", "zip", "pickle")
 _OWN_CODE = "Export it through its own code: gptexport onnx module.py:factory"
 _TO_HUGGING_FACE = "Convert it to a Hugging Face folder (transformers' save_pretrained) and give that folder"
 
@@ -144,11 +149,14 @@ def _recognise_folder(folder: Path) -> Container | Foreign:
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return Foreign(format="empty", what="a folder without anything in it")
+    if "config.json" in names and any(_is_weights(name) for name in names):
+        read_json(folder / "config.json")
+        return "huggingface"  # whatever else lies beside it: an adapter, a bundle, another format's weights
     if "gptexport.json" in names:
         return Foreign(
             format="bundle", what="a bundle, which is an export already", advice="Give the checkpoint it came from"
         )
-    if any(name in names for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")):
+    if any(name in names for name in ADAPTERS):
         advice = "Merge it into its base model (peft's merge_and_unload), save_pretrained, and give that folder"
         return Foreign(format="adapter", what="a LoRA or other adapter, not a whole model", advice=advice)
     if "lit_model.pth" in names:
@@ -161,11 +169,34 @@ def _recognise_folder(folder: Path) -> Container | Foreign:
     if inner := [name for name in names if (folder / name / "config.json").is_file()]:
         what = "a folder of Hugging Face checkpoints"
         return Foreign(format="folder", what=what, advice=f"Give one of them: {_listed(folder, inner)}")
-    if files := [name for name in names if name.endswith((".pt", ".pth", ".bin"))]:
+    return _recognise_files(folder, names)
+
+
+def only_checkpoint(folder: Path) -> Path | None:
+    """The one file of a training folder that may be a checkpoint: what torch.save wrote, and no optimizer's state."""
+    if (folder / "config.json").exists():
+        return None
+    found = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in _BESIDE]
+    models = [path for path in found if path.suffix in _TORCH_SUFFIXES and recognise(path) == "torch"]
+    return models[0] if len(models) == 1 else None
+
+
+def _recognise_files(folder: Path, names: list[str]) -> Foreign:
+    """What the files of a folder are, each alone, where the folder as such is no format's."""
+    if files := [name for name in names if name.endswith(_TORCH_SUFFIXES)]:
         return Foreign(format="folder", what="a training folder", advice=f"Give the file: {_listed(folder, files)}")
     if any(name.endswith(".safetensors") for name in names):
         return Foreign(format="safetensors", what="safetensors without a config.json", advice="Add the config.json")
+    kinds = {name: recognise(folder / name) for name in names if (folder / name).is_file()}
+    named = {name: kind for name, kind in kinds.items() if isinstance(kind, Foreign) and kind.format not in _NO_MODEL}
+    if len(named) == 1:
+        (name, kind), *_ = named.items()
+        return Foreign(format=kind.format, what=f"a folder with {kind.what}: {name}", advice=kind.advice)
     return Foreign(format="unknown", what=f"a folder with no checkpoint in it (it holds {', '.join(names[:10])})")
+
+
+def _is_weights(name: str) -> bool:
+    return name not in ADAPTERS and re.fullmatch(r".*\.safetensors|pytorch_model.*\.bin", name) is not None
 
 
 def _listed(folder: Path, names: list[str]) -> str:

@@ -19,6 +19,7 @@ import torch
 from gptexport.errors import CheckpointError, UnsafeCheckpointError
 
 LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.save before 1.6, no zip
+MAX_RATIO, SLACK = 8, 64 << 20  # a compressed archive may unpack to so many times its size, and these bytes
 _NAMED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
@@ -93,13 +94,14 @@ def read_torch_file(path: Path) -> TorchFile:
         CheckpointError: the file is truncated or corrupt.
     """
     zipped = zipfile.is_zipfile(path)
+    stored = zipped and _is_stored(path)
     named = _globals(path) if zipped else ()
     configs = tuple(name for name in named if _is_config(name))
     if unsafe := tuple(name for name in named if name not in _NUMPY_STAND_INS and name not in configs):
         raise UnsafeGlobalsError(path, unsafe)
     while True:
         try:
-            return TorchFile(payload=_load(path, configs, mmap=zipped), config_globals=configs)
+            return TorchFile(payload=_load(path, configs, mmap=stored), config_globals=configs)
         except UnpicklingError as error:
             found = _NAMED_GLOBAL.search(str(error))
             name = found.group(1) if found else None
@@ -124,6 +126,30 @@ def corrupt(path: Path, error: Exception | str) -> CheckpointError:
 
 def _is_config(name: str) -> bool:
     return name.rpartition(".")[2] == "GPTConfig"
+
+
+def _is_stored(path: Path) -> bool:
+    """Whether every record lies in the archive as it is, as torch.save writes it, so that it can be mapped.
+
+    One that was unpacked and zipped again holds compressed bytes, which are read instead.
+
+    Raises:
+        CheckpointError: it is no whole archive, or claims to unpack to more than weights ever do.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise corrupt(path, error) from error
+    if all(record.compress_type == zipfile.ZIP_STORED for record in records):
+        return True
+    held, size = sum(record.file_size for record in records), path.stat().st_size
+    if held > MAX_RATIO * size + SLACK:
+        raise CheckpointError(
+            f"{path}: a compressed archive of {size:,} bytes that says it holds {held:,}; weights do not compress so "
+            "far. Save it again with torch.save, which does not compress"
+        )
+    return False
 
 
 def _globals(path: Path) -> tuple[str, ...]:

@@ -33,19 +33,25 @@ Steps = Generator[list[int], None, None]  # each step's token of every sample; b
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the first sample.")
 @click.option(
-    "--stop", type=Stop(), multiple=True, metavar="ID|TEXT", help="Ends the text, and is no part of it. Repeatable."
+    "--stop",
+    type=Stop(),
+    multiple=True,
+    metavar="ID|TEXT",
+    help="Ends the text, and is no part of it, as the checkpoint's own end of a text does. Repeatable.",
 )
+@click.option("--ignore-eos", is_flag=True, help="Go on past the end of a text that the checkpoint names.")
 @click.option(
     "--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Continuations of the prompt."
 )
 @click.option("--slide", is_flag=True, help="Go on past block_size, from the last half of the text.")
-@click.option("--tokenizer", help="bytes, gpt2, a tokenizer.json or meta.pkl.  [default: the bundle's own]")
+@click.option("--tokenizer", help="bytes, gpt2, or a tokenizer's file.  [default: the bundle's own]")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU.  [default: all usable cores]")
 @click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
 @output_options("generate")
 def generate(
     output: Output,
     bundle: Path,
+    ignore_eos: bool,
     prompt: str | None,
     prompt_ids: list[int] | None,
     seed: int,
@@ -75,10 +81,10 @@ def generate(
     from gptexport_runtime import load
 
     stop_texts = [one for one in stop if isinstance(one, str)]
-    stop_ids = [one for one in stop if isinstance(one, int)]
     show = not output.as_json and samples == 1
     with load(bundle, device=device, threads=threads) as session:
         words = _tokenizer(output, bundle, tokenizer, session, prompt, stop_texts)
+        stop_ids = _stop_ids(output, session, words, stop, ignore_eos)
         ids = prompt_ids if prompt_ids is not None else _encode(prompt or "", words)
         if session.why_slow is not None:
             output.note(f"slow: the whole text is computed again for every token, because {session.why_slow}")
@@ -164,16 +170,28 @@ def _tokenizer(
     if words is None and needed:
         raise InputError(
             f"{bundle} carries no tokenizer, so the text of {' and '.join(needed)} cannot be read. Pass --tokenizer "
-            "bytes, gpt2 or a file; or ids: --prompt-ids 1,2,3, --stop 4."
+            "with the one that the model was trained with (a tokenizer.json, vocab.json, tokenizer.model or meta.pkl; "
+            "bytes; gpt2 if it is GPT-2's); or ids: --prompt-ids 1,2,3, --stop 4."
         )
     if words is None:
         output.note(f"{bundle} carries no tokenizer that can be read here: ids are shown, not text")
-    elif words.size > session.config.vocab_size:
+    elif words.size > (V := max(session.config.vocab_size, session.config.ids)):
         raise InputError(
-            f"the tokenizer {name or words.name} has {words.size} ids, the model's vocabulary "
-            f"{session.config.vocab_size}: it is not this model's."
+            f"the tokenizer {name or words.name} has {words.size} ids, the model's vocabulary {V}: it is not this "
+            "model's."
         )
     return words
+
+
+def _stop_ids(
+    output: Output, session: Session, words: Tokenizer | None, stop: Sequence[int | str], ignore_eos: bool
+) -> list[int]:
+    """The ids that end a sample: those asked for, and the checkpoint's own, which is said."""
+    own = [] if ignore_eos else list(session.eos_token_ids)
+    if own:
+        shown = ", ".join(f"{words.show(i)} (id {i})" if words and i < words.size else f"id {i}" for i in own)
+        output.step(f"ends at {shown}, as the checkpoint says; --ignore-eos goes on")
+    return [*own, *(one for one in stop if isinstance(one, int))]
 
 
 def _encode(prompt: str, words: Tokenizer | None) -> list[int]:

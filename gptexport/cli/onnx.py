@@ -56,7 +56,8 @@ _TARGETS = "; ".join(f"{target.name}: {target.help}" for target in TARGETS.value
 @click.option("--block-size", type=click.IntRange(min=1), help="The longest sequence, if your own module does not say.")
 @click.option(
     "--tokenizer",
-    help="Tokenizer for the bundle: bytes, gpt2, a tokenizer.json or a meta.pkl.  [default: the checkpoint's own]",
+    help="For the bundle: bytes, gpt2, a tokenizer.json, vocab.json, vocab.txt, tokenizer.model or meta.pkl.  "
+    "[default: the checkpoint's own]",
 )
 @click.option(
     "--opset",
@@ -118,7 +119,8 @@ def onnx(
     carried, found = travelling(tokenizer) if tokenizer else None, None
     if tokenizer is None and out.suffix != ".onnx":
         carried, found = found_with(loaded)
-    for note in (*loaded.notes, *([found] if found else [])):
+    changes = [f"{tokenizer}: {change}" for change in carried.changes] if carried and tokenizer else []
+    for note in (*loaded.notes, *([found] if found else []), *changes):
         output.note(note)
     done = export(loaded, out, replace(recipe, tokenizer=carried), force=force, progress=output.step)
 

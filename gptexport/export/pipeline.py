@@ -97,7 +97,7 @@ def export(
     """Like `export_onnx`, with a recipe that was made before."""
     layout, limits = layout_for(out), Limits(block_size=checkpoint.block_size, vocab_size=checkpoint.predicted_ids)
     layout.check(recipe)
-    _check_tokenizer(recipe, checkpoint.vocab_size)
+    _check_tokenizer(recipe, max(checkpoint.vocab_size, checkpoint.input_vocab_size or 0))
     with staged(out, force=force) as folder:
         traced = _trace(checkpoint, recipe, limits, progress)
         try:

@@ -285,3 +285,118 @@ def test_a_config_that_is_no_object(tmp_path: Path, text: str) -> None:
     (path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match="expected a JSON object"):
         load_checkpoint(str(path))
+
+
+@pytest.mark.parametrize("kept", ["lm_head.weight", "transformer.wte.weight"])
+def test_of_tied_weights_either_may_be_stored(tmp_path: Path, kept: str) -> None:
+    """safetensors' save_model keeps one of them, whichever comes first by its own rules."""
+    path = tiny_huggingface(tmp_path / "hf")
+    expected = expected_logits(path)
+    weights = load_file(path / "model.safetensors")
+    tied = weights.pop("transformer.wte.weight")
+    save_file(weights | {kept: tied}, path / "model.safetensors")
+    checkpoint = load_checkpoint(str(path))
+    assert relative_rms(checkpoint.model(IDX), expected) <= 2e-6
+    loaded = checkpoint.model.state_dict()
+    assert loaded["lm_head.weight"].data_ptr() == loaded["transformer.wte.weight"].data_ptr(), "one tensor"
+    edit(path, tie_word_embeddings=False)
+    with pytest.raises(CheckpointError, match=r"missing +(transformer\.wte|lm_head)\.weight"):
+        load_checkpoint(str(path))
+
+
+@pytest.mark.parametrize("head", ["multiple_choice_head.summary", "v_head.summary"])
+def test_heads_that_make_no_logits_are_left_out_and_said(tmp_path: Path, head: str) -> None:
+    path = tiny_huggingface(tmp_path / "hf", architectures=["GPT2DoubleHeadsModel"])
+    expected = expected_logits(path)
+    weights = load_file(path / "model.safetensors")
+    save_file(
+        weights | {f"{head}.weight": torch.ones(1, 30), f"{head}.bias": torch.ones(1)}, path / "model.safetensors"
+    )
+    checkpoint = load_checkpoint(str(path))
+    assert relative_rms(checkpoint.model(IDX), expected) <= 2e-6
+    assert f"{head.partition('.')[0]} is left out: it makes no logits" in checkpoint.notes
+
+
+def test_a_double_heads_model_is_read(tmp_path: Path) -> None:
+    model = transformers.GPT2DoubleHeadsModel(
+        transformers.GPT2Config(vocab_size=97, n_positions=17, n_embd=30, n_layer=2, n_head=3, num_labels=1)
+    ).eval()
+    model.save_pretrained(tmp_path / "hf")
+    with torch.no_grad():
+        expected = model(IDX, use_cache=False).logits
+    assert relative_rms(load_checkpoint(str(tmp_path / "hf")).model(IDX), expected) <= 2e-6
+
+
+BESIDE = [
+    ("adapter_config.json", b"{}"),
+    ("adapter_model.safetensors", b"x"),
+    ("gptexport.json", b"{}"),
+    ("lit_model.pth", b"x"),
+    ("hparams.json", b"{}"),
+    ("training_args.bin", b"x"),
+    ("other.safetensors", b"x"),
+    ("flax_model.msgpack", b"x"),
+    ("ckpt.pt", b"x"),
+]
+
+
+@pytest.mark.parametrize("safetensors", [True, False])
+@pytest.mark.parametrize(("name", "data"), BESIDE)
+def test_what_lies_beside_a_model_does_not_hide_it(tmp_path: Path, name: str, data: bytes, safetensors: bool) -> None:
+    path = tiny_huggingface(tmp_path / "hf", safetensors=safetensors)
+    (path / name).write_bytes(data)
+    assert load_checkpoint(str(path)).format == "huggingface"
+
+
+@pytest.mark.parametrize("entry", ["state_dict", "model", "model_state_dict", "module"])
+def test_a_bin_with_its_weights_under_a_name_is_read(tmp_path: Path, entry: str) -> None:
+    path = tiny_huggingface(tmp_path / "hf", safetensors=False)
+    weights = torch.load(path / "pytorch_model.bin")
+    torch.save({entry: weights, "epoch": 3}, path / "pytorch_model.bin")
+    assert load_checkpoint(str(path)).format == "huggingface"
+
+
+WRAPPERS = ["module.", "_orig_mod.", "model.", "gpt.net.", "module._orig_mod.model.", "_fsdp_wrapped_module."]
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_names_under_any_wrapper(tmp_path: Path, wrapper: str, prefix: bool) -> None:
+    path = tiny_huggingface(tmp_path / "hf", prefix=prefix)
+    expected = expected_logits(path)
+    weights = load_file(path / "model.safetensors")
+    save_file({wrapper + name: weight for name, weight in weights.items()}, path / "model.safetensors")
+    assert relative_rms(load_checkpoint(str(path)).model(IDX), expected) <= 2e-6
+
+
+def test_two_models_in_one_file_are_not_taken_for_one(tmp_path: Path) -> None:
+    path = tiny_huggingface(tmp_path / "hf")
+    weights = load_file(path / "model.safetensors")
+    both = {f"{part}.{name}": weight.clone() for name, weight in weights.items() for part in ("model", "ema")}
+    save_file(both, path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"unexpected +transformer\.ema\.transformer\.wte\.weight"):
+        load_checkpoint(str(path))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_a_pointer_of_git_lfs_is_named_wherever_it_lies(tmp_path: Path, name: str) -> None:
+    path = tiny_huggingface(tmp_path / "hf", safetensors=name != "pytorch_model.bin")
+    (path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(CheckpointError, match=rf"{name}: a Git LFS pointer, not the file itself.*git lfs pull"):
+        load_checkpoint(str(path))
+
+
+ODD_FIELDS: list[dict[str, Any]] = [
+    {"architectures": 5},
+    {"architectures": [["GPT2LMHeadModel"]]},
+    {"activation_function": []},
+    {"layer_norm_epsilon": 10**400},
+]
+
+
+@pytest.mark.parametrize("fields", ODD_FIELDS, ids=lambda fields: next(iter(fields)))
+def test_a_field_of_another_kind_is_our_error(tmp_path: Path, fields: dict[str, Any]) -> None:
+    path = tiny_huggingface(tmp_path / "hf")
+    edit(path, **fields)
+    with pytest.raises(CheckpointError, match=next(iter(fields))):
+        load_checkpoint(str(path))

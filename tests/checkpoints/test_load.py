@@ -163,9 +163,34 @@ class TestHub:
             return str(tmp_path / "hf")
 
         monkeypatch.setattr(hub, "snapshot_download", snapshot)
-        tiny_huggingface(tmp_path / "hf")
+        (tiny_huggingface(tmp_path / "hf") / "tokenizer.json").write_text("{}")
         assert load_checkpoint("owner/name").format == "huggingface"
         assert calls == [("owner/name", True)]
+
+    @pytest.mark.parametrize("reachable", [True, False])
+    def test_weights_that_are_cached_without_a_tokenizer_get_theirs(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reachable: bool
+    ) -> None:
+        """Whoever cached them may not have asked for it. Without a network they are the model all the same."""
+        hub = pytest.importorskip("huggingface_hub")
+        repo = tiny_huggingface(tmp_path / "hf")
+        asked = []
+
+        def snapshot(_: str, **options: Any) -> str:
+            if not options["local_files_only"]:
+                asked.append(options["allow_patterns"])
+                if not reachable:
+                    raise ConnectionError("no route")
+                (repo / "vocab.json").write_text("{}")
+            return str(repo)
+
+        monkeypatch.setattr(hub, "snapshot_download", snapshot)
+        assert load_checkpoint("owner/name").tokenizer == (repo / "vocab.json" if reachable else None)
+        (patterns,) = asked
+        assert {"vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json", "generation_config.json"} <= {
+            *patterns
+        }
+        assert not any("safetensors" in pattern or pattern.endswith(".bin") for pattern in patterns)
 
     @pytest.mark.parametrize("safetensors", [True, False])
     def test_what_is_not_cached_is_fetched_and_no_more_than_needed(

@@ -164,3 +164,25 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(str(path))
+
+
+def test_a_folder_with_one_checkpoint_is_that_checkpoint(tmp_path: Path) -> None:
+    """What a lone file would be recognised as, its folder is too."""
+    path = tiny_nanogpt(tmp_path / "ckpt.pt")
+    torch.save({"state": {}}, tmp_path / "optimizer.pt")
+    (tmp_path / "log.txt").write_text("step 1")
+    assert load_checkpoint(str(tmp_path)).sha256 == load_checkpoint(str(path)).sha256
+    assert describe_checkpoint(str(tmp_path)).format == "nanogpt"
+    tiny_nanogpt(tmp_path / "older.pt")
+    with pytest.raises(UnknownCheckpointError, match=r"training folder.*ckpt\.pt.*older\.pt"):
+        load_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("data", "format"), [(b"GGUF\3\0\0\0" + b"\0" * 40, "gguf"), (llmc(20240326), "llm.c"), (TF_INDEX, "openai-tf")]
+)
+def test_a_folder_with_one_file_of_another_format_says_which(tmp_path: Path, data: bytes, format: str) -> None:
+    (tmp_path / "model.xyz").write_bytes(data)
+    (tmp_path / "README.md").write_text("a model")
+    info = describe_checkpoint(str(tmp_path))
+    assert info.format == format and "model.xyz" in info.description

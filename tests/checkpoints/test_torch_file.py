@@ -136,3 +136,47 @@ def test_garbage_in_the_pickle_is_a_checkpoint_error(tmp_path: Path, seed: int, 
     path.write_bytes(data)
     with pytest.raises(CheckpointError):
         load_checkpoint(str(path))
+
+
+def zipped_again(path: Path, *, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """As macOS's Finder and many a tool write it: unpacked, and packed again."""
+    made = path.with_name("again.pt")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(made, "w", method) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return made
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+def test_an_archive_that_was_packed_again_is_read_or_refused_and_never_taken_for_weights(
+    tmp_path: Path, method: int
+) -> None:
+    """Compressed bytes are no weights. torch maps only what is stored page by page; others it reads."""
+    plain = tiny_nanogpt(tmp_path / "ckpt.pt")
+    expected = load_checkpoint(str(plain)).model.state_dict()
+    actual = load_checkpoint(str(zipped_again(plain, method=method))).model.state_dict()
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(actual[name], weight) for name, weight in expected.items())
+
+
+def test_a_bin_that_was_packed_again_in_a_hugging_face_folder(tmp_path: Path) -> None:
+    path = tiny_huggingface(tmp_path / "hf", safetensors=False)
+    expected = load_checkpoint(str(path)).model.state_dict()
+    zipped_again(path / "pytorch_model.bin").replace(path / "pytorch_model.bin")
+    actual = load_checkpoint(str(path)).model.state_dict()
+    assert all(torch.equal(actual[name], weight) for name, weight in expected.items())
+
+
+def test_an_archive_that_unpacks_to_more_than_weights_do_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"0" * (96 << 20))
+    with pytest.raises(CheckpointError, match=r"compressed archive of [\d,]+ bytes that says it holds 100,663,296"):
+        load_checkpoint(str(path))
+
+
+def test_a_weight_of_more_numbers_than_are_stored_is_refused_before_they_are_made(tmp_path: Path) -> None:
+    wide = torch.zeros(1).expand(10**9, 10**6)
+    path = tiny_nanogpt(tmp_path / "ckpt.pt", weights={"transformer.wte.weight": wide, "lm_head.weight": wide})
+    problems = describe_checkpoint(str(path)).problems
+    assert any("not stored" in p and "1,000,000,000,000,000 numbers in 4 bytes" in p for p in problems)

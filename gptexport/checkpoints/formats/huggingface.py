@@ -1,8 +1,8 @@
 """A Hugging Face GPT-2 folder: config.json with safetensors or pytorch_model.bin, whole or in shards.
 
 The linears are stored as Conv1D, (in,out); they are transposed as views, so that the weights stay mapped from the file.
-With and without the `transformer.` prefix. `lm_head.weight` is absent where it is tied, which config.json says; one
-that is stored must then equal wte.
+With and without the `transformer.` prefix. Where config.json ties lm_head to wte, one of them may be absent; if both
+are stored, they must be equal.
 """
 
 import re
@@ -15,13 +15,16 @@ from safetensors import SafetensorError, safe_open
 
 from gptexport.architectures import gpt2
 from gptexport.checkpoints.formats.huggingface_config import config_of, read_json
+from gptexport.checkpoints.formats.huggingface_text import text_of
 from gptexport.checkpoints.names import clean_state_dict, is_tied
+from gptexport.checkpoints.recognise import ADAPTERS, recognise
 from gptexport.checkpoints.torch_file import corrupt, read_torch_file
-from gptexport.checkpoints.types import Stored
+from gptexport.checkpoints.types import Foreign, Stored
 from gptexport.errors import CheckpointError
 
 FORMAT = "huggingface"
-TOKENIZER = "tokenizer.json"
+OTHER_HEADS = ("multiple_choice_head.", "v_head.")  # of GPT2DoubleHeadsModel, and of trl: they make no logits
+NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training scripts put a state_dict
 _CONV1D = re.compile(r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 _HEAD, _WTE = "lm_head.weight", "transformer.wte.weight"
 
@@ -38,10 +41,13 @@ def read(folder: Path) -> Stored:
     config = config_of(fields, path)
     files, state = read_weights(folder)
     weights, problems = clean_state_dict(state)
-    weights, collisions = _prefixed(weights)
+    others = [name for name in weights if name.startswith(OTHER_HEADS)]
+    weights, collisions = _prefixed({name: weight for name, weight in weights.items() if name not in others})
     weights = {
         name: weight.t() if _CONV1D.match(name) and weight.ndim == 2 else weight for name, weight in weights.items()
     }
+    text = text_of(folder, fields, config.vocab_size)
+    heads = sorted({name.partition(".")[0] for name in others})
     return Stored(
         format=FORMAT,
         path=folder,
@@ -50,30 +56,30 @@ def read(folder: Path) -> Stored:
         assumed={"gelu": "checkpoint" if "activation_function" in fields else "format"},
         weights=weights,
         files=(path, *files),
-        tokenizer=tokenizer if (tokenizer := folder / TOKENIZER).is_file() else None,
+        tokenizer=text.tokenizer,
+        text=text.ids,
         problems=(*problems, *collisions),
+        notes=(*(f"{head} is left out: it makes no logits" for head in heads), *text.notes),
     )
 
 
 def read_weights(folder: Path) -> tuple[tuple[Path, ...], dict[str, torch.Tensor]]:
-    """The weight files, and what is in them; in transformers' order of preference.
+    """The weight files, and what is in them; in transformers' order of preference, then under any name.
 
     Raises:
         CheckpointError: there are none, a shard is missing, or a file is damaged.
     """
-    for name in ("model.safetensors", "model.safetensors.index.json"):
+    named = ("model.safetensors", "pytorch_model.bin")
+    for name in (name for file in named for name in (file, f"{file}.index.json")):
         if (folder / name).is_file():
             return _read_one(folder / name)
-    others = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     indexes = sorted(path for path in folder.glob("*.safetensors.index.json") if path.is_file())
+    others = [path for path in sorted(folder.glob("*.safetensors")) if path.is_file() and path.name not in ADAPTERS]
     if len(indexes) == 1 or (not indexes and len(others) == 1):
         return _read_one((indexes or others)[0])
     if others:
         names = ", ".join(path.name for path in others)
         raise CheckpointError(f"{folder}: several weight files ({names}) and no one index.json that says which belong")
-    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
-        if (folder / name).is_file():
-            return _read_one(folder / name)
     found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
     raise CheckpointError(
         f"{folder}: no weights that gptexport reads: *.safetensors, pytorch_model.bin, or an index.json with shards "
@@ -117,14 +123,20 @@ def _shard_name(name: object, index: Path) -> str:
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start == b"PK" or start == b"\x80\x02":  # what torch.save writes, now and before 1.6
-        payload = read_torch_file(path).payload
-        if not isinstance(payload, dict):
-            raise CheckpointError(f"{path}: expected a dict of weights, got a {type(payload).__name__}")
-        return payload
+    kind = recognise(path)
+    if kind == "torch":
+        return _state_dict(read_torch_file(path).payload, path)
+    if isinstance(kind, Foreign) and kind.format in ("git-lfs", "html", "empty", "text"):
+        raise CheckpointError(f"{path}: {kind.what}. {kind.advice}")
     return _read_safetensors(path)
+
+
+def _state_dict(payload: object, path: Path) -> dict[str, torch.Tensor]:
+    """The weights in what torch.save wrote: all of it, or an entry that a training script put them under."""
+    if not isinstance(payload, Mapping):
+        raise CheckpointError(f"{path}: expected a dict of weights, got a {type(payload).__name__}")
+    nested = [payload[name] for name in NESTED if isinstance(payload.get(name), Mapping)]
+    return dict(nested[0] if len(nested) == 1 else payload)
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -156,6 +168,7 @@ def _tie(tied: bool, weights: dict[str, torch.Tensor], folder: Path) -> bool:
             f"{folder}: config.json says tie_word_embeddings, but the stored lm_head.weight differs from wte.weight; "
             "one of them would be lost. If the head was trained on its own, set tie_word_embeddings to false there"
         )
-    if _WTE in weights:
-        weights.setdefault(_HEAD, weights[_WTE])
+    for there, absent in ((_WTE, _HEAD), (_HEAD, _WTE)):  # safetensors' save_model keeps either
+        if there in weights:
+            weights.setdefault(absent, weights[there])
     return True

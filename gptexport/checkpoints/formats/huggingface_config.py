@@ -1,7 +1,7 @@
 """transformers' GPT2Config, field by field: what changes the result is honoured or refused by name."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ REFUSED = {  # field -> why, when it is set to anything
 }
 # Of no effect on float32 logits in eval mode: the dropouts, initializer_range, summary_* (another head's), use_cache,
 # token ids, n_ctx, dtype and torch_dtype, and reorder_and_upcast_attn, which reorders roundings in half precision.
+MAX_JSON = 64 << 20  # bytes; the index of a model of a million weights is smaller
+MAX_FLOAT = sys.float_info.max  # JSON's integers have no end
 _ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model", "GPT2DoubleHeadsModel")
 
 
@@ -54,12 +56,17 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, truncated or no object.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file" if not path.exists() else f"{path}: not a regular file")
+    size = path.stat().st_size
+    if size > MAX_JSON:
+        raise CheckpointError(f"{path}: the file has {size:,} bytes; expected at most {MAX_JSON:,} of JSON")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("version https://git-lfs.github.com/spec/"):
+            raise CheckpointError(f"{path}: a Git LFS pointer, not the file itself. Fetch it: git lfs pull")
+        value = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        size = path.stat().st_size
         raise CheckpointError(f"{path}: the file ({size:,} bytes) is truncated or corrupt JSON ({error})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got a {type(value).__name__}")
@@ -78,6 +85,8 @@ def check_architecture(fields: Mapping[str, Any], path: Path) -> None:
             f"{path}: a Hugging Face checkpoint of model_type {model_type!r}; gptexport reads 'gpt2'. "
             "Another GPT can be exported through its own code: gptexport onnx module.py:factory"
         )
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise CheckpointError(f"{path}: architectures is {architectures!r}; expected a list of names")
     if architectures and not any(name in _ARCHITECTURES for name in architectures):
         raise UnknownCheckpointError(
             f"{path}: architectures is {architectures!r}, a model without GPT-2's language model head; expected one of "
@@ -124,7 +133,7 @@ def config_of(fields: Mapping[str, Any], path: Path) -> GPTConfig:
     check_refused(fields, path)
     values = {**DEFAULTS, **_canonical(fields, path)}
     activation = values["activation_function"]
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str | None) or activation not in ACTIVATIONS:
         raise CheckpointError(
             f"{path}: activation_function is {activation!r}; gptexport does the two GELUs: {', '.join(ACTIVATIONS)}"
         )
@@ -132,7 +141,7 @@ def config_of(fields: Mapping[str, Any], path: Path) -> GPTConfig:
         if not isinstance(values[name], bool):
             raise CheckpointError(f"{path}: {name} is {values[name]!r}; expected true or false")
     epsilon = values["layer_norm_epsilon"]
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < MAX_FLOAT:
         raise CheckpointError(f"{path}: layer_norm_epsilon is {epsilon!r}; expected a positive number")
     try:
         return GPTConfig(

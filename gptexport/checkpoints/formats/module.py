@@ -18,10 +18,12 @@ from gptexport.checkpoints.formats import as_it_came
 from gptexport.checkpoints.formats.as_it_came import AsItCame
 from gptexport.checkpoints.formats.factory import UserCodeError, make_module, names_in, said, split, users_code
 from gptexport.checkpoints.formats.forward import LogitsOf, check_signature
+from gptexport.checkpoints.formats.huggingface_text import entry_of
 from gptexport.checkpoints.formats.tensors import Tensors
 from gptexport.checkpoints.formats.unwrap import check_exportable, inside, unwrap, without_compiling
 from gptexport.checkpoints.types import Checkpoint
 from gptexport.errors import CheckpointError
+from gptexport_runtime.contract.manifest import TextEntry
 
 __all__ = ["FORMAT", "is_module", "load", "names_in", "split"]
 
@@ -62,6 +64,7 @@ def load(source: str, *, vocab_size: int | None = None, block_size: int | None =
     with without_compiling():
         came, notes = _listen(made, source, path, T_max)
         model, ids, more = _prepare(made, came, source, path, vocab_size)
+    text = _text(bare, model.keep or came.vocab_size, more)
     return Checkpoint(
         model=model,
         architecture=ARCHITECTURE,
@@ -71,6 +74,7 @@ def load(source: str, *, vocab_size: int | None = None, block_size: int | None =
         vocab_size=model.keep or came.vocab_size,
         input_vocab_size=ids,
         sha256=_sha256(path, model.module),
+        text=text,
         notes=(*notes, *more),
     )
 
@@ -185,6 +189,13 @@ def _special_ids(module: nn.Module) -> set[int]:
             values = value if isinstance(value, list | tuple) else [value]
             found |= {i for i in values if isinstance(i, int) and not isinstance(i, bool)}
     return found
+
+
+def _text(module: nn.Module, vocab_size: int, notes: list[str]) -> TextEntry:
+    """The ids that begin, end and pad a text, from where transformers' models have them."""
+    holder = getattr(module, "generation_config", None) or getattr(module, "config", None)
+    fields = {name: _of(holder, name) for name in ("eos_token_id", "bos_token_id", "pad_token_id")}
+    return entry_of(fields, vocab_size, type(holder).__name__, notes)
 
 
 def _of(holder: Any, name: str) -> Any:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import regex
 
-from gptexport.tiktoken_pickle import tokenizer_json
 from gptexport.tokenizers import load_tokenizer as load_any
 from gptexport.tokenizers import travelling
+from gptexport.tokenizers.tiktoken_pickle import tokenizer_json
 from gptexport_runtime import GPTExportError
 from gptexport_runtime.text import load_tokenizer
 

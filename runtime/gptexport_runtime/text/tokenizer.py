@@ -1,0 +1,24 @@
+"""What every tokenizer is, whoever reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gptexport_runtime.text.streams import TextStream
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """How a model's text becomes ids and its ids text."""
+
+    name: str
+    size: int  # ids are 0 ... size-1
+    encode: Callable[[str], list[int]]  # with the token that begins a text, where the tokenizer puts one
+    show: Callable[[int], str]  # one id for people; what is no text is shown as it can be
+    stream: Callable[[], TextStream]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """All of it at once; bytes that are no UTF-8 become U+FFFD."""
+        stream = self.stream()
+        return stream.feed(ids) + stream.end()
