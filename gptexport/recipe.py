@@ -12,7 +12,7 @@ from gptexport.precision import FLOAT32, PRECISIONS, Precision, dtypes, precisio
 from gptexport_runtime.contract.heads import HEADS, LOGITS, Head
 
 if TYPE_CHECKING:
-    from gptexport.tokenizers import Travelling
+    from gptexport.tokenizers import BundledTokenizer
 
 MIN_OPSET, DEFAULT_OPSET, MAX_OPSET = 18, 23, 24
 
@@ -37,7 +37,7 @@ class Recipe:
     precision: Precision = FLOAT32
     heads: tuple[Head, ...] | None = None  # None: all, less those that the forward does not allow
     opset: int = DEFAULT_OPSET
-    tokenizer: Travelling | None = None  # goes into the bundle
+    tokenizer: BundledTokenizer | None = None  # goes into the bundle
 
     def __post_init__(self) -> None:
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
@@ -64,7 +64,7 @@ class Recipe:
         quantize: str | None = None,
         graphs: Sequence[str] | None = None,
         opset: int = DEFAULT_OPSET,
-        tokenizer: Travelling | None = None,
+        tokenizer: BundledTokenizer | None = None,
     ) -> Recipe:
         """The recipe that names stand for, as the command line and a manifest spell them.
 

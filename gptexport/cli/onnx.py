@@ -110,13 +110,13 @@ def onnx(
 
     from gptexport.checkpoints import load_checkpoint
     from gptexport.export import export
-    from gptexport.tokenizers import found_with, travelling
+    from gptexport.tokenizers import found_with, tokenizer_to_bundle
 
     loaded = load_checkpoint(checkpoint, **assumed, vocab_size=vocab_size, block_size=block_size)
     output.step(
         f"{loaded.format} checkpoint, {sum(p.numel() for p in loaded.model.parameters()) / 1e6:,.1f} M parameters"
     )
-    carried, found = travelling(tokenizer) if tokenizer else None, None
+    carried, found = tokenizer_to_bundle(tokenizer) if tokenizer else None, None
     if tokenizer is None and out.suffix != ".onnx":
         carried, found = found_with(loaded)
     changes = [f"{tokenizer}: {change}" for change in carried.changes] if carried and tokenizer else []

@@ -34,7 +34,7 @@ from gptexport.export.verify import (
 from gptexport.export.write import write_graph, write_tokenizer
 from gptexport.recipe import DEFAULT_OPSET, Limits, Recipe
 from gptexport.staging import staged
-from gptexport.tokenizers import Travelling
+from gptexport.tokenizers import BundledTokenizer
 from gptexport_runtime.contract.manifest import Manifest, TokenizerEntry
 from gptexport_runtime.contract.model import FileEntry
 
@@ -61,7 +61,7 @@ def export_onnx(
     target: str = "portable",
     quantize: str | None = None,
     graphs: Sequence[str] | None = None,
-    tokenizer: Travelling | None = None,
+    tokenizer: BundledTokenizer | None = None,
     opset: int = DEFAULT_OPSET,
     force: bool = False,
     progress: Progress = lambda _step: None,

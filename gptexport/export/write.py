@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 
 from gptexport.staging import write_file
-from gptexport.tokenizers import Travelling
+from gptexport.tokenizers import BundledTokenizer
 from gptexport_runtime.contract.manifest import TokenizerEntry
 from gptexport_runtime.contract.model import FileEntry
 from gptexport_runtime.contract.names import META_WEIGHTS
@@ -143,7 +143,7 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
 
 
-def write_tokenizer(tokenizer: Travelling, folder: Path) -> TokenizerEntry:
+def write_tokenizer(tokenizer: BundledTokenizer, folder: Path) -> TokenizerEntry:
     """Write a tokenizer's file, if it has one, and return its entry in the manifest."""
     if tokenizer.file is None:
         return TokenizerEntry(name=tokenizer.name)

@@ -35,7 +35,7 @@ _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # a token in base64, 
 
 
 @dataclass(frozen=True)
-class Travelling:
+class BundledTokenizer:
     """What of a tokenizer goes into a bundle: its name, and a file where the name does not say it all."""
 
     name: str
@@ -51,7 +51,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     Raises:
         GPTExportError: it is none of these, is damaged, or what reads it is not installed.
     """
-    words = travelling(name)
+    words = tokenizer_to_bundle(name)
     if words.file is None:
         return load_portable(words.name)
     if words.name == CHARACTERS_NAME:
@@ -59,7 +59,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     return load_portable(name) if words.name == SENTENCEPIECE else tokenizer_of_json(words.data, name)
 
 
-def travelling(name: str) -> Travelling:
+def tokenizer_to_bundle(name: str) -> BundledTokenizer:
     """The tokenizer of this name or file, to go into a bundle.
 
     Raises:
@@ -67,7 +67,7 @@ def travelling(name: str) -> Travelling:
     """
     sizes = {"bytes": 256, "gpt2": GPT2_IDS}
     if name in sizes:
-        return Travelling(name, sizes[name])
+        return BundledTokenizer(name, sizes[name])
     path = Path(name)
     if not path.exists():
         raise TokenizerError(f"{name} is not a tokenizer: expected {READABLE}.")
@@ -78,7 +78,7 @@ def travelling(name: str) -> Travelling:
             made = tokenizer_json(path)
             parsed = json.loads(made)
             ids = [*parsed["model"]["vocab"].values(), *(token["id"] for token in parsed["added_tokens"])]
-            return Travelling(HUGGINGFACE, max(ids) + 1, HUGGINGFACE, made)
+            return BundledTokenizer(HUGGINGFACE, max(ids) + 1, HUGGINGFACE, made)
         case ".pkl" if path.name == "tokenizer.pkl":
             raise TokenizerError(
                 f"{path} is a pickled tokenizer, which only running the code that it names can open. {_AS_JSON}"
@@ -86,17 +86,17 @@ def travelling(name: str) -> Travelling:
         case ".pkl":
             table = characters_of(path)
             data = (json.dumps(table, ensure_ascii=False) + "\n").encode()
-            return Travelling(CHARACTERS_NAME, len(table), CHARACTERS, data)
+            return BundledTokenizer(CHARACTERS_NAME, len(table), CHARACTERS, data)
         case ".json":
             return _of_json(path)
         case ".txt":
-            return Travelling(HUGGINGFACE, max(token_ids(path).values()) + 1, HUGGINGFACE, word_piece(path))
+            return BundledTokenizer(HUGGINGFACE, max(token_ids(path).values()) + 1, HUGGINGFACE, word_piece(path))
         case ".model" | ".tiktoken" | ".vocab":
             return _of_model(path)
     raise TokenizerError(f"{name} is not a tokenizer: expected {READABLE}.")
 
 
-def found_with(checkpoint: Checkpoint) -> tuple[Travelling | None, str | None]:
+def found_with(checkpoint: Checkpoint) -> tuple[BundledTokenizer | None, str | None]:
     """The tokenizer that was found with a checkpoint, or why it stays behind: nobody asked for it, so that is no error.
 
     Returns: the tokenizer, or None; and what a person should know of it.
@@ -106,13 +106,13 @@ def found_with(checkpoint: Checkpoint) -> tuple[Travelling | None, str | None]:
         gpt2 = " If its text is GPT-2's, as the vocabulary looks: --tokenizer gpt2" if 0 <= V - GPT2_IDS < 256 else ""
         return None, f"no tokenizer was found with the checkpoint: the bundle takes ids, not text.{gpt2}"
     try:
-        words = travelling(str(checkpoint.tokenizer))
+        words = tokenizer_to_bundle(str(checkpoint.tokenizer))
     except GPTExportError as error:
-        return None, f"{error}; no tokenizer travels in the bundle"
+        return None, f"{error}; the bundle carries no tokenizer"
     if words.size > V or (words.name == CHARACTERS_NAME and words.size != V):  # nanoGPT takes V from its characters
-        return None, f"{checkpoint.tokenizer} has {words.size} ids, the model {V}; no tokenizer travels in the bundle"
+        return None, f"{checkpoint.tokenizer} has {words.size} ids, the model {V}; the bundle carries no tokenizer"
     changes = f", and {', '.join(words.changes)}" if words.changes else ""
-    return words, f"{checkpoint.tokenizer} travels in the bundle{changes}"
+    return words, f"{checkpoint.tokenizer} is included in the bundle{changes}"
 
 
 def tokenizer_for(bundle: Path, name: str | None, *, needed: bool) -> Tokenizer | None:
@@ -131,20 +131,20 @@ def tokenizer_for(bundle: Path, name: str | None, *, needed: bool) -> Tokenizer 
         return None
 
 
-def _of_json(path: Path) -> Travelling:
+def _of_json(path: Path) -> BundledTokenizer:
     parsed = parse(read_bytes(path), path)
     if is_vocab(parsed):
         made = byte_level_bpe(path)
         ids = [*parsed.values(), *(token["id"] for token in json.loads(made)["added_tokens"])]
-        return Travelling(HUGGINGFACE, max(ids) + 1, HUGGINGFACE, made)
+        return BundledTokenizer(HUGGINGFACE, max(ids) + 1, HUGGINGFACE, made)
     read = read_tokenizer_json(path)
-    return Travelling(HUGGINGFACE, read.size, HUGGINGFACE, read.data, read.changes)
+    return BundledTokenizer(HUGGINGFACE, read.size, HUGGINGFACE, read.data, read.changes)
 
 
-def _of_model(path: Path) -> Travelling:
+def _of_model(path: Path) -> BundledTokenizer:
     data = read_bytes(path)
     if _TIKTOKEN.match(data):
         raise TokenizerError(
             f"{path} is a tiktoken vocabulary, which does not say how a text is split before it is encoded. {_AS_JSON}"
         )
-    return Travelling(SENTENCEPIECE, load_portable(str(path)).size, SENTENCEPIECE, data)
+    return BundledTokenizer(SENTENCEPIECE, load_portable(str(path)).size, SENTENCEPIECE, data)

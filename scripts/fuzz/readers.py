@@ -43,7 +43,7 @@ def templates(root: Path) -> None:
 
     from gptexport.checkpoints import load_checkpoint
     from gptexport.export import export_onnx
-    from gptexport.tokenizers import travelling
+    from gptexport.tokenizers import tokenizer_to_bundle
     from tests.support.builders import nanogpt_meta, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
     from tests.support.fake_engine import write_engine
 
@@ -67,7 +67,7 @@ def templates(root: Path) -> None:
     write_engine(root / "engine")
     torch.manual_seed(0)
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        words = travelling(str(root / "hf" / "tokenizer.json"))
+        words = tokenizer_to_bundle(str(root / "hf" / "tokenizer.json"))
         export_onnx(load_checkpoint(str(root / "nanogpt" / "ckpt.pt")), root / "bundle", tokenizer=words)
         export_onnx(load_checkpoint(str(root / "nanogpt" / "ckpt.pt")), root / "graph" / "gpt.onnx")
         _command("parity", root / "bundle", "--against", root / "nanogpt" / "ckpt.pt", "--save", root / "saved.json")
@@ -150,9 +150,9 @@ def words_of_bundle(folder: Path) -> None:
 
 def words_of_file(name: str) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
-        from gptexport.tokenizers import load_tokenizer, travelling
+        from gptexport.tokenizers import load_tokenizer, tokenizer_to_bundle
 
-        travelling(str(folder / name))
+        tokenizer_to_bundle(str(folder / name))
         words = load_tokenizer(str(folder / name))
         words.decode(words.encode("ab"))
 

@@ -199,9 +199,9 @@ def test_a_slow_tokenizer_travels_or_is_told(cli: Cli, tmp_path: Path, name: str
     found = bundle_tokenizer(tmp_path / "gpt")
     assert ran.code == 0 and (found is not None) == merges
     if found is not None:
-        assert found.decode(found.encode("naïve 語")) == "naïve 語" and f"{name} travels in the bundle" in ran.err
+        assert found.decode(found.encode("naïve 語")) == "naïve 語" and f"{name} is included in the bundle" in ran.err
     else:
-        assert "half of a tokenizer" in ran.err and "no tokenizer travels in the bundle" in ran.err
+        assert "half of a tokenizer" in ran.err and "the bundle carries no tokenizer" in ran.err
 
 
 def test_no_tokenizer_is_told(cli: Cli, tmp_path: Path) -> None:

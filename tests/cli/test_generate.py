@@ -15,7 +15,7 @@ import pytest
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
-from gptexport.tokenizers import travelling
+from gptexport.tokenizers import tokenizer_to_bundle
 from gptexport_runtime import Session, load
 from tests.support.builders import ALPHABET, nanogpt_meta, tiny_nanogpt
 from tests.support.cli import Cli, Ran
@@ -27,7 +27,7 @@ OPTIONS = ("--max-new-tokens", 9, "--top-k", 5, "-q")
 def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of one character an id."""
     folder = tmp_path_factory.mktemp("talking")
-    words = travelling(str(nanogpt_meta(folder / "meta.pkl")))
+    words = tokenizer_to_bundle(str(nanogpt_meta(folder / "meta.pkl")))
     export_onnx(load_checkpoint(str(tiny_nanogpt(folder / "ckpt.pt"))), folder / "gpt", tokenizer=words)
     return folder / "gpt"
 

@@ -173,7 +173,7 @@ def test_nanogpts_characters_are_found(cli: Cli, tmp_path: Path) -> None:
     ran = cli("onnx", nanogpt_repository(tmp_path), "-o", tmp_path / "gpt")
     found = bundle_tokenizer(tmp_path / "gpt")
     assert found is not None and found.encode("é!") == [V - 2, 1]
-    assert "meta.pkl travels in the bundle" in ran.err
+    assert "meta.pkl is included in the bundle" in ran.err
     assert bundle_tokenizer(tmp_path / "gpt" / MANIFEST_FILE) is not None
     assert not any(str(tmp_path).encode() in file.read_bytes() for file in (tmp_path / "gpt").iterdir())
 
@@ -198,7 +198,7 @@ def test_a_tokenizer_that_was_found_and_is_none_stays_behind(cli: Cli, tmp_path:
                 f"cos\nsystem\n(S'touch {tmp_path / 'ran'}'\ntR.".encode()
             )
     ran = cli("onnx", path, "-o", tmp_path / "gpt")
-    assert ran.code == 0 and "no tokenizer travels in the bundle" in ran.err
+    assert ran.code == 0 and "the bundle carries no tokenizer" in ran.err
     assert bundle_tokenizer(tmp_path / "gpt") is None and not (tmp_path / "ran").exists()
 
 

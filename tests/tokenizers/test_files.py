@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gptexport.errors import TokenizerError
-from gptexport.tokenizers import load_tokenizer, travelling
+from gptexport.tokenizers import load_tokenizer, tokenizer_to_bundle
 from gptexport_runtime import BackendUnavailableError, GPTExportError, InputError
 from gptexport_runtime.text import tokenizer_of_json
 from tests.support.texts import SCRIPTS, byte_level_bpe, llama_bpe, suffix_bpe, word_piece, words
@@ -104,7 +104,7 @@ def test_truncation_padding_and_dropout_are_of_training(tmp_path: Path) -> None:
     made.save(str(path))
     assert load_tokenizer(str(path)).encode("the plain text") == plain
     assert tokenizer_of_json(path.read_bytes(), "it").encode("the plain text") == plain, "whoever wrote the bundle"
-    words = travelling(str(path))
+    words = tokenizer_to_bundle(str(path))
     saved = json.loads(words.data)
     assert saved["truncation"] is saved["padding"] is saved["model"]["dropout"] is None
     assert words.changes == (
@@ -130,11 +130,11 @@ def test_padding_to_more_than_all_memory_is_never_tried(tmp_path: Path) -> None:
 
 def test_a_prefix_is_put_where_transformers_puts_one(tmp_path: Path) -> None:
     byte_level_bpe().save(str(tmp_path / "tokenizer.json"))
-    assert travelling(str(tmp_path / "tokenizer.json")).changes == ()
+    assert tokenizer_to_bundle(str(tmp_path / "tokenizer.json")).changes == ()
     (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": true, "tokenizer_class": "GPT2Tokenizer"}')
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path / "tokenizer.json")).encode("the") == theirs("the")["input_ids"]
-    assert travelling(str(tmp_path / "tokenizer.json")).changes == (
+    assert tokenizer_to_bundle(str(tmp_path / "tokenizer.json")).changes == (
         "add_prefix_space is True, as in tokenizer_config.json",
     )
 
@@ -195,14 +195,14 @@ NOT_READ = [
 def test_what_is_not_read_is_named(tmp_path: Path, name: str, make: Any, message: str) -> None:
     make(tmp_path)
     with pytest.raises(GPTExportError, match=message):
-        travelling(str(tmp_path / name))
+        tokenizer_to_bundle(str(tmp_path / name))
 
 
 def test_sentencepiece_is_named_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sentencepiece_like(tmp_path / "tokenizer.model")
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(BackendUnavailableError, match=r"needs the sentencepiece package.*pip install sentencepiece"):
-        travelling(str(tmp_path / "tokenizer.model"))
+        tokenizer_to_bundle(str(tmp_path / "tokenizer.model"))
 
 
 class Processor:
@@ -230,7 +230,7 @@ def test_sentencepiece_by_its_own_package(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "sentencepiece", type(sys)("sentencepiece"))
     monkeypatch.setattr(sys.modules["sentencepiece"], "SentencePieceProcessor", Processor, raising=False)
     sentencepiece_like(tmp_path / "spiece.model")
-    words = travelling(str(tmp_path / "spiece.model"))
+    words = tokenizer_to_bundle(str(tmp_path / "spiece.model"))
     assert (words.name, words.file, words.size) == ("tokenizer.model", "tokenizer.model", 256)
     ours = load_tokenizer(str(tmp_path / "spiece.model"))
     for text in SCRIPTS.values():
@@ -255,7 +255,7 @@ def test_sentencepiece_by_its_own_package(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_pickle_that_is_no_table_costs_nothing(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "meta.pkl").write_bytes(data)
     with pytest.raises(TokenizerError, match=r"is not nanoGPT's meta\.pkl"):
-        travelling(str(tmp_path / "meta.pkl"))
+        tokenizer_to_bundle(str(tmp_path / "meta.pkl"))
 
 
 def test_doubling_lists_are_not_written_out(tmp_path: Path) -> None:
@@ -264,4 +264,4 @@ def test_doubling_lists_are_not_written_out(tmp_path: Path) -> None:
         value = [value, value]
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": {0: value}, "stoi": {"a": 0}}))
     with pytest.raises(TokenizerError, match="itos holds a list; expected characters"):
-        travelling(str(tmp_path / "meta.pkl"))
+        tokenizer_to_bundle(str(tmp_path / "meta.pkl"))

@@ -14,7 +14,7 @@ import pytest
 import regex
 
 from gptexport.tokenizers import load_tokenizer as load_any
-from gptexport.tokenizers import travelling
+from gptexport.tokenizers import tokenizer_to_bundle
 from gptexport.tokenizers.tiktoken_pickle import tokenizer_json
 from gptexport_runtime import GPTExportError
 from gptexport_runtime.text import load_tokenizer
@@ -108,7 +108,7 @@ def test_a_token_is_merged_of_what_earlier_merges_leave(tmp_path: Path) -> None:
 
 def test_it_travels_and_is_loaded_as_it_is(tmp_path: Path) -> None:
     path = pickled(tmp_path / "tokenizer.pkl", state_of(trained(280)))
-    carried = travelling(str(path))
+    carried = tokenizer_to_bundle(str(path))
     assert (carried.name, carried.size, carried.data) == ("tokenizer.json", 283, tokenizer_json(path))
     assert load_any(str(path)).decode([281]) == "<|user_start|>"
 

@@ -58,7 +58,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def bundle_tokenizer(path: str | Path) -> Tokenizer | None:
-    """The tokenizer that travels in a bundle; None where there is none, or it is no bundle.
+    """The tokenizer that is in a bundle; None where there is none, or it is no bundle.
 
     Args:
         path: the bundle's folder, or its `gptexport.json`.
