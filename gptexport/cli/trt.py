@@ -39,26 +39,52 @@ class Shape(click.ParamType[tuple[int, int]]):
 
 @click.command(short_help="Build a TensorRT engine from an export.")
 @click.argument("source", metavar="BUNDLE|MODEL.onnx", type=click.Path(exists=True, path_type=Path))
-@click.option("-o", "--out", required=True, type=OutputPath(), help="A name that ends in .engine.")
-@click.option("--backend", type=click.Choice(list(EDITIONS)), help="[default: what is installed and can build here]")
-@click.option("--min", "low", type=Shape(), multiple=True, help="Smallest (B,T).  [default: 1x1]")
-@click.option("--opt", type=Shape(), multiple=True, help="The (B,T) to be fastest at.  [default: 8x256]")
-@click.option("--max", "high", type=Shape(), multiple=True, help="Largest (B,T).  [default: 8x1024, or the block_size]")
+@click.option("-o", "--out", required=True, type=OutputPath(), help="Where to write: NAME.engine.")
 @click.option(
-    "--lengths", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Lengths users send: sets profiles."
+    "--backend",
+    type=click.Choice(list(EDITIONS)),
+    help="Edition of TensorRT that builds.  [default: what is installed and can build here]",
 )
-@click.option("--buckets", type=click.IntRange(1, 8), default=3, show_default=True, help="Profiles from --lengths.")
-@click.option("--compute-capability", "targets", multiple=True, metavar="X.Y", help="RTX: a GPU to build for.")
-@click.option("--tf32", is_flag=True, help="Let float32 products round their operands to 10 bits.")
+@click.option("--min", "low", type=Shape(), multiple=True, help="Smallest (B,T) of a profile.  [default: 1x1]")
+@click.option("--opt", type=Shape(), multiple=True, help="The (B,T) that a profile is tuned for.  [default: 8x256]")
 @click.option(
-    "--workspace", type=click.IntRange(min=1), metavar="MB", help="Most scratch memory that a layer may take."
+    "--max",
+    "high",
+    type=Shape(),
+    multiple=True,
+    help="Largest (B,T) of a profile.  [default: 8x1024, or the block_size]",
 )
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="TensorRT: 5 searches longest.")
-@click.option("--timing-cache", type=OutputPath(dir_okay=False), help="TensorRT: read and written back.")
-@click.option("--weight-streaming", is_flag=True, help="Let weights stay in host memory.")
-@click.option("--refit", is_flag=True, help="Let weights be replaced later.")
-@click.option("--version-compatible", is_flag=True, help="TensorRT: let newer versions run it.")
-@click.option("--hardware-compatible", is_flag=True, help="TensorRT: let every GPU since Ampere run it.")
+@click.option(
+    "--lengths",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File of request lengths, from which the profiles are chosen.",
+)
+@click.option(
+    "--buckets",
+    type=click.IntRange(1, 8),
+    default=3,
+    show_default=True,
+    help="Number of profiles chosen from --lengths.",
+)
+@click.option(
+    "--compute-capability",
+    "targets",
+    multiple=True,
+    metavar="X.Y",
+    help="GPU to build for (TensorRT for RTX). Repeatable.",
+)
+@click.option("--tf32", is_flag=True, help="Allow TF32: float32 products round their operands to 10 bits.")
+@click.option(
+    "--workspace", type=click.IntRange(min=1), metavar="MB", help="Most scratch memory that one layer may use."
+)
+@click.option("--optimization-level", type=click.IntRange(0, 5), help="How long to search, 5 being longest (TensorRT).")
+@click.option(
+    "--timing-cache", type=OutputPath(dir_okay=False), help="File of kernel timings, read and written back (TensorRT)."
+)
+@click.option("--weight-streaming", is_flag=True, help="Allow weights to stay in host memory.")
+@click.option("--refit", is_flag=True, help="Allow weights to be replaced later.")
+@click.option("--version-compatible", is_flag=True, help="Allow newer versions to run it (TensorRT).")
+@click.option("--hardware-compatible", is_flag=True, help="Allow every GPU since Ampere to run it (TensorRT).")
 @click.option("--force", is_flag=True, help="Replace an existing engine.")
 @output_options("trt")
 def trt(
@@ -86,16 +112,16 @@ def trt(
 
     \b
     Examples:
-      gptexport trt gpt2/ -o gpt2.engine                                     for the GPU here
+      gptexport trt gpt2/ -o gpt2.engine                                     for the GPU of this machine
       gptexport trt gpt2/ -o gpt2.engine --compute-capability 8.9 --compute-capability 12.0
       gptexport trt gpt2/ -o gpt2.engine --min 1x1 --opt 8x256 --max 8x1024
       gptexport trt gpt2/ -o gpt2.engine --max 8x128 --max 8x1024            two profiles
-      gptexport trt gpt2/ -o gpt2.engine --lengths lengths.txt --max 8x1024  profiles where they waste least
+      gptexport trt gpt2/ -o gpt2.engine --lengths lengths.txt --max 8x1024  profiles that waste least
 
     \b
-    Precision is the export's: gptexport onnx --dtype bfloat16. TensorRT builds on the GPU that
-    will run the engine; TensorRT for RTX builds anywhere, for the GPUs that are named.
-    An engine runs with the version that built it, on that kind of GPU; its sidecar is checked.
+    The precision is the export's: gptexport onnx --dtype bfloat16. TensorRT builds on the GPU that
+    will run the engine; TensorRT for RTX builds anywhere, for the GPUs that you name. An engine runs
+    only with the version that built it and on such GPUs, which its sidecar records.
     """
     from gptexport.staging import check_output
 
