@@ -1,7 +1,7 @@
 """Llama, and what is built like it: Mistral, Qwen2, Qwen3, SmolLM, minimind.
 
-RMSNorm, rotary positions, grouped queries, a gated MLP. Parameter names are those of transformers, in which nearly
-everybody stores such a model: `model.embed_tokens.weight`, `model.layers.0.self_attn.q_proj.weight`, ...
+RMSNorm, rotary positions, grouped queries, a gated MLP. Parameter names are those of transformers, as in most files of
+such a model: `model.embed_tokens.weight`, `model.layers.0.self_attn.q_proj.weight`, ...
 """
 
 from collections.abc import Mapping
