@@ -51,7 +51,8 @@ def find_boundaries(index: GraphIndex, model: nn.Module) -> dict[str, Boundary]:
         is_embedding = isinstance(module, nn.Embedding)  # a tied weight is read by the embedding and by the head
         nodes = [node for node in index.readers(weights) if node.op_type.startswith("Gather") == is_embedding]
         if boundary := _boundary(index, nodes, weights):
-            standard = nodes[0].op_type in STANDARD.get(type(module), ()) and not module._forward_hooks  # noqa: SLF001 - torch has no other way to ask
+            hooked = bool(module._forward_hooks)  # noqa: SLF001 - which may change the output; it is said nowhere else
+            standard = nodes[0].op_type in STANDARD.get(type(module), ()) and not hooked
             boundaries[name] = replace(boundary, certain=standard)
     return boundaries
 

@@ -14,6 +14,7 @@ An operation that has no float64 is run in its own dtype, and said (`narrowed`).
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
@@ -44,7 +45,9 @@ def in_float64(model: nn.Module) -> Iterator[Float64]:
 
     So the reference costs the memory of the widest operation, and no second copy of the model.
     """
-    with uncompiled(), Float64(model) as mode:
+    with uncompiled(), warnings.catch_warnings(), Float64(model) as mode:
+        # what is called has float64 values and float32 weights, until its operations are here
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
         yield mode
 
 
