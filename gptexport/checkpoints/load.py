@@ -73,8 +73,9 @@ def read(path: Path, choices: Choices | None = None) -> Stored | Foreign:
     Raises:
         CheckpointError: it is damaged, or its config is; UnsafeCheckpointError: it carries code.
     """
-    path = (only_checkpoint(path) or path) if path.is_dir() else path
     kind = recognise(path)
+    if isinstance(kind, Foreign) and path.is_dir() and (inside := only_checkpoint(path)) is not None:
+        path, kind = inside, recognise(inside)
     if isinstance(kind, Foreign):
         return kind
     if kind in CONTAINERS:

@@ -189,6 +189,10 @@ def _recognise_files(folder: Path, names: list[str]) -> Foreign:
         return Foreign(format="safetensors", what="safetensors without a config.json", advice="Add the config.json")
     kinds = {name: recognise(folder / name) for name in names if (folder / name).is_file()}
     named = {name: kind for name, kind in kinds.items() if isinstance(kind, Foreign) and kind.format not in _NO_MODEL}
+    if readable := {name: kind for name, kind in kinds.items() if not isinstance(kind, Foreign)}:
+        found = ", ".join(f"{name} ({kind})" for name, kind in readable.items())
+        advice = f"Give the file: {_listed(folder, list(readable))}"
+        return Foreign(format=next(iter(readable.values())), what=f"a folder with {found}", advice=advice)
     if len(named) == 1:
         (name, kind), *_ = named.items()
         return Foreign(format=kind.format, what=f"a folder with {kind.what}: {name}", advice=kind.advice)

@@ -1,6 +1,6 @@
 """Every step by which an output changes the disk, one function each, and a seam to stop between any two of them.
 
-Tests and `scripts/fuzz/kill.py` use the seam: they count the steps of a command, then raise or kill at each.
+Tests use the seam: they count the steps of a command, then raise or kill at each.
 
     with watched(lambda step, path: kill() if next(count) == at else None):
         export_onnx(...)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gptexport.errors import TokenizerError
 from gptexport.tokenizers.characters import characters_of
-from gptexport.tokenizers.tiktoken_pickle import is_tiktoken, tokenizer_json
+from gptexport.tokenizers.tiktoken_pickle import is_tiktoken, json_of_tiktoken
 from gptexport.tokenizers.tokenizer_json import parse, read_bytes, read_tokenizer_json
 from gptexport.tokenizers.vocabulary import byte_level_bpe, is_vocab, token_ids, word_piece
 from gptexport_runtime import BackendUnavailableError, GPTExportError
@@ -75,7 +75,7 @@ def tokenizer_to_bundle(name: str) -> BundledTokenizer:
         raise TokenizerError(f"{name} is a folder; name the tokenizer's file in it: {READABLE}.")
     match path.suffix:
         case ".pkl" if is_tiktoken(path):
-            made = tokenizer_json(path)
+            made = json_of_tiktoken(path)
             parsed = json.loads(made)
             ids = [*parsed["model"]["vocab"].values(), *(token["id"] for token in parsed["added_tokens"])]
             return BundledTokenizer(HUGGINGFACE, max(ids) + 1, HUGGINGFACE, made)

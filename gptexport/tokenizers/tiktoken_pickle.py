@@ -40,7 +40,7 @@ def is_tiktoken(path: Path) -> bool:
         return b"tiktoken" in file.read(64)
 
 
-def tokenizer_json(path: Path) -> bytes:
+def json_of_tiktoken(path: Path) -> bytes:
     """The tokenizer.json that encodes and decodes as the pickled encoding does.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Text in and out: characters that are whole, and tokenizers that travel."""
+"""Text in and out: characters that are whole, and tokenizers in bundles."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_gpt2_by_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
         load_tokenizer("gpt2")
 
 
-def test_a_checkpoints_tokenizer_travels(cli: Cli, tmp_path: Path) -> None:
+def test_a_checkpoints_tokenizer_is_in_the_bundle(cli: Cli, tmp_path: Path) -> None:
     """Hugging Face's from its folder; nanoGPT's characters as JSON: a bundle holds no pickle."""
     folder = tiny_huggingface(tmp_path / "hf", vocab_size=300)
     huggingface(folder / "tokenizer.json")

@@ -15,7 +15,7 @@ import regex
 
 from gptexport.tokenizers import load_tokenizer as load_any
 from gptexport.tokenizers import tokenizer_to_bundle
-from gptexport.tokenizers.tiktoken_pickle import tokenizer_json
+from gptexport.tokenizers.tiktoken_pickle import json_of_tiktoken
 from gptexport_runtime import GPTExportError
 from gptexport_runtime.text import load_tokenizer
 
@@ -64,8 +64,16 @@ def trained(size: int) -> dict[bytes, int]:
 
 def pickled(path: Path, state: Any, *, module: str = "tiktoken.core", name: str = "Encoding") -> Path:
     """As tiktoken pickles an Encoding: its class by name, and its state."""
-    kind = type(name, (), {"__module__": module, "__qualname__": name, "__getstate__": lambda self: state})
-    kind.__setstate__ = lambda self, value: None  # type: ignore[attr-defined]
+    kind = type(
+        name,
+        (),
+        {
+            "__module__": module,
+            "__qualname__": name,
+            "__getstate__": lambda self: state,
+            "__setstate__": lambda self, value: None,
+        },
+    )
     made = types.ModuleType(module)
     setattr(made, name, kind)
     before = {part: sys.modules.get(part) for part in (module.split(".")[0], module)}
@@ -88,7 +96,7 @@ def state_of(ranks: dict[bytes, int], **changes: Any) -> dict[str, Any]:
 def test_it_encodes_as_byte_pairs_by_rank(tmp_path: Path) -> None:
     ranks = trained(300)
     written = tmp_path / "tokenizer.json"
-    written.write_bytes(tokenizer_json(pickled(tmp_path / "tokenizer.pkl", state_of(ranks))))
+    written.write_bytes(json_of_tiktoken(pickled(tmp_path / "tokenizer.pkl", state_of(ranks))))
     tokenizer = load_tokenizer(str(written))
     assert tokenizer.size == 300 + len(SPECIAL)
     for text in TEXTS:
@@ -102,21 +110,21 @@ def test_a_token_is_merged_of_what_earlier_merges_leave(tmp_path: Path) -> None:
     """Of `ab` before `bc`, `abc` is made of `ab` and `c`; the other way round of `a` and `bc`."""
     for first, second, halves in ((b"ab", b"bc", ["ab", "c"]), (b"bc", b"ab", ["a", "bc"])):
         ranks = {bytes([byte]): byte for byte in range(256)} | {first: 256, second: 257, b"abc": 258}
-        made = json.loads(tokenizer_json(pickled(tmp_path / "tokenizer.pkl", state_of(ranks))))
+        made = json.loads(json_of_tiktoken(pickled(tmp_path / "tokenizer.pkl", state_of(ranks))))
         assert made["model"]["merges"][-1] == halves
 
 
 def test_it_travels_and_is_loaded_as_it_is(tmp_path: Path) -> None:
     path = pickled(tmp_path / "tokenizer.pkl", state_of(trained(280)))
     carried = tokenizer_to_bundle(str(path))
-    assert (carried.name, carried.size, carried.data) == ("tokenizer.json", 283, tokenizer_json(path))
+    assert (carried.name, carried.size, carried.data) == ("tokenizer.json", 283, json_of_tiktoken(path))
     assert load_any(str(path)).decode([281]) == "<|user_start|>"
 
 
 def test_it_is_the_same_file_every_time(tmp_path: Path) -> None:
     path = pickled(tmp_path / "tokenizer.pkl", state_of(trained(280)))
-    assert tokenizer_json(path) == tokenizer_json(path)
-    assert len(json.loads(tokenizer_json(path))["model"]["merges"]) == 280 - 256
+    assert json_of_tiktoken(path) == json_of_tiktoken(path)
+    assert len(json.loads(json_of_tiktoken(path))["model"]["merges"]) == 280 - 256
 
 
 RANKS = {bytes([byte]): byte for byte in range(256)}
@@ -135,7 +143,7 @@ BAD: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("state", "message"), BAD)
 def test_what_is_no_encoding_is_refused(tmp_path: Path, state: Any, message: str) -> None:
     with pytest.raises(GPTExportError, match=message):
-        tokenizer_json(pickled(tmp_path / "tokenizer.pkl", state))
+        json_of_tiktoken(pickled(tmp_path / "tokenizer.pkl", state))
 
 
 def test_no_code_is_run(tmp_path: Path) -> None:
@@ -146,10 +154,10 @@ def test_no_code_is_run(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.pkl"
     path.write_bytes(pickle.dumps(Harmful()))
     with pytest.raises(GPTExportError, match=r"it would run builtins\.exec"):
-        tokenizer_json(path)
+        json_of_tiktoken(path)
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(GPTExportError, match=r"it is no tiktoken\.Encoding"):
-        tokenizer_json(path)
+        json_of_tiktoken(path)
     path.write_bytes(b"\x80\x04junk")
     with pytest.raises(GPTExportError, match=r"not a pickled tiktoken\.Encoding"):
-        tokenizer_json(path)
+        json_of_tiktoken(path)

@@ -83,6 +83,9 @@ class Gated(torch.autograd.Function):
         return x * torch.sigmoid(1.702 * x)
 
 
+gated: Callable[[torch.Tensor], torch.Tensor] = Gated.apply
+
+
 class Model(nn.Module):
     """A small GPT whose attention is given; its modules are there for it to use."""
 
@@ -144,7 +147,7 @@ FORWARDS: dict[str, Callable[[Model, torch.Tensor], torch.Tensor]] = {
     "encoder with padding": padded,
     "weight norm": lambda m, x: m.normed(x),
     "compiled": lambda m, x: m.compiled(x),
-    "custom function": lambda m, x: Gated.apply(m.proj(x)),  # type: ignore[no-untyped-call]
+    "custom function": lambda m, x: gated(m.proj(x)),
     "rotary in complex numbers": rotated,
     "float inside": lambda m, x: F.linear(x.float(), m.proj.weight.float()).to(torch.float32),
     "half inside": lambda m, x: m.proj(x.half().float()) if x.dtype == torch.float64 else m.proj(x),
