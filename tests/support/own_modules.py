@@ -311,9 +311,12 @@ class Gate(torch.autograd.Function):
         return x * torch.sigmoid(1.702 * x)
 
 
+gate: Callable[[Tensor], Tensor] = Gate.apply
+
+
 class CustomFunction(Own):
     def mlp(self, block: Any, x: Tensor) -> Tensor:
-        return block.down(Gate.apply(block.up(x)))  # type: ignore[no-untyped-call]
+        return block.down(gate(block.up(x)))
 
 
 class GeluByHand(Own):
@@ -413,7 +416,8 @@ class InferenceMode(Own):
 class CompiledInside(Own):
     def prepare(self) -> None:
         for block in self.blocks:
-            block.add_module("up", torch.compile(block.get_submodule("up")))  # type: ignore[arg-type]
+            compiled: Any = torch.compile(block.get_submodule("up"))
+            block.add_module("up", compiled)
 
 
 class CompiledInPlace(Own):
