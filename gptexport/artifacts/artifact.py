@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from gptexport.precision import Precision
 from gptexport_runtime.contract.heads import Head
 
-Device = Literal["cpu", "cuda"]
+Device = str  # one that the runtime has a provider for: "cpu", "cuda"
 Shape = tuple[int, int]  # (B,T)
 
 

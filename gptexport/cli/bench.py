@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptexport.cli.options import OutputPath, Shapes, check_named
+from gptexport.cli.options import DEVICES, OutputPath, Shapes, check_named
 from gptexport.cli.output import Output, output_options, table
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ DEFAULT_SHAPES = ((1, 1), (1, 128), (4, 256), (1, 1024))
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all usable cores]")
 @click.option(
     "--device",
-    type=click.Choice(["cpu", "cuda"]),
+    type=click.Choice(DEVICES),
     help="Device that runs the artifact.  [default: cpu; cuda for an engine]",
 )
 @click.option("--plot", type=OutputPath(dir_okay=False), metavar="FILE.svg", help="Write a chart of the speeds.")
@@ -47,7 +47,7 @@ def bench(
     shapes: list[tuple[int, int]] | None,
     rounds: int,
     threads: int | None,
-    device: Literal["cpu", "cuda"] | None,
+    device: str | None,
     plot: Path | None,
 ) -> None:
     """Time all logits of ARTIFACT, and of CHECKPOINT in eager PyTorch, in interleaved rounds.

@@ -7,11 +7,11 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptexport.cli.options import Ids, Stop
+from gptexport.cli.options import DEVICES, Ids, Stop
 from gptexport.cli.output import Output, output_options
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ Steps = Generator[list[int], None, None]  # each step's token of every sample; b
 @click.option("--slide", is_flag=True, help="Go on past block_size, from the last half of the text.")
 @click.option("--tokenizer", help="bytes, gpt2, a tokenizer.json or meta.pkl.  [default: the bundle's own]")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU.  [default: all usable cores]")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
 @output_options("generate")
 def generate(
     output: Output,
@@ -53,7 +53,7 @@ def generate(
     samples: int,
     tokenizer: str | None,
     threads: int | None,
-    device: Literal["cpu", "cuda"],
+    device: str,
     **options: Any,
 ) -> None:
     """Continue a prompt with BUNDLE, streamed to stdout.

@@ -9,9 +9,12 @@ from typing import Any, TypeVar
 import click
 
 from gptexport.assumptions import ASSUMPTIONS, Assumption
+from gptexport_runtime.backends.ort.providers import AUTO, devices
 from gptexport_runtime.contract import heads
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+DEVICES = [device for device in devices() if device != AUTO]
 
 
 def assumption_options(command: F) -> F:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptexport.cli.options import OutputPath, Shapes, assumption_options, check_named
+from gptexport.cli.options import DEVICES, OutputPath, Shapes, assumption_options, check_named
 from gptexport.cli.output import Output, output_options
 from gptexport.cli.parity_text import result_text
 
@@ -63,7 +63,7 @@ class Gate(click.ParamType[tuple[str, str]]):
 )
 @click.option(
     "--device",
-    type=click.Choice(["cpu", "cuda"]),
+    type=click.Choice(DEVICES),
     help="Device that runs the artifact.  [default: cpu; an engine: cuda]",
 )
 @click.option(
@@ -88,7 +88,7 @@ def parity(
     tokenizer: str | None,
     block_size: int | None,
     vocab_size: int | None,
-    device: Literal["cpu", "cuda"] | None,
+    device: str | None,
     graph: Path | None,
     gates: tuple[tuple[str, str], ...],
     save: Path | None,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gptexport_runtime.artifact import Artifact
 from gptexport_runtime.backends.base import Backend, Decoder
 from gptexport_runtime.backends.gpu.dlpack import Borrowed, DeviceLogits
-from gptexport_runtime.contract.heads import DECODE, HEADS, LAST, LOGITS, SCORE, Head
+from gptexport_runtime.contract.heads import DECODE, LAST, LOGITS, SCORE, Head
 from gptexport_runtime.contract.model import ModelInfo
 from gptexport_runtime.contract.names import AXIS_SCORED
 from gptexport_runtime.errors import BackendUnavailableError, InputError, SessionError
@@ -22,6 +22,7 @@ from gptexport_runtime.generate.recompute import RecomputingDecoder
 from gptexport_runtime.generate.sampling import Sampling
 from gptexport_runtime.generate.stream import ENDED, Limits, stream_tokens
 from gptexport_runtime.inputs import Batch, check_out, check_predicted, to_batch
+from gptexport_runtime.run_head import find_head, run_head
 from gptexport_runtime.score import Scores
 
 
@@ -140,23 +141,12 @@ class Session:
             InputError: there is no such head.
             GPTExportError: as `logits`.
         """
-        head = _head(head)
+        head = find_head(head)
         backend = self._usable()
         batch, _ = self._batch(backend, ids, self.config.block_size)
         if AXIS_SCORED in head.signature.output_axes:
             check_predicted(batch, self.config.vocab_size)
-        if not backend.has(head):
-            out = _from_logits(backend, head, batch)
-        elif head.cached:
-            B, T = batch.shape
-            with Cache(backend.open_decoder(head), B, T, self.config.vocab_size) as cache, cache.in_use():
-                rows = [row[:length] for row, length in zip(batch.ids, batch.lengths, strict=True)]
-                out = cache.feed(rows).copy()
-        else:
-            graph = backend.open(head)
-            out = np.empty(graph.output_shape(*batch.shape), np.float32)
-            if out.size:
-                graph.run(batch.ids, batch.lengths, out)
+        out = run_head(backend, head, batch, self.config.vocab_size)
         if batch.ragged:
             head.hide_padding(out, batch.lengths)
         return out
@@ -352,24 +342,3 @@ class Session:
         if backend is None:
             raise SessionError("this session is closed. Open another with load().")
         return backend
-
-
-def _head(head: Head | str) -> Head:
-    found = HEADS.get(head) if isinstance(head, str) else head
-    if not isinstance(found, Head):
-        raise InputError(f"head is {head!r}; expected one of {', '.join(HEADS)}, or a Head.")
-    return found
-
-
-def _from_logits(backend: Backend, head: Head, batch: Batch) -> NDArray[np.float32]:
-    """By definition, a few rows at a time, for bundles without a graph of the head."""
-    graph = backend.open(LOGITS)
-    B, T = batch.shape
-    rows = max(1, backend.tokens_at_once // T)
-    found = []
-    for start in range(0, B, rows):
-        ids, lengths = batch.ids[start : start + rows], batch.lengths[start : start + rows]
-        logits = np.empty(graph.output_shape(*ids.shape), np.float32)
-        graph.run(ids, lengths, logits)
-        found.append(head.from_logits(logits, ids, lengths))
-    return found[0] if len(found) == 1 else np.concatenate(found)

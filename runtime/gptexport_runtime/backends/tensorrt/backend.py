@@ -87,13 +87,13 @@ def open_engine(path: Path, info: EngineInfo, device: str) -> TrtBackend:
     _check_gpu(info, find_gpu(), path)
     memory = DeviceMemory(load_driver())
     logger = open_log(library)
-    engine = library.Runtime(logger).deserialize_cuda_engine(data)
-    if engine is None:
+    opened = library.Runtime(logger).deserialize_cuda_engine(data)
+    if opened is None:
         raise ArtifactError(
             f"{path} does not deserialize: {errors_of(logger.lines)} Build it again: {info.rebuild_command}"
         )
-    _check_interface(library, engine, info, path)
-    return TrtBackend(info, TrtGraph(library, engine, info, memory, path), memory)
+    _check_interface(library, opened, info, path)
+    return TrtBackend(info, TrtGraph(library, opened, info, memory, path), memory)
 
 
 def _import(info: EngineInfo, path: Path) -> types.ModuleType:
