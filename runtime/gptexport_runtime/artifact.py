@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptexport_runtime.contract import heads
@@ -39,6 +39,7 @@ class Artifact:
 
     path: Path  # the bundle's folder, the graph, or the engine
     logits: Path  # the logits graph, or the engine
+    graphs: Mapping[str, Path] = field(default_factory=dict)  # ONNX graphs, by the name of their head
     manifest: Manifest | None = None
     engine: EngineInfo | None = None
 
@@ -56,15 +57,6 @@ class Artifact:
     def usual_device(self) -> str:
         """Where it runs if nobody says otherwise, as for a comparison with the CPU's eager model."""
         return self.runs_on[0] if self.runs_on else "cpu"
-
-    @property
-    def graphs(self) -> Mapping[str, Path]:
-        """Its ONNX graphs, by the name of their head."""
-        if self.engine is not None:
-            return {}
-        if self.manifest is None:
-            return {heads.LOGITS.name: self.path}
-        return {head: self.path / entry.file for head, entry in self.manifest.graphs.items()}
 
 
 def open_artifact(path: str | os.PathLike[str], *, verify: bool = False) -> Artifact:
@@ -92,7 +84,7 @@ def open_artifact(path: str | os.PathLike[str], *, verify: bool = False) -> Arti
     if path.name == MANIFEST_FILE:
         return _open_bundle(path.parent, verify)
     if is_graph(path):
-        return Artifact(path, path)
+        return Artifact(path, path, {heads.LOGITS.name: path})
     if is_engine(path):
         return Artifact(path, path, engine=read_sidecar(path))
     raise ArtifactError(
@@ -127,7 +119,8 @@ def _open_bundle(folder: Path, verify: bool) -> Artifact:
         check_file(folder, graph, check_hash=True)
     if manifest.weights is not None:
         check_file(folder, manifest.weights, check_hash=verify)
-    return Artifact(folder, folder / manifest.graphs[heads.LOGITS.name].file, manifest=manifest)
+    graphs = {head: folder / entry.file for head, entry in manifest.graphs.items()}
+    return Artifact(folder, graphs[heads.LOGITS.name], graphs, manifest=manifest)
 
 
 def check_file(folder: Path, entry: FileEntry, *, check_hash: bool) -> None:
