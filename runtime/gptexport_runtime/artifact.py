@@ -53,11 +53,6 @@ class Artifact:
         """The devices that it is for, the usual one first; empty: it does not say, so any may be tried."""
         return self.description.runs_on if self.description else ()
 
-    @property
-    def usual_device(self) -> str:
-        """Where it runs if nobody says otherwise, as for a comparison with the CPU's eager model."""
-        return self.runs_on[0] if self.runs_on else "cpu"
-
 
 def open_artifact(path: str | os.PathLike[str], *, verify: bool = False) -> Artifact:
     """Find and check the files of a bundle or of a single graph; find an engine, which is checked as it is opened.

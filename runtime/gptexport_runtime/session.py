@@ -320,16 +320,8 @@ class Session:
         """What continues text: the graph with a cache, or without one all of the text for every token."""
         if backend.has(DECODE):
             return backend.open_decoder(DECODE)
-        if not backend.has(LAST):
-            return RecomputingDecoder(lambda batch: _from_logits(backend, LAST, batch), backend.tokens_at_once)
-        graph = backend.open(LAST)
-
-        def last_logits(batch: Batch) -> NDArray[np.float32]:
-            out = np.empty(graph.output_shape(*batch.shape), np.float32)
-            graph.run(batch.ids, batch.lengths, out)
-            return out
-
-        return RecomputingDecoder(last_logits, backend.tokens_at_once)
+        V = self.config.vocab_size
+        return RecomputingDecoder(lambda batch: run_head(backend, LAST, batch, V), backend.tokens_at_once)
 
     def _usable(self) -> Backend:
         if os.getpid() != self._pid:
