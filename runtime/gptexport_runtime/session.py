@@ -40,7 +40,7 @@ class Session:
         """
         Args:
             config: the model's limits.
-            artifact: what the backend runs; None: nobody knows.
+            artifact: what the backend runs, if it is known.
         """
         self.backend = backend.name  # "onnxruntime", "tensorrt" or "tensorrt-rtx"
         self.device = backend.device  # what really runs: "cpu" or "cuda"

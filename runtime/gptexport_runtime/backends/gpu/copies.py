@@ -15,8 +15,8 @@ PINNED = 8 << 20  # bytes of each of the two pinned buffers that copies go throu
 
 
 @dataclass(frozen=True)
-class _Lane:
-    """A stream, and pinned memory that it copies to or from."""
+class _Staging:
+    """Pinned memory that copies go through, and the stream that fills or empties it."""
 
     stream: int
     pinned: int
@@ -27,37 +27,37 @@ class Copies:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._lanes = [_Lane(driver.make_stream(), driver.pin(PINNED)) for _ in range(2)]
+        self._stagings = [_Staging(driver.make_stream(), driver.pin(PINNED)) for _ in range(2)]
 
     @property
     def stream(self) -> int:
         """The stream that a lender of memory has to order its work before."""
-        return self._lanes[0].stream
+        return self._stagings[0].stream
 
     def upload(self, address: int, source: NDArray[Any]) -> None:
         """From a contiguous array. Through pinned memory: else the call may return before the device has it."""
-        lane = self._lanes[0]
+        staging = self._stagings[0]
         with TURNS:
             for start in range(0, source.nbytes, PINNED):
                 size = min(PINNED, source.nbytes - start)
-                move(lane.pinned, address_of(source) + start, size)
-                self._driver.to_device(address + start, lane.pinned, size, lane.stream)
-                self._driver.wait(lane.stream)
+                move(staging.pinned, address_of(source) + start, size)
+                self._driver.to_device(address + start, staging.pinned, size, staging.stream)
+                self._driver.wait(staging.stream)
 
     def download(self, address: int, out: NDArray[Any]) -> None:
         """Into a contiguous array of the caller's: while the device writes one pinned buffer, the other is emptied."""
         with TURNS:
-            before: tuple[_Lane, int, int] | None = None
+            before: tuple[_Staging, int, int] | None = None
             for number, start in enumerate(range(0, out.nbytes, PINNED)):
-                lane = self._lanes[number % 2]
+                staging = self._stagings[number % 2]
                 size = min(PINNED, out.nbytes - start)
-                self._driver.to_host(lane.pinned, address + start, size, lane.stream)
+                self._driver.to_host(staging.pinned, address + start, size, staging.stream)
                 self._empty(before, out)
-                before = (lane, start, size)
+                before = (staging, start, size)
             self._empty(before, out)
 
     def download_borrowed(self, address: int, out: NDArray[Any]) -> None:
-        """Like `download`, from memory whose lender has ordered its work before `stream`: the other lane waits too."""
+        """Like `download`, from memory whose lender has ordered its work before `stream`: both streams wait for it."""
         with TURNS:
             self._driver.wait(self.stream)
             self.download(address, out)
@@ -74,13 +74,13 @@ class Copies:
             self._driver.zero(address, size, self.stream)
             self._driver.wait(self.stream)
 
-    def _empty(self, filled: tuple[_Lane, int, int] | None, out: NDArray[Any]) -> None:
+    def _empty(self, filled: tuple[_Staging, int, int] | None, out: NDArray[Any]) -> None:
         if filled is not None:
-            lane, start, size = filled
-            self._driver.wait(lane.stream)
-            move(address_of(out) + start, lane.pinned, size)
+            staging, start, size = filled
+            self._driver.wait(staging.stream)
+            move(address_of(out) + start, staging.pinned, size)
 
     def __del__(self) -> None:
-        for lane in getattr(self, "_lanes", ()):
-            self._driver.unpin(lane.pinned)
-            self._driver.drop_stream(lane.stream)
+        for staging in getattr(self, "_stagings", ()):
+            self._driver.unpin(staging.pinned)
+            self._driver.drop_stream(staging.stream)

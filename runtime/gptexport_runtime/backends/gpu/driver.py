@@ -1,6 +1,6 @@
 """The CUDA driver: device memory, pinned memory, copies, streams, captured graphs.
 
-By ctypes, without a package: whoever runs ONNX Runtime's CUDA provider or TensorRT has the driver, and device.py opens
+By ctypes, without a package: where ONNX Runtime's CUDA provider or TensorRT runs there is a driver, and device.py opens
 the same library. Both work in the device's primary context (their CUDA runtime's), so this does too. Names and types:
 https://docs.nvidia.com/cuda/cuda-driver-api, cuda.h; `_v2` where cuda.h's macros say so.
 """

@@ -84,10 +84,10 @@ class DeviceMemory:
         return self.driver.memory()[0]
 
     def _reuse(self, size: int) -> tuple[int, int] | None:
-        fitting = [spare for spare in self._free.copy() if size <= spare[1] <= 2 * size]
+        fitting = [(at, held) for at, held in self._free.copy() if size <= held <= 2 * size]
         if not fitting:
             return None
-        found = min(fitting, key=lambda spare: spare[1])
+        found = min(fitting, key=lambda buffer: buffer[1])
         self._free.remove(found)
         # its last user may have queued work that reads it, in a stream that is not known here
         self.driver.wait_for_all()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gptexport_runtime.backends.ort.decoder import OrtDecoder
 
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: numpy has no name for it
-# by the type of the graph's inputs: what numpy holds it as, and what ONNX Runtime is told it is
+# by the type of the graph's inputs: the numpy type that holds it, and the type that ONNX Runtime binds it as
 CACHE_TYPES: dict[str, tuple[type[np.generic], Any]] = {
     "tensor(float)": (np.float32, np.float32),
     "tensor(float16)": (np.float16, np.float16),

@@ -72,7 +72,7 @@ def open_session(
 def _load_error(
     ort: types.ModuleType, path: Path, provider: Provider, error: Exception
 ) -> ArtifactError | BackendUnavailableError:
-    """Our error for what `InferenceSession` raised, told apart by its name and text: it has nothing better."""
+    """Our error for what `InferenceSession` raised, distinguished by its name and text: it has nothing better."""
     text = first_line(error)
     if type(error).__name__ == "NotImplemented":
         return BackendUnavailableError(f"onnxruntime {ort.__version__} cannot run {path} on {provider}: {text}")

@@ -68,7 +68,7 @@ def _dims(values: Any) -> list[Any]:
 
 
 def _fits(axis: str, dim: object) -> bool:
-    """A number where there must be one, and none where any size must do. V may be told by the metadata instead."""
+    """A number in the file where there must be one, a name where any size must do. V may be in the metadata instead."""
     return axis == AXIS_V or isinstance(dim, int) != (axis in FREE)
 
 

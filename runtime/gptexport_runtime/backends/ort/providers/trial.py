@@ -1,4 +1,4 @@
-"""A model of one node, which shows whether a provider really runs: in place of one that cannot ORT takes the CPU."""
+"""A model of one node shows whether a provider really runs: ONNX Runtime replaces one that cannot with the CPU."""
 
 from __future__ import annotations
 
