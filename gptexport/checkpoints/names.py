@@ -9,7 +9,14 @@ import torch
 _MASK_BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$")
 # of torch.compile, FSDP and activation checkpointing, at any level
 _WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
-_EMBEDDING = re.compile(r"(|.*\.)(?=wte\.weight$)")  # what stands before it
+# the token embedding of the architectures that are read: what their own model puts before it, and its name
+_EMBEDDINGS = (
+    ("transformer.", "wte.weight"),
+    ("model.", "embed_tokens.weight"),
+    ("gpt_neox.", "embed_in.weight"),
+    ("", "tok_embeddings.weight"),
+    ("", "tok_emb.weight"),
+)
 
 
 def clean_state_dict(state: Mapping[Any, Any]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
@@ -47,12 +54,17 @@ def strip_wrappers(name: str) -> str:
 
 
 def _outer_prefix(names: Iterable[str]) -> str:
-    """What stands before every name of a GPT-2, as the token embedding's shows: `model.`, say, or nothing."""
-    found = {match[0] for name in names if (match := _EMBEDDING.match(strip_wrappers(name)))}
-    if len(found) != 1:  # of several models in one file none is taken for the other
-        return ""
-    before = found.pop()
-    return before.removesuffix("transformer.") if before.split(".")[-2:-1] == ["transformer"] else before
+    """What stands before every name of a model, as its token embedding's shows: `model.`, say, or nothing.
+
+    Of several models in one file none is taken for the other.
+    """
+    found = set()
+    for name in map(strip_wrappers, names):
+        for own, last in _EMBEDDINGS:
+            if name == last or name.endswith(f".{last}"):
+                before = name.removesuffix(last)
+                found.add(before.removesuffix(own) if f".{before}".endswith(f".{own}") else before)
+    return found.pop() if len(found) == 1 else ""
 
 
 def is_tied(
@@ -70,20 +82,3 @@ def _is_mask(name: str, value: torch.Tensor) -> bool:
     if not _MASK_BUFFER.match(name):
         return False
     return value.ndim == 0 or (value.ndim == 4 and value.shape[:2] == (1, 1) and value.shape[2] == value.shape[3])
-
-
-def without_prefix(state: Mapping[Any, Any], endings: tuple[str, ...]) -> Mapping[Any, Any]:
-    """The weights without the name of the module that held the model, such as Lightning's `model.` or `net.`.
-
-    Args:
-        endings: what the name of the token embedding is in the model itself; the shortest name that ends so is it.
-    """
-    found = [str(name) for name in state if strip_wrappers(str(name)).endswith(endings)]
-    if not found:
-        return state
-    name = min(found, key=len)
-    ending = max((ending for ending in endings if name.endswith(ending)), key=len)
-    prefix = name[: -len(ending)]
-    if not prefix.endswith("."):
-        return state
-    return {str(key).removeprefix(prefix): value for key, value in state.items()}

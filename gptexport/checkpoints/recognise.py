@@ -149,6 +149,8 @@ def _recognise_folder(folder: Path) -> Container | Foreign:
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return Foreign(format="empty", what="a folder without anything in it")
+    if {"lit_model.pth", "model_config.yaml"} <= set(names):
+        return "litgpt"  # which keeps a config.json for others
     if "config.json" in names and any(_is_weights(name) for name in names):
         read_json(folder / "config.json")
         return "huggingface"  # whatever else lies beside it: an adapter, a bundle, another format's weights
@@ -173,12 +175,10 @@ def _recognise_folder(folder: Path) -> Container | Foreign:
 
 
 def only_checkpoint(folder: Path) -> Path | None:
-    """The one file of a training folder that may be a checkpoint: what torch.save wrote, and no optimizer's state."""
-    if (folder / "config.json").exists():
-        return None
-    found = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in _BESIDE]
-    models = [path for path in found if path.suffix in _TORCH_SUFFIXES and recognise(path) == "torch"]
-    return models[0] if len(models) == 1 else None
+    """The one file of a training folder that is read by itself, a lone ckpt.pt say. None: there are more, or none."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (*_BESIDE, *ADAPTERS)]
+    found = [path for path in files if not isinstance(recognise(path), Foreign)]
+    return found[0] if len(found) == 1 else None
 
 
 def _recognise_files(folder: Path, names: list[str]) -> Foreign:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from gptexport.errors import TokenizerError
 from gptexport.tokenizers.characters import characters_of
 from gptexport.tokenizers.tiktoken_pickle import is_tiktoken, json_of_tiktoken
-from gptexport.tokenizers.tokenizer_json import parse, read_bytes, read_tokenizer_json
-from gptexport.tokenizers.vocabulary import byte_level_bpe, is_vocab, token_ids, word_piece
+from gptexport.tokenizers.tokenizer_json import ids_of, parse, read_bytes, read_tokenizer_json
+from gptexport.tokenizers.vocabulary import byte_level_bpe, is_vocab, word_piece
 from gptexport_runtime import BackendUnavailableError, GPTExportError
 from gptexport_runtime.contract.names import CHARACTERS
 from gptexport_runtime.text import SENTENCEPIECE, Tokenizer, bundle_tokenizer, characters, tokenizer_of_json
@@ -76,13 +76,7 @@ def tokenizer_to_bundle(name: str) -> BundledTokenizer:
     match path.suffix:
         case ".pkl" if is_tiktoken(path):
             made = json_of_tiktoken(path)
-            parsed = json.loads(made)
-            ids = [*parsed["model"]["vocab"].values(), *(token["id"] for token in parsed["added_tokens"])]
-            return BundledTokenizer(HUGGINGFACE, max(ids) + 1, HUGGINGFACE, made)
-        case ".pkl" if path.name == "tokenizer.pkl":
-            raise TokenizerError(
-                f"{path} is a pickled tokenizer, which only running the code that it names can open. {_AS_JSON}"
-            )
+            return BundledTokenizer(HUGGINGFACE, _size(made, path), HUGGINGFACE, made)
         case ".pkl":
             table = characters_of(path)
             data = (json.dumps(table, ensure_ascii=False) + "\n").encode()
@@ -90,7 +84,8 @@ def tokenizer_to_bundle(name: str) -> BundledTokenizer:
         case ".json":
             return _of_json(path)
         case ".txt":
-            return BundledTokenizer(HUGGINGFACE, max(token_ids(path).values()) + 1, HUGGINGFACE, word_piece(path))
+            made = word_piece(path)
+            return BundledTokenizer(HUGGINGFACE, _size(made, path), HUGGINGFACE, made)
         case ".model" | ".tiktoken" | ".vocab":
             return _of_model(path)
     raise TokenizerError(f"{name} is not a tokenizer: expected {READABLE}.")
@@ -135,10 +130,14 @@ def _of_json(path: Path) -> BundledTokenizer:
     parsed = parse(read_bytes(path), path)
     if is_vocab(parsed):
         made = byte_level_bpe(path)
-        ids = [*parsed.values(), *(token["id"] for token in json.loads(made)["added_tokens"])]
-        return BundledTokenizer(HUGGINGFACE, max(ids) + 1, HUGGINGFACE, made)
+        return BundledTokenizer(HUGGINGFACE, _size(made, path), HUGGINGFACE, made)
     read = read_tokenizer_json(path)
     return BundledTokenizer(HUGGINGFACE, read.size, HUGGINGFACE, read.data, read.changes)
+
+
+def _size(made: bytes, path: Path) -> int:
+    """How many ids a tokenizer.json has that was made of a file."""
+    return max(ids_of(parse(made, path), path).values()) + 1
 
 
 def _of_model(path: Path) -> BundledTokenizer:

@@ -33,7 +33,7 @@ def characters_of(path: Path) -> list[str]:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has {path.stat().st_size:,} bytes; a table of characters has few")
         data = path.read_bytes()
-        _check_sizes(data)
+        check_sizes(data)
         meta = _DataOnly(io.BytesIO(data)).load()
         table, ids = meta["itos"], meta["stoi"]
         found = [_character(table[i]) for i in range(len(table))]
@@ -44,7 +44,7 @@ def characters_of(path: Path) -> list[str]:
     return found
 
 
-def _check_sizes(data: bytes) -> None:
+def check_sizes(data: bytes) -> None:
     """No number in it may take memory: the C unpickler makes room for every index up to the largest that is named."""
     tuples = 0
     for opcode, argument, _ in pickletools.genops(data):

@@ -13,7 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptexport_runtime import GPTExportError
+from gptexport.errors import TokenizerError
+from gptexport.tokenizers.characters import check_sizes
+
+MAX_BYTES = 64 << 20
 
 
 class _Encoding:
@@ -44,10 +47,14 @@ def json_of_tiktoken(path: Path) -> bytes:
     """The tokenizer.json that encodes and decodes as the pickled encoding does.
 
     Raises:
-        GPTExportError: it is none, is damaged, or would run code.
+        TokenizerError: it is none, is damaged, or would run code.
     """
     try:
-        found = _Unpickler(io.BytesIO(path.read_bytes())).load()
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes; expected at most {MAX_BYTES:,}")
+        data = path.read_bytes()
+        check_sizes(data)
+        found = _Unpickler(io.BytesIO(data)).load()
         if not isinstance(found, _Encoding):
             raise ValueError("it is no tiktoken.Encoding")
         state = found.state
@@ -61,7 +68,7 @@ def json_of_tiktoken(path: Path) -> bytes:
             raise ValueError("a special token has the id of another")
         made = _json(ranks, special, pattern)
     except Exception as error:  # a damaged pickle raises whatever its bytes led to
-        raise GPTExportError(f"{path} is not a pickled tiktoken.Encoding: {error}") from error
+        raise TokenizerError(f"{path} is not a pickled tiktoken.Encoding: {error}") from error
     return (json.dumps(made, ensure_ascii=False) + "\n").encode()
 
 

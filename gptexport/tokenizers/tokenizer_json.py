@@ -31,7 +31,7 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
     """
     data = read_bytes(path)
     parsed = parse(data, path)
-    ids = _token_ids(parsed, path)
+    ids = ids_of(parsed, path)
     changes = tuple(change for change in (_untruncate(parsed), _unpad(parsed), _without_dropout(parsed)) if change)
     if change := _prefix(parsed, _beside(path)):
         changes = (*changes, change)
@@ -71,8 +71,12 @@ def parse(data: bytes, path: Path) -> dict[str, Any]:
     return parsed
 
 
-def _token_ids(parsed: Mapping[str, Any], path: Path) -> dict[str, int]:
-    """Every token's id, added ones too."""
+def ids_of(parsed: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """Every token's id, added ones too.
+
+    Raises:
+        TokenizerError: it is no tokenizer.json.
+    """
     try:
         vocab = parsed["model"]["vocab"]  # of a Unigram model a list of (token, score), else ids by token
         pairs = [(piece, i) for i, (piece, _) in enumerate(vocab)] if isinstance(vocab, list) else list(vocab.items())

@@ -224,3 +224,29 @@ def test_rotary_tables_are_not_made_for_a_damaged_block_size(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="missing"):
         load_checkpoint(str(tmp_path))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; each table would take 84 MB
+
+
+@pytest.mark.parametrize("kept", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_of_tied_weights_either_may_be_stored(tmp_path: Path, kept: str) -> None:
+    model = theirs("Llama", tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "hf")
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    tied = weights.pop("model.embed_tokens.weight")
+    save_file(weights | {kept: tied}, tmp_path / "hf" / "model.safetensors")
+    assert relative_rms(load_checkpoint(str(tmp_path / "hf")).model(IDX), logits_of(model)) <= 2e-6
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "net.", "lit.model."])
+def test_names_under_any_wrapper(tmp_path: Path, wrapper: str) -> None:
+    model = theirs("Llama")
+    model.save_pretrained(tmp_path / "hf")
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    save_file({wrapper + name: weight for name, weight in weights.items()}, tmp_path / "hf" / "model.safetensors")
+    assert relative_rms(load_checkpoint(str(tmp_path / "hf")).model(IDX), logits_of(model)) <= 2e-6
+
+
+def test_a_text_ends_where_its_config_says(tmp_path: Path) -> None:
+    theirs("Llama").save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": [5, 7], "bos_token_id": 1}')
+    text = load_checkpoint(str(tmp_path / "hf")).text
+    assert (text.eos_token_ids, text.bos_token_id) == ((5, 7), 1)

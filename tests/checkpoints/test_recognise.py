@@ -178,9 +178,7 @@ def test_a_folder_with_one_checkpoint_is_that_checkpoint(tmp_path: Path) -> None
         load_checkpoint(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("data", "format"), [(b"GGUF\3\0\0\0" + b"\0" * 40, "gguf"), (llmc(20240326), "llm.c"), (TF_INDEX, "openai-tf")]
-)
+@pytest.mark.parametrize(("data", "format"), [(b"GGUF\3\0\0\0" + b"\0" * 40, "gguf"), (TF_INDEX, "openai-tf")])
 def test_a_folder_with_one_file_of_another_format_says_which(tmp_path: Path, data: bytes, format: str) -> None:
     (tmp_path / "model.xyz").write_bytes(data)
     (tmp_path / "README.md").write_text("a model")

@@ -181,7 +181,7 @@ NOT_READ = [
     ("vocab.txt", write("vocab.txt", b"\xff\xfe"), r"vocab\.txt is not a vocabulary"),
     ("tokenizer.model", write("tokenizer.model", "IQ== 0\nIg== 1\n"), r"a tiktoken vocabulary, which does not say how"),
     ("qwen.tiktoken", write("qwen.tiktoken", "IQ== 0\nIg== 1\n"), r"a tiktoken vocabulary"),
-    ("tokenizer.pkl", write("tokenizer.pkl", b"\x80\x04."), r"a pickled tokenizer, which only running the code"),
+    ("tokenizer.pkl", write("tokenizer.pkl", b"\x80\x04."), r"is not nanoGPT's meta\.pkl"),
     ("tokenizer.json", write("tokenizer.json", "[" * 100_000), r"tokenizer\.json is not JSON"),
     ("tokenizer.json", write("tokenizer.json", "[]"), r"a JSON list, expected an object"),
     ("tokenizer.json", write("tokenizer.json", '{"model": {}}'), r"not a Hugging Face tokenizer\.json \(no 'vocab'\)"),

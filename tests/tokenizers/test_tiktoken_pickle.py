@@ -161,3 +161,10 @@ def test_no_code_is_run(tmp_path: Path) -> None:
     path.write_bytes(b"\x80\x04junk")
     with pytest.raises(GPTExportError, match=r"not a pickled tiktoken\.Encoding"):
         json_of_tiktoken(path)
+
+
+def test_it_takes_no_memory_that_it_only_names(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.pkl"
+    path.write_bytes(b"\x80\x02\x8c\x08tiktokenr\x00\x00\x00\x10.")  # a memo of 2^28 places
+    with pytest.raises(GPTExportError, match="made to take memory"):
+        json_of_tiktoken(path)

@@ -11,6 +11,7 @@ import torch
 from gptexport.architectures import llama
 from gptexport.checkpoints.formats.huggingface import read_weights
 from gptexport.checkpoints.formats.huggingface_llama_config import config_of
+from gptexport.checkpoints.formats.huggingface_text import text_of
 from gptexport.checkpoints.formats.llama_names import EMBEDDING, HEAD
 from gptexport.checkpoints.names import clean_state_dict, is_tied
 from gptexport.checkpoints.types import Stored
@@ -32,6 +33,7 @@ def read(folder: Path, fields: Mapping[str, Any]) -> Stored:
     files, state = read_weights(folder)
     cleaned, problems = clean_state_dict(state)
     weights = {_prefixed(name): weight for name, weight in cleaned.items() if not _TABLES.fullmatch(name)}
+    text = text_of(folder, fields, config.vocab_size)
     return Stored(
         format=FORMAT,
         path=folder,
@@ -39,8 +41,10 @@ def read(folder: Path, fields: Mapping[str, Any]) -> Stored:
         config=replace(config, tied=_tie(config.tied, weights, folder)),
         weights=weights,
         files=(path, *files),
-        tokenizer=tokenizer if (tokenizer := folder / "tokenizer.json").is_file() else None,
+        tokenizer=text.tokenizer,
+        text=text.ids,
         problems=problems,
+        notes=text.notes,
     )
 
 
@@ -59,6 +63,7 @@ def _tie(tied: bool, weights: dict[str, torch.Tensor], folder: Path) -> bool:
             f"{folder}: config.json says tie_word_embeddings, but the stored lm_head.weight differs from embed_tokens; "
             "one of them would be lost. If the head was trained on its own, set tie_word_embeddings to false there"
         )
-    if EMBEDDING in weights:
-        weights[HEAD] = weights[EMBEDDING]
+    for there, absent in ((EMBEDDING, HEAD), (HEAD, EMBEDDING)):  # safetensors' save_model keeps either
+        if there in weights:
+            weights.setdefault(absent, weights[there])
     return True

@@ -16,6 +16,7 @@ from gptexport.architectures.neox import NeoxConfig
 from gptexport.checkpoints.formats.huggingface import read_weights
 from gptexport.checkpoints.formats.huggingface_config import ACTIVATIONS, check_own_code, check_refused
 from gptexport.checkpoints.formats.huggingface_rope import Names, rope_of
+from gptexport.checkpoints.formats.huggingface_text import text_of
 from gptexport.checkpoints.formats.llama_names import renamed
 from gptexport.checkpoints.names import clean_state_dict, is_tied
 from gptexport.checkpoints.types import Stored
@@ -73,10 +74,12 @@ def read(folder: Path, fields: Mapping[str, Any]) -> Stored:
     cleaned, problems = clean_state_dict(state)
     weights = renamed({name: w for name, w in cleaned.items() if not _BUFFERS.fullmatch(name)}, _NAMES)
     weights = {name: _one_after_another(name, w, config.n_head) for name, w in weights.items()}
-    if config.tied and _WTE in weights:
-        weights.setdefault(_HEAD, weights[_WTE])
+    for there, absent in ((_WTE, _HEAD), (_HEAD, _WTE)):  # safetensors' save_model keeps either
+        if config.tied and there in weights:
+            weights.setdefault(absent, weights[there])
     if config.tied and not is_tied(weights):
         raise CheckpointError(f"{folder}: config.json says tie_word_embeddings, but the stored head is another")
+    text = text_of(folder, fields, config.vocab_size)
     return Stored(
         format=FORMAT,
         path=folder,
@@ -85,8 +88,10 @@ def read(folder: Path, fields: Mapping[str, Any]) -> Stored:
         assumed={"gelu": "checkpoint" if "hidden_act" in fields else "format"},
         weights=weights,
         files=(path, *files),
-        tokenizer=tokenizer if (tokenizer := folder / "tokenizer.json").is_file() else None,
+        tokenizer=text.tokenizer,
+        text=text.ids,
         problems=problems,
+        notes=text.notes,
     )
 
 

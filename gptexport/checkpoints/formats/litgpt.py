@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gptexport.architectures import llama, neox
 from gptexport.checkpoints.formats import litgpt_llama, litgpt_neox
+from gptexport.checkpoints.formats.huggingface_text import text_of
 from gptexport.checkpoints.formats.litgpt_config import DEFAULTS, Fields, read_yaml
 from gptexport.checkpoints.names import clean_state_dict, is_tied
 from gptexport.checkpoints.torch_file import read_torch_file
@@ -37,6 +38,7 @@ def read(folder: Path) -> Stored:
     embedding, head = architecture.embedding, architecture.head
     assert embedding is not None and head is not None
     said: dict[str, AssumptionSource] = {item.name: "checkpoint" for item in architecture.assumed}
+    text = text_of(folder, {}, config.vocab_size)
     return Stored(
         format=FORMAT,
         path=folder,
@@ -45,6 +47,8 @@ def read(folder: Path) -> Stored:
         assumed=said,
         weights=weights,
         files=(path, folder / WEIGHTS),
-        tokenizer=tokenizer if (tokenizer := folder / "tokenizer.json").is_file() else None,
+        tokenizer=text.tokenizer,
+        text=text.ids,
+        notes=text.notes,
         problems=problems,
     )

@@ -10,11 +10,13 @@ from typing import Any
 
 from gptexport.architectures import llama
 from gptexport.architectures.llama import LlamaConfig
+from gptexport.checkpoints.formats.huggingface_text import text_of
 from gptexport.checkpoints.formats.llama_names import EMBEDDING, HEAD, heads_of, sizes_of
 from gptexport.checkpoints.names import clean_state_dict, is_tied
 from gptexport.checkpoints.sizes import note_of_heads, shape_of
 from gptexport.checkpoints.types import AssumptionSource, Stored
 from gptexport.errors import CheckpointError, UnknownCheckpointError
+from gptexport_runtime.contract.manifest import TextEntry
 
 FORMAT = "minimind"
 N_HEAD = 8
@@ -53,6 +55,8 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
         )
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    tokenizer = _tokenizer(path)
+    text = text_of(tokenizer.parent, {}, config.vocab_size) if tokenizer else None
     return Stored(
         format=FORMAT,
         path=path,
@@ -61,12 +65,14 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
         assumed={"n_head": told},
         weights=weights,
         files=(path,),
-        tokenizer=_tokenizer(path),
+        tokenizer=tokenizer,
+        text=text.ids if text else TextEntry(),
         problems=problems,
         notes=(
             *note_of_heads(config.n_head, told),
             f"block_size taken as {BLOCK_SIZE}, as in minimind's code: the file does not say. A smaller one makes a "
             "smaller bundle: --block-size",
+            *(text.notes if text else ()),
         ),
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from gptexport.architectures import gpt2
 from gptexport.architectures.gpt2 import GPTConfig
-from gptexport.checkpoints.names import clean_state_dict, is_tied, without_prefix
+from gptexport.checkpoints.names import clean_state_dict, is_tied
 from gptexport.checkpoints.sizes import heads_of_gpt2, layers_in, note_of_heads, shape_of
 from gptexport.checkpoints.types import Stored
 from gptexport.errors import CheckpointError
@@ -27,7 +27,7 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
     Raises:
         CheckpointError: a weight from which a size follows is missing or has another shape, or n_head is not known.
     """
-    weights, problems = clean_state_dict(without_prefix(state, (_WTE, "wte.weight")))
+    weights, problems = clean_state_dict(state)
     if "wte.weight" in weights:
         weights = {name if name.startswith("lm_head.") else f"transformer.{name}": w for name, w in weights.items()}
     V, C = shape_of(weights, _WTE, path, dims=2)
