@@ -26,14 +26,14 @@ GPT2_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}  # by width, of the models 
 def positive_integer(value: Any, name: str, path: Path) -> int:
     """Raises CheckpointError where it is none; the field is named."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{path}: {name} is {value!r}; expected a positive integer")
+        raise CheckpointError(f"{path}: {name} is {value!r}; expected a positive integer.")
     return value
 
 
 def positive_number(value: Any, name: str, path: Path) -> float:
     """Raises CheckpointError where it is none; the field is named."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise CheckpointError(f"{path}: {name} is {value!r}; expected a positive number")
+        raise CheckpointError(f"{path}: {name} is {value!r}; expected a positive number.")
     return float(value)
 
 
@@ -46,9 +46,9 @@ def shape_of(weights: Mapping[str, torch.Tensor], name: str, path: Path, *, dims
     weight = weights.get(name)
     if weight is None:
         some = ", ".join(list(weights)[:4]) or "nothing"
-        raise CheckpointError(f"{path}: {name} is missing, from which the model's sizes follow (it holds {some}, ...)")
+        raise CheckpointError(f"{path}: {name} is missing, from which the model's sizes follow (it holds {some}, ...).")
     if weight.ndim != dims:
-        raise CheckpointError(f"{path}: {name} has the shape {tuple(weight.shape)}; expected {dims} axes")
+        raise CheckpointError(f"{path}: {name} has the shape {tuple(weight.shape)}; expected {dims} axes.")
     return tuple(weight.shape)
 
 
@@ -61,7 +61,7 @@ def layers_in(weights: Mapping[str, torch.Tensor], block: str, path: Path) -> in
     pattern = re.compile(re.escape(block).replace(r"\{layer\}", r"(\d{1,6})"))
     found = [int(match.group(1)) for name in weights if (match := pattern.match(name))]
     if not found:
-        raise CheckpointError(f"{path}: no weight is called {block.format(layer=0)}*: there is no block")
+        raise CheckpointError(f"{path}: no weight is called {block.format(layer=0)}*: there is no block.")
     return max(found) + 1
 
 

@@ -30,7 +30,7 @@ def split(source: str) -> tuple[Path, str]:
     file, _, name = source.rpartition(":")
     path = Path(file).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"{source}: no such file: {file}")
+        raise CheckpointError(f"{source}: no such file: {file}.")
     if not name.isidentifier():
         raise CheckpointError(f"{source}: {name!r} is not a name in the file; expected module.py:factory.")
     return path.resolve(), name
@@ -92,7 +92,7 @@ def _import(source: str, path: Path, name: str) -> Any:
         raise
     if not hasattr(module, name):
         has = ", ".join(names_in(path)) or "no names"
-        raise CheckpointError(f"{source}: {path.name} has no {name!r}; it has {has}")
+        raise CheckpointError(f"{source}: {path.name} has no {name!r}; it has {has}.")
     return getattr(module, name)
 
 

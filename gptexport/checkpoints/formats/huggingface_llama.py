@@ -61,7 +61,7 @@ def _tie(tied: bool, weights: dict[str, torch.Tensor], folder: Path) -> bool:
     if HEAD in weights and EMBEDDING in weights:
         raise CheckpointError(
             f"{folder}: config.json says tie_word_embeddings, but the stored lm_head.weight differs from embed_tokens; "
-            "one of them would be lost. If the head was trained on its own, set tie_word_embeddings to false there"
+            "one of them would be lost. If the head was trained on its own, set tie_word_embeddings to false there."
         )
     for there, absent in ((EMBEDDING, HEAD), (HEAD, EMBEDDING)):  # safetensors' save_model keeps either
         if there in weights:

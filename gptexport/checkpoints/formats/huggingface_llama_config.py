@@ -38,11 +38,11 @@ def _qwen_windows(fields: Fields, path: Path) -> Windows:
         first = fields["max_window_layers"]
         return () if window is None else tuple(window if i >= first else None for i in range(layers))
     if not isinstance(kinds, list) or len(kinds) != layers:
-        raise CheckpointError(f"{path}: layer_types is {kinds!r}; expected a list of {layers}")
+        raise CheckpointError(f"{path}: layer_types is {kinds!r}; expected a list of {layers}.")
     if other := sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"}):
-        raise CheckpointError(f"{path}: layer_types has {', '.join(other)}; gptexport does full and sliding attention")
+        raise CheckpointError(f"{path}: layer_types has {', '.join(other)}; gptexport does full and sliding attention.")
     if window is None and "sliding_attention" in kinds:
-        raise CheckpointError(f"{path}: layer_types has sliding_attention, but there is no sliding_window in use")
+        raise CheckpointError(f"{path}: layer_types has sliding_attention, but there is no sliding_window in use.")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds) if window else ()
 
 
@@ -142,18 +142,18 @@ def config_of(fields: Fields, path: Path) -> LlamaConfig:
     check_refused(fields, path)
     values = {**kind.defaults, **fields}
     if values["hidden_act"] not in ("silu", "swish"):
-        raise CheckpointError(f"{path}: hidden_act is {values['hidden_act']!r}; gptexport does 'silu'")
+        raise CheckpointError(f"{path}: hidden_act is {values['hidden_act']!r}; gptexport does 'silu'.")
     for name in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
         if name in values and not isinstance(values[name], bool):
-            raise CheckpointError(f"{path}: {name} is {values[name]!r}; expected true or false")
+            raise CheckpointError(f"{path}: {name} is {values[name]!r}; expected true or false.")
     layers = values["num_hidden_layers"]
     if not isinstance(layers, int) or not 1 <= layers <= _MANY:
-        raise CheckpointError(f"{path}: num_hidden_layers is {layers!r}; expected 1 to {_MANY}")
+        raise CheckpointError(f"{path}: num_hidden_layers is {layers!r}; expected 1 to {_MANY}.")
     values = _with_heads(values, path)
     rope = rope_of(values, path)
     if rope.share != 1:
         raise CheckpointError(
-            f"{path}: partial_rotary_factor is {rope.share!r}; gptexport turns whole heads of a Llama"
+            f"{path}: partial_rotary_factor is {rope.share!r}; gptexport turns whole heads of a Llama."
         )
     try:
         return LlamaConfig(
@@ -172,7 +172,7 @@ def config_of(fields: Fields, path: Path) -> LlamaConfig:
         message = str(error)
         for theirs, ours in (*_SIZES.items(), ("rms_norm_eps", "norm_eps"), ("rope_theta", "rope_base")):
             message = message.replace(ours, theirs)
-        raise CheckpointError(f"{path}: {message}") from error
+        raise CheckpointError(f"{path}: {message}.") from error
 
 
 def _check_architecture(fields: Fields, kind: ModelType, path: Path) -> None:
@@ -180,7 +180,7 @@ def _check_architecture(fields: Fields, kind: ModelType, path: Path) -> None:
     if architectures and f"{kind.name}ForCausalLM" not in architectures and f"{kind.name}Model" not in architectures:
         raise UnknownCheckpointError(
             f"{path}: architectures is {architectures!r}, a model without the language model's head; expected "
-            f"{kind.name}ForCausalLM"
+            f"{kind.name}ForCausalLM."
         )
     check_own_code(fields, kind.name, path)
 
@@ -193,6 +193,6 @@ def _with_heads(values: Fields, path: Path) -> dict[str, Any]:
     if filled["head_dim"] is None:
         width, heads = filled["hidden_size"], filled["num_attention_heads"]
         if not all(isinstance(size, int) and size > 0 for size in (width, heads)) or width % heads:
-            raise CheckpointError(f"{path}: hidden_size {width!r} is not a multiple of num_attention_heads {heads!r}")
+            raise CheckpointError(f"{path}: hidden_size {width!r} is not a multiple of num_attention_heads {heads!r}.")
         filled["head_dim"] = width // heads
     return filled

@@ -43,7 +43,7 @@ def rope_of(fields: Fields, path: Path, *, names: Names = NAMES, share: float = 
     """
     found = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
     if not isinstance(found, Mapping):
-        raise CheckpointError(f"{path}: rope parameters are {found!r}; expected an object")
+        raise CheckpointError(f"{path}: rope parameters are {found!r}; expected an object.")
     rope = {**found, _ORIGINAL: _original(fields, found)}
     base = rope.get("rope_theta", fields.get(names.base, 10_000.0))
     partial = rope.get("partial_rotary_factor", fields.get(names.share))
@@ -52,7 +52,7 @@ def rope_of(fields: Fields, path: Path, *, names: Names = NAMES, share: float = 
     if make is None:
         raise CheckpointError(
             f"{path}: rope_type is {kind!r}; gptexport does {', '.join(_SCALINGS)}. Export the model through its own "
-            "code: gptexport onnx module.py:factory"
+            "code: gptexport onnx module.py:factory."
         )
     return Rope(
         base=positive_number(base, names.base, path),
@@ -99,7 +99,7 @@ def _yarn(rope: Fields, fields: Fields, path: Path) -> Yarn:
             )
     truncate = rope.get("truncate", True)
     if not isinstance(truncate, bool):
-        raise CheckpointError(f"{path}: truncate is {truncate!r}; expected true or false")
+        raise CheckpointError(f"{path}: truncate is {truncate!r}; expected true or false.")
     return Yarn(
         factor=factor,
         original_block_size=original,

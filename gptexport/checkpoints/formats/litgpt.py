@@ -31,7 +31,7 @@ def read(folder: Path) -> Stored:
     config = shape.config_of(fields, path)
     payload = read_torch_file(folder / WEIGHTS).payload
     if not isinstance(payload, Mapping):
-        raise CheckpointError(f"{folder / WEIGHTS}: expected a dict of weights, got a {type(payload).__name__}")
+        raise CheckpointError(f"{folder / WEIGHTS}: expected a dict of weights, got a {type(payload).__name__}.")
     state = payload["model"] if isinstance(payload.get("model"), Mapping) else payload
     cleaned, problems = clean_state_dict(state)
     weights = shape.weights_of(cleaned, config, fields)

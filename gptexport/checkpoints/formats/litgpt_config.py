@@ -55,18 +55,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         import yaml
     except ImportError as error:
-        raise CheckpointError(f"{path}: reading it needs PyYAML: pip install 'gptexport[litgpt]'") from error
+        raise CheckpointError(f"{path}: reading it needs PyYAML: pip install 'gptexport[litgpt]'.") from error
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path}: no such file; LitGPT saves it beside lit_model.pth, which does not say what the model is"
+            f"{path}: no such file; LitGPT saves it beside lit_model.pth, which does not say what the model is."
         ) from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{path}: the file is truncated or corrupt YAML ({reason})") from error
+        raise CheckpointError(f"{path}: the file is truncated or corrupt YAML ({reason}).") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a mapping, got a {type(value).__name__}")
+        raise CheckpointError(f"{path}: expected a mapping, got a {type(value).__name__}.")
     return value
 
 
@@ -82,7 +82,7 @@ def check(fields: Fields, required: Mapping[str, Any], path: Path) -> None:
     """
     for name in ("norm_qk", "attn_bias", "bias", "rope_interleave", "parallel_residual"):
         if not isinstance(fields[name], bool):
-            raise CheckpointError(f"{path}: {name} is {fields[name]!r}; expected true or false")
+            raise CheckpointError(f"{path}: {name} is {fields[name]!r}; expected true or false.")
     wrong = [f"{name} {fields[name]!r} (not {value!r})" for name, value in required.items() if fields[name] != value]
     wrong += [f"{name} {fields[name]!r}" for name, value in _ABSENT.items() if fields.get(name, value) != value]
     if "Gemma" in str(fields["name"]) or "OLMo" in str(fields["name"]):
@@ -93,7 +93,7 @@ def check(fields: Fields, required: Mapping[str, Any], path: Path) -> None:
     if wrong:
         raise UnknownCheckpointError(
             f"{path}: a LitGPT model that gptexport does not build, by its {', '.join(wrong)}. Export it through its "
-            "own code: gptexport onnx module.py:factory"
+            "own code: gptexport onnx module.py:factory."
         )
 
 
@@ -104,12 +104,12 @@ def sizes_of(fields: Fields, path: Path) -> dict[str, Any]:
         CheckpointError: one is missing, or is no size.
     """
     if missing := [name for name in _NEEDED if fields.get(name) is None]:
-        raise CheckpointError(f"{path}: lacks {', '.join(missing)}; the model cannot be rebuilt without")
+        raise CheckpointError(f"{path}: lacks {', '.join(missing)}; the model cannot be rebuilt without.")
     sizes = {name: positive_integer(fields[name], name, path) for name in _NEEDED}
     sizes["vocab_size"] = sizes.pop("padded_vocab_size")
     width, heads = sizes["n_embd"], sizes["n_head"]
     if fields.get("head_size") is None and width % heads:
-        raise CheckpointError(f"{path}: n_embd {width} is not a multiple of n_head {heads}")
+        raise CheckpointError(f"{path}: n_embd {width} is not a multiple of n_head {heads}.")
     found = {"head_size": fields.get("head_size") or width // heads, "n_kv_head": fields.get("n_query_groups") or heads}
     return sizes | {name: positive_integer(value, name, path) for name, value in found.items()}
 
@@ -135,5 +135,5 @@ def scaling_of(fields: Fields, path: Path) -> Scaling | None:
         )
     raise UnknownCheckpointError(
         f"{path}: rope_adjustments is {adjusted!r} and rope_condense_ratio {ratio!r}; gptexport does a factor alone, "
-        "or Llama 3's four"
+        "or Llama 3's four."
     )

@@ -62,7 +62,7 @@ def config_of(fields: Fields, path: Path) -> LlamaConfig:
             windows=_windows(fields, path),
         )
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}.") from error
 
 
 def _windows(fields: Fields, path: Path) -> tuple[int | None, ...]:
@@ -73,7 +73,7 @@ def _windows(fields: Fields, path: Path) -> tuple[int | None, ...]:
         return (window,)
     n_layer = positive_integer(fields["n_layer"], "n_layer", path)
     if not isinstance(chosen, list) or len(chosen) < n_layer or any(use not in (0, 1) for use in chosen):
-        raise CheckpointError(f"{path}: sliding_window_indices is {chosen!r}; expected a 0 or 1 for each layer")
+        raise CheckpointError(f"{path}: sliding_window_indices is {chosen!r}; expected a 0 or 1 for each layer.")
     return tuple(window if use else None for use in chosen[:n_layer])
 
 

@@ -43,10 +43,10 @@ def config_of(fields: Fields, path: Path) -> NeoxConfig:
     if keys != sizes["n_head"] or size * sizes["n_head"] != sizes["n_embd"]:
         raise UnknownCheckpointError(
             f"{path}: a GPT-NeoX with n_query_groups {keys} and head_size {size} for n_head {sizes['n_head']} and "
-            f"n_embd {sizes['n_embd']}; gptexport builds those with as many key heads, together as wide as n_embd"
+            f"n_embd {sizes['n_embd']}; gptexport builds those with as many key heads, together as wide as n_embd."
         )
     if fields["gelu_approximate"] not in _GELU:
-        raise CheckpointError(f"{path}: gelu_approximate is {fields['gelu_approximate']!r}; expected none or tanh")
+        raise CheckpointError(f"{path}: gelu_approximate is {fields['gelu_approximate']!r}; expected none or tanh.")
     share = positive_number(fields["rotary_percentage"], "rotary_percentage", path)
     inner = fields.get("intermediate_size")
     try:
@@ -63,7 +63,7 @@ def config_of(fields: Fields, path: Path) -> NeoxConfig:
             norm_eps=fields["norm_eps"],
         )
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}.") from error
 
 
 def weights_of(weights: Mapping[str, torch.Tensor], config: NeoxConfig, fields: Fields) -> dict[str, torch.Tensor]:

@@ -46,15 +46,15 @@ def read(payload: Mapping[str, Any], path: Path) -> Stored:
     args = payload["model_args"]
     where = f"{path}: model_args"
     if missing := [name for name in _NEEDED if name not in args]:
-        raise CheckpointError(f"{where} lacks {', '.join(missing)}; the model cannot be rebuilt without")
+        raise CheckpointError(f"{where} lacks {', '.join(missing)}; the model cannot be rebuilt without.")
     if unknown := [str(name) for name in args if name not in _KNOWN]:
-        raise CheckpointError(f"{where} has {', '.join(unknown)}, which llama2.c's model does not have")
+        raise CheckpointError(f"{where} has {', '.join(unknown)}, which llama2.c's model does not have.")
     weights, problems = clean_state_dict(payload["model"])
     weights = renamed({name: w for name, w in weights.items() if not name.endswith("attention.mask")}, _NAMES)
     heads = heads_of(weights, path, n_head=positive_integer(args["n_heads"], "n_heads", path))
     stated = args.get("n_kv_heads") or args["n_heads"]
     if heads["n_kv_head"] != stated:
-        raise CheckpointError(f"{where}: n_kv_heads is {stated!r}, but the keys have {heads['n_kv_head']} heads")
+        raise CheckpointError(f"{where}: n_kv_heads is {stated!r}, but the keys have {heads['n_kv_head']} heads.")
     try:
         config = LlamaConfig(
             **{**sizes_of(weights, path), "n_layer": args["n_layers"], "n_embd": args["dim"]},
@@ -65,7 +65,7 @@ def read(payload: Mapping[str, Any], path: Path) -> Stored:
             tied=is_tied(weights, EMBEDDING, HEAD),
         )
     except ValueError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+        raise CheckpointError(f"{where}: {error}.") from error
     return Stored(
         format=FORMAT,
         path=path,

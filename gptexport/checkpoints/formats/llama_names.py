@@ -60,11 +60,11 @@ def heads_of(
     k_rows, _ = shape_of(weights, f"{first}k_proj.weight", path, dims=2)
     if n_head is not None:
         if n_head < 1 or q_rows % n_head:
-            raise CheckpointError(f"{path}: n_head is {n_head}, which does not divide the queries' {q_rows} rows")
+            raise CheckpointError(f"{path}: n_head is {n_head}, which does not divide the queries' {q_rows} rows.")
         head_size = q_rows // n_head
     if not head_size or q_rows % head_size or k_rows % head_size:
         raise CheckpointError(
             f"{path}: heads of {head_size} numbers do not divide the {q_rows} rows of the queries and the {k_rows} of "
-            "the keys"
+            "the keys."
         )
     return {"n_head": q_rows // head_size, "n_kv_head": k_rows // head_size, "head_size": head_size}

@@ -36,7 +36,7 @@ def read(path: Path) -> Stored:
     if size != expected:
         raise CheckpointError(
             f"{path}: the file has {size:,} bytes, and its header asks for {expected:,} ({count:,} numbers in "
-            f"{str(dtype).removeprefix('torch.')}). It is truncated or corrupt: copy it again"
+            f"{str(dtype).removeprefix('torch.')}). It is truncated or corrupt: copy it again."
         )
     data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[HEADER:].view(dtype)
     weights: dict[str, torch.Tensor] = {}
@@ -66,22 +66,22 @@ def _header(path: Path) -> tuple[int, GPTConfig, int]:
     with path.open("rb") as file:
         head = file.read(HEADER)
     if len(head) < HEADER:
-        raise CheckpointError(f"{path}: the file ({len(head)} bytes) is shorter than llm.c's header of {HEADER}")
+        raise CheckpointError(f"{path}: the file ({len(head)} bytes) is shorter than llm.c's header of {HEADER}.")
     _, version, *sizes = struct.unpack("<8i", head[:32])
     if version not in DTYPES:
         raise CheckpointError(
             f"{path}: version {version} of llm.c's format; gptexport reads 3 (float32) and 5 (bfloat16), whose "
-            "vocabulary is padded. Write it again with llm.c's train_gpt2.py or train_gpt2cu of today"
+            "vocabulary is padded. Write it again with llm.c's train_gpt2.py or train_gpt2cu of today."
         )
     named = dict(zip(_FIELDS, sizes, strict=True))
     padded = named.pop("padded vocab_size")
     try:
         config = GPTConfig(**named, gelu="tanh", tied=True, bias=True)
     except ValueError as error:
-        raise CheckpointError(f"{path}: the header is corrupt: {error}") from error
+        raise CheckpointError(f"{path}: the header is corrupt: {error}.") from error
     if padded < config.vocab_size:
         raise CheckpointError(
-            f"{path}: the header is corrupt: vocab_size {config.vocab_size} is padded to {padded}, which is less"
+            f"{path}: the header is corrupt: vocab_size {config.vocab_size} is padded to {padded}, which is less."
         )
     return version, config, padded
 

@@ -61,7 +61,7 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
             tied=is_tied(named),
         )
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}.") from error
     return Stored(
         format=FORMAT,
         path=path,

@@ -55,7 +55,7 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
     if any(re.fullmatch(r"trf_blocks\.\d+\.ff\.(gate\.weight|fc1\.\d+\.weight)", name) for name in cleaned):
         raise UnknownCheckpointError(
             f"{path}: a Qwen3Model with a mixture of experts, which gptexport does not build. Export it through its "
-            "own code: gptexport onnx module.py:factory"
+            "own code: gptexport onnx module.py:factory."
         )
     weights = renamed({name: w for name, w in cleaned.items() if name not in ("cos", "sin")}, _NAMES)
     fields = sizes_of(weights, path)
@@ -65,7 +65,7 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
     try:
         config = LlamaConfig(**fields, **heads, **book, tied=is_tied(weights, EMBEDDING, HEAD))
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}.") from error
     name = "Qwen3Model, with base 1,000,000" if fields["qk_norm"] else "Llama3Model, with Llama 3.2's rotary scaling"
     return Stored(
         format=FORMAT,

@@ -87,7 +87,7 @@ def generation_of(weights: Mapping[str, torch.Tensor], path: Path) -> Generation
         raise UnknownCheckpointError(
             f"{path}: a nanochat experiment, with {', '.join(strange[:3])}, which its code had for a few days of "
             "January 2026. gptexport does not build it: export it through its own code: gptexport onnx "
-            "module.py:factory"
+            "module.py:factory."
         )
     if "smear_gate.weight" in weights:
         return SMEAR
@@ -96,11 +96,11 @@ def generation_of(weights: Mapping[str, torch.Tensor], path: Path) -> Generation
         channels = gates[0].shape[1]
         if channels not in (12, 32):
             raise UnknownCheckpointError(
-                f"{path}: the gates of nanochat's value embeddings read {channels} channels; expected 12 or 32"
+                f"{path}: the gates of nanochat's value embeddings read {channels} channels; expected 12 or 32."
             )
         return GATES if channels == 12 else VALUES
     if any(name.startswith("value_embeds.") for name in weights):
-        raise UnknownCheckpointError(f"{path}: a nanochat experiment, value embeddings without gates")
+        raise UnknownCheckpointError(f"{path}: a nanochat experiment, value embeddings without gates.")
     return LAMBDAS if "resid_lambdas" in weights else FIRST
 
 
@@ -124,16 +124,16 @@ def _config(
         )
     except ValueError as error:
         message = str(error).replace("block_size", "sequence_len")
-        raise CheckpointError(f"{where}: model_config: {message}") from error
+        raise CheckpointError(f"{where}: model_config: {message}.") from error
 
 
 def _windows(fields: Mapping[str, Any], generation: Generation, where: Path) -> tuple[int | None, ...]:
     """How many keys a query sees, its own included, per letter of the pattern: FA3's window of N is N before it."""
     pattern, length = fields.get("window_pattern", "L"), fields["sequence_len"]
     if not isinstance(pattern, str) or not re.fullmatch("[SLsl]{1,999}", pattern):
-        raise CheckpointError(f"{where}: model_config: window_pattern is {pattern!r}; expected letters S and L")
+        raise CheckpointError(f"{where}: model_config: window_pattern is {pattern!r}; expected letters S and L.")
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise CheckpointError(f"{where}: model_config: sequence_len is {length!r}; expected a positive integer")
+        raise CheckpointError(f"{where}: model_config: sequence_len is {length!r}; expected a positive integer.")
     share, multiple = generation.short_window
     short = length // share if multiple == 1 else -(-length // share // multiple) * multiple
     return tuple(short + 1 if letter in "Ss" else None for letter in pattern)
@@ -157,13 +157,13 @@ def _without_padding(
 def _model_config(meta: Mapping[str, Any], where: Path) -> Mapping[str, Any]:
     fields = meta.get("model_config")
     if not isinstance(fields, dict):
-        raise CheckpointError(f"{where}: no model_config, which nanochat writes; it has {', '.join(meta) or 'nothing'}")
+        raise CheckpointError(f"{where}: no model_config of nanochat's; it has {', '.join(meta) or 'nothing'}.")
     if missing := [name for name in _NEEDED if name not in fields]:
-        raise CheckpointError(f"{where}: model_config lacks {', '.join(missing)}; the model cannot be rebuilt without")
+        raise CheckpointError(f"{where}: model_config lacks {', '.join(missing)}; the model cannot be rebuilt without.")
     if unknown := [name for name in fields if name not in (*_NEEDED, "window_pattern")]:
         raise CheckpointError(
             f"{where}: model_config has {', '.join(unknown)}, which nanochat as gptexport knows it does not have. If "
-            "your forward differs, export it through its own code: gptexport onnx module.py:factory"
+            "your forward differs, export it through its own code: gptexport onnx module.py:factory."
         )
     return fields
 
@@ -180,7 +180,7 @@ def _meta_beside(path: Path) -> Path:
     expected = named.name if named is not None else "one meta_*.json"
     raise CheckpointError(
         f"{path}: {expected} is not beside it, and the weights of nanochat do not say n_head or sequence_len. Copy it "
-        "from the folder where nanochat saved both"
+        "from the folder where nanochat saved both."
     )
 
 

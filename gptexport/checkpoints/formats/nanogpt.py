@@ -62,7 +62,7 @@ def config_of(fields: Any, *, where: str, gelu: str, tied: bool) -> GPTConfig:
         CheckpointError: a field is missing, unknown or of the wrong kind; the field is named.
     """
     if not isinstance(fields, Mapping):
-        raise CheckpointError(f"{where} is a {type(fields).__name__}; expected a dict with {', '.join(_SIZES)}")
+        raise CheckpointError(f"{where} is a {type(fields).__name__}; expected a dict with {', '.join(_SIZES)}.")
     if missing := [name for name in _SIZES if name not in fields]:
         got = ", ".join(map(str, fields)) or "nothing"
         raise CheckpointError(
@@ -79,7 +79,7 @@ def config_of(fields: Any, *, where: str, gelu: str, tied: bool) -> GPTConfig:
     try:
         return GPTConfig(**{name: fields[name] for name in _SIZES}, bias=bias, gelu=gelu, tied=tied)
     except ValueError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+        raise CheckpointError(f"{where}: {error}.") from error
 
 
 def training(payload: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, int | float]:
