@@ -53,14 +53,14 @@ def _load(source: str, choices: Choices, vocab_size: int | None, block_size: int
     if module.is_module(source):
         for name in choices:
             raise CheckpointError(
-                f"{source}: {name} is for checkpoints whose model gptexport builds; your own module computes its own"
+                f"{source}: {name} is for checkpoints whose model gptexport builds; your own module computes its own."
             )
         return module.load(source, vocab_size=vocab_size, block_size=block_size)
     path = locate(source)
     stored = read(path, choices)
     if isinstance(stored, Foreign):
         advice = f". {stored.advice}" if stored.advice else ""
-        raise UnknownCheckpointError(f"{path}: {stored.what}{advice}")
+        raise UnknownCheckpointError(f"{path}: {stored.what}{advice}.")
     return build(stored, choices, vocab_size, block_size)
 
 
@@ -164,13 +164,13 @@ def _check_choices(stored: Stored, choices: Choices) -> None:
             said = getattr(stored.config, name, None)
             known = "its architecture has none" if said is None else f"it says {name} {said} itself"
             raise CheckpointError(
-                f"{stored.path}: {name} is {value}, but this checkpoint does not leave it open: {known}"
+                f"{stored.path}: {name} is {value}, but this checkpoint does not leave it open: {known}."
             )
 
 
 def _shrunk(path: Path, name: str, wanted: int | None, stored: int) -> int:
     if wanted is not None and wanted > stored:
-        raise CheckpointError(f"{path}: {name} {wanted} is more than the checkpoint has, {stored}; it can only shrink")
+        raise CheckpointError(f"{path}: {name} {wanted} is more than the checkpoint has, {stored}; it can only shrink.")
     return stored if wanted is None else wanted
 
 

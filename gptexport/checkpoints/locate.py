@@ -25,7 +25,7 @@ def locate(source: str) -> Path:
         if path.exists():
             return path
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such user, a NUL
-        raise CheckpointError(f"{source}: no such file or folder ({error})") from error
+        raise CheckpointError(f"{source}: no such file or folder ({error}).") from error
     if looks_like_hub_id(source):
         return _from_hub(source)
     hint = (
@@ -33,7 +33,7 @@ def locate(source: str) -> Path:
         if path.suffix in _FILE_SUFFIXES
         else ". A model of the Hugging Face hub is named in full: openai-community/gpt2"
     )
-    raise CheckpointError(f"{source}: no such file or folder{hint}")
+    raise CheckpointError(f"{source}: no such file or folder{hint}.")
 
 
 def looks_like_hub_id(source: str) -> bool:
@@ -50,7 +50,7 @@ def _from_hub(repo_id: str) -> Path:
     except ImportError as error:
         raise CheckpointError(
             f"{repo_id}: no such file or folder. If it is a model of the Hugging Face hub: "
-            "downloading needs huggingface_hub, pip install 'gptexport[hf]'"
+            "downloading needs huggingface_hub: `pip install 'gptexport[hf]'`."
         ) from error
 
     def snapshot(patterns: list[str], *, local: bool) -> Path:
@@ -71,7 +71,7 @@ def _from_hub(repo_id: str) -> Path:
         detail = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise CheckpointError(
             f"{repo_id}: no such file or folder, and no model of that name in the local Hugging Face cache or to be "
-            f"had from the hub ({type(error).__name__}: {detail})"
+            f"had from the hub ({type(error).__name__}: {detail})."
         ) from error
 
 

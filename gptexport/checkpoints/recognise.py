@@ -42,7 +42,7 @@ def recognise(path: Path) -> Container | Foreign:
     try:
         return _recognise_folder(path) if path.is_dir() else _recognise_file(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
 def _recognise_file(path: Path) -> Container | Foreign:

@@ -78,7 +78,7 @@ def check_weights(stored: Stored) -> None:
         f"{stored.path}: the weights are not those of its config ({said}):\n"
         + "\n".join(f"  {problem}" for problem in problems)
         + f"\nThe checkpoint is incomplete, or its architecture is not {stored.architecture.title}'s; in that case "
-        "export it through its own code: gptexport onnx module.py:factory."
+        "export it through its own code: `gptexport onnx module.py:factory`."
     )
 
 

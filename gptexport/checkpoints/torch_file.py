@@ -120,7 +120,7 @@ def corrupt(path: Path, error: Exception | str) -> CheckpointError:
     detail = str(error).strip().split("\n")[0] or type(error).__name__
     return CheckpointError(
         f"{path}: the file ({path.stat().st_size:,} bytes) is truncated or corrupt ({detail}). "
-        "Copy or download it again and compare the size with the original's"
+        "Copy or download it again and compare the size with the original's."
     )
 
 
@@ -147,7 +147,7 @@ def _is_stored(path: Path) -> bool:
     if held > MAX_RATIO * size + SLACK:
         raise CheckpointError(
             f"{path}: a compressed archive of {size:,} bytes that says it holds {held:,}; weights do not compress so "
-            "far. Save it again with torch.save, which does not compress"
+            "far. Save it again with torch.save, which does not compress."
         )
     return False
 
@@ -174,5 +174,5 @@ def _unreadable_pickle(path: Path, error: UnpicklingError) -> UnsafeCheckpointEr
     return UnsafeCheckpointError(
         f"{path}: torch's safe unpickler refuses it ({detail}); nothing was run. It may be corrupt, or written "
         "with another pickle protocol than torch.save's own. If it is yours, save it again "
-        "with torch.save(checkpoint, path)"
+        "with torch.save(checkpoint, path)."
     )

@@ -1,4 +1,4 @@
-"""`gptexport generate`: text from a bundle, as it comes."""
+"""`gptexport generate`: text from a bundle, streamed."""
 
 from __future__ import annotations
 
@@ -23,30 +23,44 @@ Steps = Generator[list[int], None, None]  # each step's token of every sample; b
 
 @click.command(short_help="Generate text from a bundle.")
 @click.argument("bundle", type=click.Path(exists=True, path_type=Path))
-@click.option("--prompt", help="Text to go on from; - reads it from stdin.")
-@click.option("--prompt-ids", type=Ids(), metavar="1,2,3", help="Token ids to go on from.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="[default: until block_size]")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="0: the most likely token.")
-@click.option("--top-k", type=click.IntRange(min=1), help="Of the k most likely tokens.")
-@click.option("--top-p", type=float, help="Of the fewest tokens with this probability together.")
-@click.option("--min-p", type=float, help="Of tokens this probable relative to the most likely.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the first sample.")
+@click.option("--prompt", help="Text to continue; - reads it from stdin.")
+@click.option("--prompt-ids", type=Ids(), metavar="1,2,3", help="Token ids to continue.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), help="Most tokens to generate.  [default: until block_size]"
+)
+@click.option(
+    "--temperature",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sampling temperature; 0 always takes the most likely token.",
+)
+@click.option("--top-k", type=click.IntRange(min=1), help="Sample from the K most likely tokens.")
+@click.option("--top-p", type=float, help="Sample from the fewest tokens that together have this probability.")
+@click.option("--min-p", type=float, help="Keep tokens at least this probable relative to the likeliest.")
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Above 1, tokens that occurred are less likely.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the first sample.")
 @click.option(
     "--stop",
     type=Stop(),
     multiple=True,
     metavar="ID|TEXT",
-    help="Ends the text, and is no part of it, as the checkpoint's own end of a text does. Repeatable.",
+    help="Stop at this id or text, which is not printed, as at the checkpoint's own end of a text. Repeatable.",
 )
-@click.option("--ignore-eos", is_flag=True, help="Go on past the end of a text that the checkpoint names.")
+@click.option("--ignore-eos", is_flag=True, help="Continue past the end of a text that the checkpoint names.")
+@click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Number of continuations.")
+@click.option("--slide", is_flag=True, help="Continue past block_size, from the last half of the text.")
+@click.option("--tokenizer", help="Tokenizer: bytes, gpt2, or a file.  [default: the bundle's own]")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all usable cores]")
 @click.option(
-    "--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Continuations of the prompt."
+    "--device", type=click.Choice(DEVICES), default="cpu", show_default=True, help="Device that runs the bundle."
 )
-@click.option("--slide", is_flag=True, help="Go on past block_size, from the last half of the text.")
-@click.option("--tokenizer", help="bytes, gpt2, or a tokenizer's file.  [default: the bundle's own]")
-@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU.  [default: all usable cores]")
-@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
 @output_options("generate")
 def generate(
     output: Output,

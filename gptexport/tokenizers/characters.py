@@ -40,7 +40,7 @@ def characters_of(path: Path) -> list[str]:
         if {character: i for i, character in enumerate(found)} != ids:
             raise ValueError("stoi and itos contradict one another")
     except Exception as error:  # a pickle may raise anything
-        raise TokenizerError(f"{path} is not nanoGPT's meta.pkl with stoi and itos: {error}") from error
+        raise TokenizerError(f"{path} is not nanoGPT's meta.pkl with stoi and itos: {error}.") from error
     return found
 
 

@@ -48,12 +48,12 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         if not path.is_file():
-            raise TokenizerError(f"{path} is not a file")
+            raise TokenizerError(f"{path} is not a file.")
         if path.stat().st_size > MAX_BYTES:
-            raise TokenizerError(f"{path} has {path.stat().st_size:,} bytes; a tokenizer has at most {MAX_BYTES:,}")
+            raise TokenizerError(f"{path} has {path.stat().st_size:,} bytes; a tokenizer has at most {MAX_BYTES:,}.")
         return path.read_bytes()
     except OSError as error:
-        raise TokenizerError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise TokenizerError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def parse(data: bytes, path: Path) -> dict[str, Any]:
@@ -65,9 +65,9 @@ def parse(data: bytes, path: Path) -> dict[str, Any]:
     try:
         parsed = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not JSON: {error}") from error
+        raise TokenizerError(f"{path} is not JSON: {error}.") from error
     if not isinstance(parsed, dict):
-        raise TokenizerError(f"{path} is not a tokenizer: a JSON {type(parsed).__name__}, expected an object")
+        raise TokenizerError(f"{path} is not a tokenizer: a JSON {type(parsed).__name__}, expected an object.")
     return parsed
 
 
@@ -87,7 +87,7 @@ def ids_of(parsed: Mapping[str, Any], path: Path) -> dict[str, int]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise TokenizerError(
-            f"{path} is not a Hugging Face tokenizer.json ({what}): expected a model with a vocab, and added_tokens"
+            f"{path} is not a Hugging Face tokenizer.json ({what}): expected a model with a vocab, and added_tokens."
         ) from error
 
 

@@ -49,14 +49,14 @@ def byte_level_bpe(path: Path) -> bytes:
     vocab = _plain(parse(read_bytes(path), path), path)
     merges = path.with_name(f"{path.stem.replace('vocab', 'merges')}.txt")
     if not merges.is_file():
-        raise TokenizerError(f"{path} is half of a tokenizer: {merges.name}, its merges, is not beside it")
+        raise TokenizerError(f"{path} is half of a tokenizer: {merges.name}, its merges, is not beside it.")
     config = _config(path.parent)
     _check_class(path, config, "GPT2Tokenizer")
     tokenizers = _library(path)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     if missing := sorted(set(alphabet) - vocab.keys()):
         raise TokenizerError(
-            f"{path} is not GPT-2's byte-level BPE: {len(missing)} of 256 bytes have no token. {_AS_JSON}"
+            f"{path} is not GPT-2's byte-level BPE: {len(missing)} of 256 bytes have no token. {_AS_JSON}."
         )
     prefix = config.get("add_prefix_space") is True
 
@@ -90,7 +90,7 @@ def word_piece(path: Path) -> bytes:
         for name, default in (("unk_token", "[UNK]"), ("cls_token", "[CLS]"), ("sep_token", "[SEP]"))
     )
     if missing := [token for token in (unknown, first, last) if token not in vocab]:
-        raise TokenizerError(f"{path} is not BERT's WordPiece: it has no {', '.join(missing)}. {_AS_JSON}")
+        raise TokenizerError(f"{path} is not BERT's WordPiece: it has no {', '.join(missing)}. {_AS_JSON}.")
     tokenizers = _library(path)
 
     def make() -> Any:
@@ -117,7 +117,7 @@ def _made(make: Callable[[], Any], path: Path) -> bytes:
     try:
         text: str = make().to_str()
     except Exception as error:  # the library raises Exception itself
-        raise TokenizerError(f"{path} is not a tokenizer: {error}") from error
+        raise TokenizerError(f"{path} is not a tokenizer: {error}.") from error
     return text.encode()
 
 
@@ -129,7 +129,7 @@ def _add_special(made: Any, tokenizers: Any, path: Path, config: Mapping[str, An
     more = _plain(parse(read_bytes(added), added), added) if added.is_file() else {}
     for token, i in sorted(more.items(), key=lambda pair: pair[1]):
         if made.token_to_id(token) is None and i != made.get_vocab_size():
-            raise TokenizerError(f"{added} gives {token!r} the id {i}; the next free one is {made.get_vocab_size()}")
+            raise TokenizerError(f"{added} gives {token!r} the id {i}; the next free one is {made.get_vocab_size()}.")
         made.add_tokens([tokenizers.AddedToken(token, normalized=False)])
     made.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in known])
 
@@ -137,7 +137,7 @@ def _add_special(made: Any, tokenizers: Any, path: Path, config: Mapping[str, An
 def _check_class(path: Path, config: Mapping[str, Any], expected: str) -> None:
     name = config.get("tokenizer_class")
     if name not in (None, expected, f"{expected}Fast"):
-        raise TokenizerError(f"{path} is of a {name}, which reads text in its own way, not {expected}'s. {_AS_JSON}")
+        raise TokenizerError(f"{path} is of a {name}, which reads text in its own way, not {expected}'s. {_AS_JSON}.")
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _content(token: object) -> str | None:
 
 def _plain(parsed: Mapping[str, Any], path: Path) -> dict[str, int]:
     if not all(type(i) is int and 0 <= i < 1 << 31 for i in parsed.values()):
-        raise TokenizerError(f"{path} is not a vocabulary: expected an object with an id for each token")
+        raise TokenizerError(f"{path} is not a vocabulary: expected an object with an id for each token.")
     return dict(parsed)
 
 
@@ -167,7 +167,7 @@ def _lines(path: Path) -> dict[str, int]:
     try:
         text = read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path} is not a vocabulary: {error}") from error
+        raise TokenizerError(f"{path} is not a vocabulary: {error}.") from error
     lines = text.removesuffix("\n").split("\n")
     return {line.rstrip("\r"): i for i, line in enumerate(lines)}
 
@@ -177,6 +177,6 @@ def _library(path: Path) -> Any:
         import tokenizers
     except ImportError:
         raise BackendUnavailableError(
-            f"{path} needs the tokenizers package to become a tokenizer.json. Install it with: pip install tokenizers"
+            f"{path} needs the tokenizers package to become a tokenizer.json. Install it with `pip install tokenizers`."
         ) from None
     return tokenizers

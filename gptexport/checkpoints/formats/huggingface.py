@@ -79,11 +79,11 @@ def read_weights(folder: Path) -> tuple[tuple[Path, ...], dict[str, torch.Tensor
         return _read_one((indexes or others)[0])
     if others:
         names = ", ".join(path.name for path in others)
-        raise CheckpointError(f"{folder}: several weight files ({names}) and no one index.json that says which belong")
+        raise CheckpointError(f"{folder}: several weight files ({names}) and no one index.json that says which belong.")
     found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
     raise CheckpointError(
         f"{folder}: no weights that gptexport reads: *.safetensors, pytorch_model.bin, or an index.json with shards "
-        f"(the folder holds {found}). Weights of TensorFlow or Flax: load them with transformers and save_pretrained"
+        f"(the folder holds {found}). Weights of TensorFlow or Flax: load them with transformers and save_pretrained."
     )
 
 
@@ -96,12 +96,12 @@ def _read_one(path: Path) -> tuple[tuple[Path, ...], dict[str, torch.Tensor]]:
 def _read_shards(index: Path) -> tuple[tuple[Path, ...], dict[str, torch.Tensor]]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: no weight_map; expected one from each weight's name to its file")
+        raise CheckpointError(f"{index}: no weight_map; expected one from each weight's name to its file.")
     shards = sorted({_shard_name(name, index) for name in weight_map.values()})
     if missing := [name for name in shards if not (index.parent / name).is_file()]:
         raise CheckpointError(
             f"{index}: {len(missing)} of {len(shards)} shards are not there: {', '.join(missing)}. "
-            "Copy or download them again"
+            "Copy or download them again."
         )
     state: dict[str, torch.Tensor] = {}
     for shard in shards:
@@ -109,7 +109,7 @@ def _read_shards(index: Path) -> tuple[tuple[Path, ...], dict[str, torch.Tensor]
         listed = {name for name, file in weight_map.items() if file == shard}
         if held.keys() != listed:
             differ = ", ".join(sorted(held.keys() ^ listed))
-            raise CheckpointError(f"{index}: {shard} does not hold what the index says; they differ in: {differ}")
+            raise CheckpointError(f"{index}: {shard} does not hold what the index says; they differ in: {differ}.")
         state |= held
     return (index, *(index.parent / shard for shard in shards)), state
 
@@ -117,7 +117,7 @@ def _read_shards(index: Path) -> tuple[tuple[Path, ...], dict[str, torch.Tensor]
 def _shard_name(name: object, index: Path) -> str:
     if not isinstance(name, str) or not name or name in (".", "..") or re.search(r"[/\\:\x00]", name):
         raise CheckpointError(
-            f"{index}: weight_map names the file {name!r}; expected a plain file name in the same folder"
+            f"{index}: weight_map names the file {name!r}; expected a plain file name in the same folder."
         )
     return name
 
@@ -127,14 +127,14 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
     if kind == "torch":
         return _state_dict(read_torch_file(path).payload, path)
     if isinstance(kind, Foreign) and kind.format in ("git-lfs", "html", "empty", "text"):
-        raise CheckpointError(f"{path}: {kind.what}. {kind.advice}")
+        raise CheckpointError(f"{path}: {kind.what}. {kind.advice}.")
     return _read_safetensors(path)
 
 
 def _state_dict(payload: object, path: Path) -> dict[str, torch.Tensor]:
     """The weights in what torch.save wrote: all of it, or an entry that a training script put them under."""
     if not isinstance(payload, Mapping):
-        raise CheckpointError(f"{path}: expected a dict of weights, got a {type(payload).__name__}")
+        raise CheckpointError(f"{path}: expected a dict of weights, got a {type(payload).__name__}.")
     nested = [payload[name] for name in NESTED if isinstance(payload.get(name), Mapping)]
     return dict(nested[0] if len(nested) == 1 else payload)
 
@@ -166,7 +166,7 @@ def _tie(tied: bool, weights: dict[str, torch.Tensor], folder: Path) -> bool:
     if _HEAD in weights and _WTE in weights and not is_tied(weights):
         raise CheckpointError(
             f"{folder}: config.json says tie_word_embeddings, but the stored lm_head.weight differs from wte.weight; "
-            "one of them would be lost. If the head was trained on its own, set tie_word_embeddings to false there"
+            "one of them would be lost. If the head was trained on its own, set tie_word_embeddings to false there."
         )
     for there, absent in ((_WTE, _HEAD), (_HEAD, _WTE)):  # safetensors' save_model keeps either
         if there in weights:

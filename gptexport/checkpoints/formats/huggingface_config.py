@@ -60,16 +60,16 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file" if not path.exists() else f"{path}: not a regular file")
     size = path.stat().st_size
     if size > MAX_JSON:
-        raise CheckpointError(f"{path}: the file has {size:,} bytes; expected at most {MAX_JSON:,} of JSON")
+        raise CheckpointError(f"{path}: the file has {size:,} bytes; expected at most {MAX_JSON:,} of JSON.")
     try:
         text = path.read_text(encoding="utf-8")
         if text.startswith("version https://git-lfs.github.com/spec/"):
-            raise CheckpointError(f"{path}: a Git LFS pointer, not the file itself. Fetch it: git lfs pull")
+            raise CheckpointError(f"{path}: a Git LFS pointer, not the file itself. Fetch it: git lfs pull.")
         value = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the file ({size:,} bytes) is truncated or corrupt JSON ({error})") from error
+        raise CheckpointError(f"{path}: the file ({size:,} bytes) is truncated or corrupt JSON ({error}).") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got a {type(value).__name__}")
+        raise CheckpointError(f"{path}: expected a JSON object, got a {type(value).__name__}.")
     return value
 
 
@@ -83,17 +83,17 @@ def check_architecture(fields: Mapping[str, Any], path: Path) -> None:
     if model_type not in (None, "gpt2"):
         raise UnknownCheckpointError(
             f"{path}: a Hugging Face checkpoint of model_type {model_type!r}; gptexport reads 'gpt2'. "
-            "Another GPT can be exported through its own code: gptexport onnx module.py:factory"
+            "Another GPT can be exported through its own code: `gptexport onnx module.py:factory`."
         )
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
-        raise CheckpointError(f"{path}: architectures is {architectures!r}; expected a list of names")
+        raise CheckpointError(f"{path}: architectures is {architectures!r}; expected a list of names.")
     if architectures and not any(name in _ARCHITECTURES for name in architectures):
         raise UnknownCheckpointError(
             f"{path}: architectures is {architectures!r}, a model without GPT-2's language model head; expected one of "
-            f"{', '.join(_ARCHITECTURES)}"
+            f"{', '.join(_ARCHITECTURES)}."
         )
     if model_type is None and not architectures and not {"n_embd", "n_layer", "n_head"} & set(fields):
-        raise UnknownCheckpointError(f"{path}: no model_type, and no field of GPT-2's; gptexport reads 'gpt2'")
+        raise UnknownCheckpointError(f"{path}: no model_type, and no field of GPT-2's; gptexport reads 'gpt2'.")
     check_own_code(fields, "GPT-2", path)
 
 
@@ -108,7 +108,7 @@ def check_own_code(fields: Mapping[str, Any], title: str, path: Path) -> None:
         raise CheckpointError(
             f"{path}: auto_map names the repository's own code for {', '.join(names)}, which gptexport does not run. "
             f"If its forward is {title}'s, remove auto_map; else export it through its own code: gptexport onnx "
-            "module.py:factory"
+            "module.py:factory."
         )
 
 
@@ -120,7 +120,7 @@ def check_refused(fields: Mapping[str, Any], path: Path) -> None:
     """
     for name, reason in REFUSED.items():
         if fields.get(name):
-            raise CheckpointError(f"{path}: {name} is {fields[name]!r}: {reason}, which gptexport does not do")
+            raise CheckpointError(f"{path}: {name} is {fields[name]!r}: {reason}, which gptexport does not do.")
 
 
 def config_of(fields: Mapping[str, Any], path: Path) -> GPTConfig:
@@ -135,14 +135,14 @@ def config_of(fields: Mapping[str, Any], path: Path) -> GPTConfig:
     activation = values["activation_function"]
     if not isinstance(activation, str | None) or activation not in ACTIVATIONS:
         raise CheckpointError(
-            f"{path}: activation_function is {activation!r}; gptexport does the two GELUs: {', '.join(ACTIVATIONS)}"
+            f"{path}: activation_function is {activation!r}; gptexport does the two GELUs: {', '.join(ACTIVATIONS)}."
         )
     for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
         if not isinstance(values[name], bool):
-            raise CheckpointError(f"{path}: {name} is {values[name]!r}; expected true or false")
+            raise CheckpointError(f"{path}: {name} is {values[name]!r}; expected true or false.")
     epsilon = values["layer_norm_epsilon"]
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < MAX_FLOAT:
-        raise CheckpointError(f"{path}: layer_norm_epsilon is {epsilon!r}; expected a positive number")
+        raise CheckpointError(f"{path}: layer_norm_epsilon is {epsilon!r}; expected a positive number.")
     try:
         return GPTConfig(
             block_size=values["n_positions"],
@@ -160,7 +160,7 @@ def config_of(fields: Mapping[str, Any], path: Path) -> GPTConfig:
         )
     except ValueError as error:
         message = str(error).replace("block_size", "n_positions")
-        raise CheckpointError(f"{path}: {message}") from error
+        raise CheckpointError(f"{path}: {message}.") from error
 
 
 def _canonical(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -170,6 +170,6 @@ def _canonical(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if alias not in fields:
             continue
         if name in values and values[name] != fields[alias]:
-            raise CheckpointError(f"{path}: {name} is {values[name]!r} and its alias {alias} is {fields[alias]!r}")
+            raise CheckpointError(f"{path}: {name} is {values[name]!r} and its alias {alias} is {fields[alias]!r}.")
         values[name] = fields[alias]
     return values

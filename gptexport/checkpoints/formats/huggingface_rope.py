@@ -52,7 +52,7 @@ def rope_of(fields: Fields, path: Path, *, names: Names = NAMES, share: float = 
     if make is None:
         raise CheckpointError(
             f"{path}: rope_type is {kind!r}; gptexport does {', '.join(_SCALINGS)}. Export the model through its own "
-            "code: gptexport onnx module.py:factory."
+            "code: `gptexport onnx module.py:factory`."
         )
     return Rope(
         base=positive_number(base, names.base, path),

@@ -55,7 +55,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         import yaml
     except ImportError as error:
-        raise CheckpointError(f"{path}: reading it needs PyYAML: pip install 'gptexport[litgpt]'.") from error
+        raise CheckpointError(f"{path}: reading it needs PyYAML: `pip install 'gptexport[litgpt]'`.") from error
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -93,7 +93,7 @@ def check(fields: Fields, required: Mapping[str, Any], path: Path) -> None:
     if wrong:
         raise UnknownCheckpointError(
             f"{path}: a LitGPT model that gptexport does not build, by its {', '.join(wrong)}. Export it through its "
-            "own code: gptexport onnx module.py:factory."
+            "own code: `gptexport onnx module.py:factory`."
         )
 
 

@@ -55,7 +55,7 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
     if any(re.fullmatch(r"trf_blocks\.\d+\.ff\.(gate\.weight|fc1\.\d+\.weight)", name) for name in cleaned):
         raise UnknownCheckpointError(
             f"{path}: a Qwen3Model with a mixture of experts, which gptexport does not build. Export it through its "
-            "own code: gptexport onnx module.py:factory."
+            "own code: `gptexport onnx module.py:factory`."
         )
     weights = renamed({name: w for name, w in cleaned.items() if name not in ("cos", "sin")}, _NAMES)
     fields = sizes_of(weights, path)

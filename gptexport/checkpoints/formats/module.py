@@ -103,7 +103,7 @@ def _listen_once(made: nn.Module, source: str, path: Path, T_max: int, V: int | 
             raise CheckpointError(
                 f"{source}: block_size is {T_max}, and forward does not run at T = {error.asked}: "
                 f"{said(error.__cause__, path)}\nIt runs up to T = {error.longest}: pass "
-                f"block_size {error.longest}, or give the module more positions"
+                f"block_size {error.longest}, or give the module more positions."
             ) from error
 
 
@@ -117,7 +117,7 @@ def _prepare(
     V = came.vocab_size
     if vocab_size is not None and vocab_size > V:
         raise CheckpointError(
-            f"{source}: --vocab-size {vocab_size} is more than the logits have, {V}; it can only shrink"
+            f"{source}: --vocab-size {vocab_size} is more than the logits have, {V}; it can only shrink."
         )
     moved = as_it_came.device_of(made).type != "cpu"
     bare = made.to(device="cpu")
@@ -137,7 +137,7 @@ def _prepare(
         before = Tensors.of(bare)
         cast_parameters(bare, torch.float32)
         if changed := before.changes(bare):
-            raise CheckpointError(f"{source}: casting it to float32 changed more than its dtype: {'; '.join(changed)}")
+            raise CheckpointError(f"{source}: casting it to float32 changed more than its dtype: {'; '.join(changed)}.")
         if dtypes:
             _check(model, came, source, max(as_it_came.ROUNDED.get(dtype, 0.0) for dtype in dtypes))
             notes.append(f"the module's weights were {_names(dtypes)}, cast to float32")
@@ -152,7 +152,7 @@ def _check(model: LogitsOf, came: AsItCame, source: str, allowed: float) -> None
             f"{source}: as gptexport prepares it, the module gives other logits than as the factory gave it: "
             f"{error:.1e} relative RMS, at most {allowed:.0e} expected. Wrappers of torch.compile, DataParallel and "
             "DistributedDataParallel are taken off, hooks on them too; it is in eval mode and on the CPU, and its "
-            "weights are float32. Let the factory give the module as it is to be exported"
+            "weights are float32. Let the factory give the module as it is to be exported."
         )
 
 
@@ -207,7 +207,7 @@ def _block_size(module: nn.Module, source: str) -> int:
     if found is None:
         raise CheckpointError(
             f"{source}: the longest sequence is not known: neither {type(module).__name__} nor its config has one of "
-            f"{', '.join(BLOCK_SIZE_NAMES)}. Set one in the module, or pass block_size"
+            f"{', '.join(BLOCK_SIZE_NAMES)}. Set one in the module, or pass block_size."
         )
     return found
 

@@ -163,7 +163,7 @@ def _model_config(meta: Mapping[str, Any], where: Path) -> Mapping[str, Any]:
     if unknown := [name for name in fields if name not in (*_NEEDED, "window_pattern")]:
         raise CheckpointError(
             f"{where}: model_config has {', '.join(unknown)}, which nanochat as gptexport knows it does not have. If "
-            "your forward differs, export it through its own code: gptexport onnx module.py:factory."
+            "your forward differs, export it through its own code: `gptexport onnx module.py:factory`."
         )
     return fields
 

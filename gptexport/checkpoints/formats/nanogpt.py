@@ -71,7 +71,7 @@ def config_of(fields: Any, *, where: str, gelu: str, tied: bool) -> GPTConfig:
     if unknown := [str(name) for name in fields if name not in (*_SIZES, *_NO_EFFECT, "bias")]:
         raise CheckpointError(
             f"{where} has {', '.join(unknown)}, which GPT-2 as nanoGPT builds it does not have. If the model's forward "
-            "differs from nanoGPT's, export it through its own code: gptexport onnx module.py:factory."
+            "differs from nanoGPT's, export it through its own code: `gptexport onnx module.py:factory`."
         )
     bias = fields.get("bias", True)  # checkpoints from before the option have them all
     if not isinstance(bias, bool):

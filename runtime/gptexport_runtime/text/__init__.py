@@ -93,7 +93,7 @@ def characters(table: Sequence[str], where: str) -> Tokenizer:
     def encode(text: str) -> list[int]:
         unknown = sorted(set(text) - set(ids))
         if unknown:
-            raise InputError(f"the text holds characters that {where} does not have: {''.join(unknown[:20])!r}")
+            raise InputError(f"the text holds characters that {where} does not have: {''.join(unknown[:20])!r}.")
         return [ids[character] for character in text]
 
     return _of_pieces("characters", len(table), encode, lambda i: table[i].encode())
@@ -118,7 +118,7 @@ def _tiktoken(name: str) -> Tokenizer:
         import tiktoken  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise BackendUnavailableError(
-            f"the {name} tokenizer needs tiktoken. Install it with: pip install tiktoken"
+            f"the {name} tokenizer needs tiktoken. Install it with `pip install tiktoken`."
         ) from None
     try:
         encoding = tiktoken.get_encoding(name)
@@ -134,7 +134,7 @@ def _characters_file(data: bytes, path: Path) -> Tokenizer:
     try:
         table = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not JSON: {error}") from error
+        raise ArtifactError(f"{path} is not JSON: {error}.") from error
     if not isinstance(table, list) or not all(isinstance(character, str) for character in table):
         raise ArtifactError(f"{path} is not a list of characters. Copy the bundle again, or export again.")
     return characters(table, str(path))

@@ -25,13 +25,13 @@ def tokenizer_of_json(data: bytes, where: str) -> Tokenizer:
         import tokenizers  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise BackendUnavailableError(
-            f"{where} needs the tokenizers package. Install it with: pip install tokenizers"
+            f"{where} needs the tokenizers package. Install it with `pip install tokenizers`."
         ) from None
     try:
         made = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
         decoder = json.loads(data).get("decoder") or {}
     except Exception as error:  # the package raises Exception itself
-        raise ArtifactError(f"{where} is not a tokenizer: {error}") from error
+        raise ArtifactError(f"{where} is not a tokenizer: {error}.") from error
     made.no_truncation()
     made.no_padding()
     if getattr(made.model, "dropout", None):
@@ -42,7 +42,7 @@ def tokenizer_of_json(data: bytes, where: str) -> Tokenizer:
         try:
             encoded = made.encode(text)
         except Exception as error:  # no token for what is unknown; or no Unicode
-            raise InputError(f"{where} cannot encode the text: {error}") from error
+            raise InputError(f"{where} cannot encode the text: {error}.") from error
         ids, added = list(encoded.ids), encoded.special_tokens_mask
         while ids and added[len(ids) - 1] and len(ids) > 1:
             ids.pop()

@@ -22,19 +22,19 @@ def tokenizer_of_model(path: Path) -> Tokenizer:
         import sentencepiece  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise BackendUnavailableError(
-            f"{path} needs the sentencepiece package. Install it with: pip install sentencepiece"
+            f"{path} needs the sentencepiece package. Install it with `pip install sentencepiece`."
         ) from None
     try:
         made = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
     except Exception as error:  # the package raises RuntimeError for what it cannot parse
-        raise ArtifactError(f"{path} is not a SentencePiece model: {error}") from error
+        raise ArtifactError(f"{path} is not a SentencePiece model: {error}.") from error
     size: int = made.get_piece_size()
 
     def encode(text: str) -> list[int]:
         try:
             return list(made.encode(text, out_type=int))
         except Exception as error:
-            raise InputError(f"{path} cannot encode the text: {error}") from error
+            raise InputError(f"{path} cannot encode the text: {error}.") from error
 
     def known(i: int) -> bool:
         return 0 <= i < size
