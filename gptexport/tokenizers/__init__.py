@@ -92,7 +92,7 @@ def tokenizer_to_bundle(name: str) -> BundledTokenizer:
 
 
 def found_with(checkpoint: Checkpoint) -> tuple[BundledTokenizer | None, str | None]:
-    """The tokenizer that was found with a checkpoint, or why it stays behind: nobody asked for it, so that is no error.
+    """The tokenizer that was found with a checkpoint, or why the bundle gets none: it was not asked for, so no error.
 
     Returns: the tokenizer, or None; and what a person should know of it.
     """
@@ -103,9 +103,9 @@ def found_with(checkpoint: Checkpoint) -> tuple[BundledTokenizer | None, str | N
     try:
         words = tokenizer_to_bundle(str(checkpoint.tokenizer))
     except GPTExportError as error:
-        return None, f"{error}; the bundle carries no tokenizer"
+        return None, f"{error} Therefore the bundle carries no tokenizer."
     if words.size > V or (words.name == CHARACTERS_NAME and words.size != V):  # nanoGPT takes V from its characters
-        return None, f"{checkpoint.tokenizer} has {words.size} ids, the model {V}; the bundle carries no tokenizer"
+        return None, f"{checkpoint.tokenizer} has {words.size} ids, the model {V}: the bundle carries no tokenizer."
     changes = f", and {', '.join(words.changes)}" if words.changes else ""
     return words, f"{checkpoint.tokenizer} is included in the bundle{changes}"
 
@@ -144,6 +144,6 @@ def _of_model(path: Path) -> BundledTokenizer:
     data = read_bytes(path)
     if _TIKTOKEN.match(data):
         raise TokenizerError(
-            f"{path} is a tiktoken vocabulary, which does not say how a text is split before it is encoded. {_AS_JSON}"
+            f"{path} is a tiktoken vocabulary, which does not say how a text is split before it is encoded. {_AS_JSON}."
         )
     return BundledTokenizer(SENTENCEPIECE, load_portable(str(path)).size, SENTENCEPIECE, data)

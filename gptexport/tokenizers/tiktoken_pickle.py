@@ -68,7 +68,7 @@ def json_of_tiktoken(path: Path) -> bytes:
             raise ValueError("a special token has the id of another")
         made = _json(ranks, special, pattern)
     except Exception as error:  # a damaged pickle raises whatever its bytes led to
-        raise TokenizerError(f"{path} is not a pickled tiktoken.Encoding: {error}") from error
+        raise TokenizerError(f"{path} is not a pickled tiktoken.Encoding: {error}.") from error
     return (json.dumps(made, ensure_ascii=False) + "\n").encode()
 
 

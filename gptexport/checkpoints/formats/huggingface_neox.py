@@ -78,7 +78,7 @@ def read(folder: Path, fields: Mapping[str, Any]) -> Stored:
         if config.tied and there in weights:
             weights.setdefault(absent, weights[there])
     if config.tied and not is_tied(weights):
-        raise CheckpointError(f"{folder}: config.json says tie_word_embeddings, but the stored head is another")
+        raise CheckpointError(f"{folder}: config.json says tie_word_embeddings, but the stored head is another.")
     text = text_of(folder, fields, config.vocab_size)
     return Stored(
         format=FORMAT,
@@ -106,18 +106,18 @@ def config_of(fields: Mapping[str, Any], path: Path) -> NeoxConfig:
     if architectures and not {"GPTNeoXForCausalLM", "GPTNeoXModel"} & set(architectures):
         raise UnknownCheckpointError(
             f"{path}: architectures is {architectures!r}, a model without the language model's head; expected "
-            "GPTNeoXForCausalLM"
+            "GPTNeoXForCausalLM."
         )
     check_own_code(fields, "GPT-NeoX", path)
     check_refused(fields, path)
     values = {**_DEFAULTS, **fields}
     if values["hidden_act"] not in ACTIVATIONS:
         raise CheckpointError(
-            f"{path}: hidden_act is {values['hidden_act']!r}; gptexport does the two GELUs: {', '.join(ACTIVATIONS)}"
+            f"{path}: hidden_act is {values['hidden_act']!r}; gptexport does the two GELUs: {', '.join(ACTIVATIONS)}."
         )
     for name in ("tie_word_embeddings", "use_parallel_residual", "attention_bias"):
         if not isinstance(values[name], bool):
-            raise CheckpointError(f"{path}: {name} is {values[name]!r}; expected true or false")
+            raise CheckpointError(f"{path}: {name} is {values[name]!r}; expected true or false.")
     rope = rope_of(values, path, names=Names(base="rotary_emb_base", share="rotary_pct"), share=0.25)
     try:
         sizes = {ours: values[theirs] for theirs, ours in _SIZES.items()}
@@ -136,7 +136,7 @@ def config_of(fields: Mapping[str, Any], path: Path) -> NeoxConfig:
         message = str(error)
         for theirs, ours in (*_SIZES.items(), ("layer_norm_eps", "norm_eps"), ("rotary_emb_base", "rope_base")):
             message = message.replace(ours, theirs)
-        raise CheckpointError(f"{path}: {message}") from error
+        raise CheckpointError(f"{path}: {message}.") from error
 
 
 def _one_after_another(name: str, weight: torch.Tensor, n_head: int) -> torch.Tensor:

@@ -34,7 +34,7 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
     if any(".mlp.experts." in name for name in weights):
         raise UnknownCheckpointError(
             f"{path}: a minimind with a mixture of experts, which gptexport does not build. Export it through its own "
-            "code: gptexport onnx module.py:factory"
+            "code: `gptexport onnx module.py:factory`."
         )
     fields = sizes_of(weights, path)
     if fields["qk_norm"] and n_head is None:
@@ -54,7 +54,7 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
             rope_base=1e6,
         )
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}.") from error
     tokenizer = _tokenizer(path)
     text = text_of(tokenizer.parent, {}, config.vocab_size) if tokenizer else None
     return Stored(
