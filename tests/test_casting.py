@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from gptexport.casting import cast_copy, cast_parameters
+from gptexport.casting import Cast, cast_parameters
 
 V, C, T = 13, 8, 6
 IDX = torch.tensor([[1, 12, 0, 3, 7, 7]])
@@ -129,15 +129,61 @@ def test_a_buffer_of_two_modules_stays_one() -> None:
     assert first.table is second.table and first.table.dtype == torch.float32
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_copy_leaves_the_model_as_it_is(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_model_is_put_back(dtype: torch.dtype) -> None:
     model = Complex()
-    before, weight = model(IDX), model.wte.weight
-    made = cast_copy(model, dtype)
-    assert isinstance(made, Complex) and {parameter.dtype for parameter in made.parameters()} == {dtype}
-    assert model.wte.weight is weight and weight.dtype == torch.float32 and torch.equal(model(IDX), before)
-    assert made.head.weight is made.wte.weight and made.table is model.table, "what is not cast is not copied"
-    assert (made.wte.weight.data_ptr() == weight.data_ptr()) == (dtype == torch.float32)
+    before, weight, place = model(IDX), model.wte.weight, model.wte.weight.data_ptr()
+    cast = Cast(model, dtype)
+    for _ in range(2):
+        with cast as made:
+            assert made is model and {parameter.dtype for parameter in made.parameters()} == {dtype}
+            assert model(IDX).dtype == dtype and model.head.weight is model.wte.weight
+            assert (model.wte.weight.data_ptr() == place) == (dtype == torch.float32)
+        assert model.wte.weight is weight and weight.dtype == torch.float32 and weight.data_ptr() == place
+        assert torch.equal(model(IDX), before)
+
+
+def test_buffers_that_followed_are_put_back() -> None:
+    model = Added()
+    table, before = model.table, model(IDX)
+    with Cast(model, torch.bfloat16):
+        assert model.table.dtype == torch.bfloat16
+        with Cast(model, torch.float32):
+            assert model.table.dtype == torch.float32 and not torch.equal(model.table, table), "rounded, as the weights"
+        assert model.table.dtype == torch.bfloat16
+    assert model.table is table and torch.equal(model(IDX), before)
+
+
+def test_a_model_is_put_back_after_an_error() -> None:
+    model = Added()
+    before = model(IDX)
+    with pytest.raises(KeyError), Cast(model, torch.float64):
+        raise KeyError
+    assert torch.equal(model(IDX), before)
+
+
+class Lambda(Base):
+    """As minGPT's Block: what a copy would leave with the weights of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(C, C)
+        self.positions = lambda x: self.up(x)  # type: ignore[method-assign]
+
+
+def test_what_only_a_lambda_reaches_is_cast() -> None:
+    model = Lambda()
+    before = model(IDX)
+    with Cast(model, torch.bfloat16):
+        assert model(IDX).dtype == torch.bfloat16
+    assert torch.equal(model(IDX), before)
+
+
+def test_weights_that_share_memory_go_on_sharing_it() -> None:
+    model = Base()
+    model.head.weight = nn.Parameter(model.wte.weight.data)
+    with Cast(model, torch.float16):
+        assert model.head.weight.data_ptr() == model.wte.weight.data_ptr()
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values to real")

@@ -6,15 +6,15 @@ import gc
 import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import torch.nn as nn
 
 from gptexport.assumptions import ASSUMPTIONS
-from gptexport.casting import cast_copy, floating_dtypes
+from gptexport.casting import Cast
 from gptexport.checkpoints import Checkpoint
 from gptexport.errors import ExportError
 from gptexport.export.attention import attentions
@@ -28,6 +28,7 @@ from gptexport.export.verify import (
     Run,
     check_audit,
     compare_counts,
+    explain_nan,
     needs_float32,
     take_samples,
 )
@@ -160,39 +161,28 @@ def _check_tokenizer(recipe: Recipe, vocab_size: int) -> None:
 def _trace(
     checkpoint: Checkpoint, recipe: Recipe, limits: Limits, progress: Progress, *, recognise: bool = True
 ) -> Traced:
-    """Trace and normalize a copy of the model in the recipe's precision, and prepare it for the target."""
+    """Trace and normalize the model in the recipe's precision, and prepare it for the target."""
     precision, notes = recipe.precision, []
     quantizer = precision.quantizer() if precision.quantizer is not None else None
-    model = _in_dtype(checkpoint.model, precision.torch_dtype, copied=quantizer is not None)
-    if quantizer is not None:
-        progress("moving the activations' outliers into the weights")
-        if (note := quantizer.prepare(model, checkpoint.architecture, limits)) is not None:
-            notes.append(note)
-    progress(f"tracing at opset {recipe.opset}")
-    trace = trace_logits(model, block_size=limits.block_size, opset=recipe.opset)
-    normalize(trace, model, block_size=limits.block_size, vocab_size=checkpoint.vocab_size)
+    with Cast(checkpoint.model, precision.torch_dtype) as model:
+        if quantizer is not None:
+            progress("moving the activations' outliers into the weights")
+            if (note := quantizer.prepare(model, checkpoint.architecture, limits)) is not None:
+                notes.append(note)
+        progress(f"tracing at opset {recipe.opset}")
+        trace = trace_logits(model, block_size=limits.block_size, opset=recipe.opset)
+        normalize(trace, model, block_size=limits.block_size, vocab_size=checkpoint.vocab_size)
+        with Cast(model, torch.float32) if needs_float32(recipe) else nullcontext():
+            samples = take_samples(model, limits, longest=trace.longest)
+    explain_nan(samples, checkpoint.model)
     if recognise:
         trace.audit.update(recognise_attention(trace, block_size=limits.block_size))
     recognised = any(row["achieved"] for row in trace.audit.values())
-    reference = _in_dtype(model, torch.float32) if needs_float32(recipe) else model
-    samples = take_samples(reference, checkpoint.model, limits, longest=trace.longest)
     if quantizer is not None:
         trace.audit.update(quantizer.quantize(trace))
     trace.audit.update(recipe.target.prepare(trace, precision))
-    return Traced(trace, samples, sum(p.numel() for p in model.parameters()), tuple(notes), recognised)
-
-
-def _in_dtype(model: nn.Module, dtype: torch.dtype, *, copied: bool = False) -> nn.Module:
-    """The model, or where it has to be cast, or may be changed, a copy; tensors that need no cast are shared."""
-    if floating_dtypes(model) <= {dtype} and not copied:
-        return model
-    try:
-        return cast_copy(model, dtype)
-    except Exception as error:  # whatever a user's module holds
-        raise ExportError(
-            f"the module cannot be copied, as {str(dtype).removeprefix('torch.')} needs: {type(error).__name__}: "
-            f"{error}. Export it in float32, or take what cannot be copied out of the module."
-        ) from error
+    parameters = sum(p.numel() for p in checkpoint.model.parameters())
+    return Traced(trace, samples, parameters, tuple(notes), recognised)
 
 
 def _derive(logits: Trace, recipe: Recipe, layout: Layout) -> tuple[list[HeadExport], dict[str, str]]:

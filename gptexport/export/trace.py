@@ -17,6 +17,7 @@ import torch.nn as nn
 
 from gptexport.errors import ExportError
 from gptexport.export.encoder_mask import mask_as_given
+from gptexport.export.numbers import keep_float32_numbers
 from gptexport.export.rewrites import Audit
 from gptexport.recipe import DEFAULT_OPSET
 from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
@@ -72,6 +73,7 @@ def trace_logits(model: nn.Module, *, block_size: int, opset: int = DEFAULT_OPSE
         raise ExportError(f"block_size is {block_size}; a graph with a dynamic T needs at least 2.")
     with _quiet_exporter():
         program, longest = _export_program(_Float32Logits(model).eval(), block_size)
+        keep_float32_numbers(program)
         try:
             onnx_program = torch.onnx.export(
                 program,

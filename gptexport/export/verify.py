@@ -61,16 +61,15 @@ class Sample:
         return head.from_logits(self.logits, self.ids, self.lengths)
 
 
-def take_samples(model: nn.Module, original: nn.Module, limits: Limits, *, longest: int) -> list[Sample]:
+def take_samples(model: nn.Module, limits: Limits, *, longest: int) -> list[Sample]:
     """Run the eager model at (1,1), at an odd (3,T), on ids that models treat specially, and where need be at the end.
 
     Args:
         model: in the precision of the export.
-        original: as it was loaded.
         longest: the T that the tracer vouches for; T = block_size is run where that is more.
 
     Raises:
-        ExportError: logits are NaN that would not be, but for a weight or the precision.
+        ExportError: the forward does not run in the precision.
     """
     draw = np.random.default_rng(0)
     V, T = limits.vocab_size, min(11, limits.block_size)
@@ -80,28 +79,42 @@ def take_samples(model: nn.Module, original: nn.Module, limits: Limits, *, longe
     batches.append(special_ids(draw.integers(0, V, (5, min(7, limits.block_size))), V))
     samples = []
     for ids in batches:
-        with torch.no_grad():
-            logits = model(torch.from_numpy(ids)).float().numpy()
-        if np.isnan(logits).any():
-            _explain_nan(logits, original, ids)
+        try:
+            with torch.no_grad():
+                logits = model(torch.from_numpy(ids)).float().numpy()
+        except Exception as error:  # a user's forward may raise anything
+            raise ExportError(
+                f"eager PyTorch does not run the forward in the precision of the export: {type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else ''}. Pass dtype float32, or let the forward cast what "
+                "it makes to the dtype of its weights."
+            ) from error
         samples.append(Sample(ids, logits))
     return samples
 
 
-def _explain_nan(logits: Floats, original: nn.Module, ids: Ids) -> None:
-    """A forward may give NaN on purpose, for rows of padding say; a damaged weight or too narrow a dtype is refused."""
-    for name, weight in original.named_parameters():
+def explain_nan(samples: Sequence[Sample], original: nn.Module) -> None:
+    """A forward may give NaN on purpose, for rows of padding say; a damaged weight or too narrow a dtype is refused.
+
+    Args:
+        original: the model as it was loaded.
+
+    Raises:
+        ExportError: logits are NaN that would not be, but for a weight or the precision.
+    """
+    found = [sample for sample in samples if np.isnan(sample.logits).any()]
+    for name, weight in original.named_parameters() if found else ():
         if not torch.isfinite(weight).all():
             raise ExportError(
                 f"the weight {name} holds NaN or infinity. Check the training run, or an earlier checkpoint."
             )
-    with torch.no_grad():
-        wide = original(torch.from_numpy(ids)).float().numpy()
-    if (np.isnan(logits) & ~np.isnan(wide)).any():
-        raise ExportError(
-            "the eager model gives NaN in the precision of the export and not in float32: its weights or activations "
-            "are beyond what the precision can hold. Export in another dtype."
-        )
+    for sample in found:
+        with torch.no_grad():
+            wide = original(torch.from_numpy(sample.ids)).float().numpy()
+        if (np.isnan(sample.logits) & ~np.isnan(wide)).any():
+            raise ExportError(
+                "the eager model gives NaN in the precision of the export and not in float32: its weights or "
+                "activations are beyond what the precision can hold. Export in another dtype."
+            )
 
 
 def special_ids(ids: Ids, vocab_size: int) -> Ids:

@@ -159,7 +159,7 @@ def traced(source: str) -> tuple[Trace, list[Sample]]:
     trace = trace_logits(model, block_size=LIMITS.block_size)
     normalize(trace, model, **asdict(LIMITS))
     wide = model.float()
-    return trace, take_samples(wide, wide, LIMITS, longest=trace.longest)
+    return trace, take_samples(wide, LIMITS, longest=trace.longest)
 
 
 FAULTS = [

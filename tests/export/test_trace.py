@@ -88,7 +88,7 @@ def test_handwritten_attention_traces() -> None:
 def test_a_length_the_tracer_does_not_vouch_for_is_run(tmp_path: Path) -> None:
     """Handwritten attention with a mask cut to T is exported whole, and checked at T = block_size."""
     model = Dynamic().eval()
-    samples = take_samples(model, model, Limits(block_size=16, vocab_size=8), longest=15)
+    samples = take_samples(model, Limits(block_size=16, vocab_size=8), longest=15)
     assert [sample.ids.shape for sample in samples] == [(1, 1), (3, 11), (1, 16), (5, 7)]
     source = tmp_path / "mine.py"
     source.write_text(

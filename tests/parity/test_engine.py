@@ -17,6 +17,7 @@ import pytest
 
 from gptexport.artifacts import Engine
 from gptexport.artifacts.engine import open_engine
+from gptexport.casting import Cast
 from gptexport.checkpoints import load_checkpoint
 from gptexport.engine import open_source
 from gptexport.export import export_onnx
@@ -206,7 +207,7 @@ def test_the_precision_is_the_cause(cli: Cli, make: Make, bundle: Path, checkpoi
             made = __import__("copy").deepcopy(model)
             for parameter in made.parameters():
                 parameter.mul_(1 + 1e-3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-        return made
+        return Cast(made, precision.torch_dtype)
 
     monkeypatch.setattr(cause, "eager_in", rough)
     monkeypatch.setattr(check, "eager_in", rough)

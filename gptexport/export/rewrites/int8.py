@@ -73,9 +73,9 @@ def smooth(model: nn.Module, pairs: Smoothing, ids: torch.Tensor) -> None:
         for name in ("weight", "bias"):
             value = getattr(norm, name, None)
             if value is not None:
-                setattr(norm, name, nn.Parameter(value / scale, requires_grad=False))
+                value.data = value / scale
         for linear in linears:
-            linear.weight = nn.Parameter(linear.weight * scale, requires_grad=False)
+            linear.weight.data = linear.weight * scale
 
 
 def split_gemms(trace: Trace) -> None:

@@ -58,11 +58,12 @@ def _attend(precision: Precision) -> Attend:
 def _rewrites(_precision: Precision) -> Sequence[Rewrite]:
     from gptexport.export.rewrites.cut_tables import CUT_TABLES
     from gptexport.export.rewrites.gelu import FUSE_GELUS
+    from gptexport.export.rewrites.in_float32 import WIDEN_WITHOUT_KERNEL
     from gptexport.export.rewrites.side_by_side import HEADS_SIDE_BY_SIDE
     from gptexport.export.rewrites.skip_norm import FUSE_NORMS
     from gptexport.export.rewrites.tied_head import FUSE_TIED_HEADS
 
-    return CUT_TABLES, FUSE_GELUS, HEADS_SIDE_BY_SIDE, FUSE_NORMS, FUSE_TIED_HEADS
+    return CUT_TABLES, FUSE_GELUS, HEADS_SIDE_BY_SIDE, FUSE_NORMS, FUSE_TIED_HEADS, WIDEN_WITHOUT_KERNEL
 
 
 def _runs_on(precision: Precision) -> tuple[str, ...]:

@@ -68,14 +68,16 @@ def _missing(graph: GraphProto, opsets: dict[str, int], types: dict[str, str]) -
                 }
         bound = _bind(node, opsets[node.domain], types)
         used = {name for name in bound.values() if name in FLOATS}
-        kernels = registered()[1].get(f"{node.domain}:{node.op_type}", [])
-        if used and not any(_fits(kernel, opsets[node.domain], bound) for kernel in kernels):
+        if used and not fits(f"{node.domain}:{node.op_type}", opsets[node.domain], bound):
             yield f"{node.op_type} of {', '.join(sorted(used))} ({node.name or node.output[0]})"
 
 
-def _fits(kernel: Kernel, version: int, bound: dict[str, str]) -> bool:
-    return kernel.since <= version <= kernel.until and all(
-        name not in FLOATS or name in kernel.types.get(variable, [name]) for variable, name in bound.items()
+def fits(operator: str, version: int, bound: dict[str, str]) -> bool:
+    """Whether "domain:operator", at a version of its domain, has a CUDA kernel for what its type variables are."""
+    return any(
+        kernel.since <= version <= kernel.until
+        and all(name not in FLOATS or name in kernel.types.get(variable, [name]) for variable, name in bound.items())
+        for kernel in registered()[1].get(operator, [])
     )
 
 

@@ -19,7 +19,7 @@ from gptexport.export import export_onnx
 from gptexport.parity.locate.intermediate import run_graph
 from gptexport.parity.measure.float64 import Perturbed
 from gptexport.parity.measure.metrics import Ids, Logits, same_kind
-from gptexport.parity.measure.reference import eager_in, run, run_reference
+from gptexport.parity.measure.reference import eager_in, run_eager, run_reference
 from gptexport.precision import Precision
 from gptexport_runtime import GPTExportError, Session
 from gptexport_runtime.contract.heads import LOGITS
@@ -68,12 +68,12 @@ def find_cause(
     """
     precision = artifact.precision
     eager_model = eager_in(checkpoint.model, precision)
-    eager = run(eager_model, ids)
+    eager = run_eager(eager_model, ids)
     expected = run_reference(checkpoint.model, ids) if float64 else None
     if expected is None:
         expected = eager
         with Perturbed(precision.eps, seed=0):
-            eager = run(eager_model, ids)
+            eager = run_eager(eager_model, ids)
     scale = _rms(expected)
     error = _error(eager, expected)
     noise = max(error, precision.eps / 2 * scale)

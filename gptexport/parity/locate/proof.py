@@ -15,6 +15,7 @@ import onnx
 import torch
 import torch.nn as nn
 
+from gptexport.casting import Cast
 from gptexport.parity.locate.align import Boundary, find_boundaries
 from gptexport.parity.locate.intermediate import run_with_intermediates
 from gptexport.parity.locate.observe import HookCall, record_calls
@@ -37,7 +38,7 @@ def known(name: str, boundary: Boundary, proven: Collection[HookCall]) -> Bounda
 
 
 def prove_boundaries(
-    model: nn.Module, graph: Path, ids: Ids, precision: Precision, *, eager: nn.Module, device: str = "cpu"
+    model: nn.Module, graph: Path, ids: Ids, precision: Precision, *, eager: Cast, device: str = "cpu"
 ) -> set[HookCall]:
     """Where a graph that is right holds the module's own value, of the boundaries that are not certain.
 
@@ -53,7 +54,8 @@ def prove_boundaries(
     if not guesses:
         return set()
     values = run_with_intermediates(graph, ids, list(guesses.values()), precision, device=device)
-    own = record_calls(eager, torch.from_numpy(ids), guesses)
+    with eager:
+        own = record_calls(model, torch.from_numpy(ids), guesses)
     with in_float64(model):
         exact = record_calls(model, torch.from_numpy(ids), guesses)
     return {

@@ -16,6 +16,7 @@ import onnx
 import torch
 import torch.nn as nn
 
+from gptexport.casting import Cast
 from gptexport.parity.locate.align import Boundary, find_boundaries
 from gptexport.parity.locate.intermediate import Values, run_with_intermediates
 from gptexport.parity.locate.observe import (
@@ -132,7 +133,7 @@ def _as_tensor(values: Values, found: AlignedValue) -> torch.Tensor | None:
     return torch.from_numpy(np.array(array, dtype=dtype)).reshape(found.shape)
 
 
-def judge_steps(replay: Replay, eager: nn.Module) -> list[StepError]:
+def judge_steps(replay: Replay, eager: Cast) -> list[StepError]:
     """Every step on its own, in order of execution.
 
     Args:
@@ -162,8 +163,8 @@ def judge_steps(replay: Replay, eager: nn.Module) -> list[StepError]:
         return stopping
 
     with torch.no_grad():
-        with suppress(StopReplay), uncompiled(), observed(eager, until_last(remember)):
-            eager(replay.ids)
+        with eager as model, suppress(StopReplay), uncompiled(), observed(model, until_last(remember)):
+            model(replay.ids)
         with suppress(StopReplay), in_float64(replay.model), observed(replay.model, until_last(judge)):
             replay.model(replay.ids)
     return errors

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch.nn as nn
 
+from gptexport.casting import Cast
 from gptexport.parity.measure.float64 import Perturbed
 from gptexport.parity.measure.metrics import Draw, ErrorStats, Ids, Logits, ShapeStats, compare, same_kind
-from gptexport.parity.measure.reference import run, run_reference
+from gptexport.parity.measure.reference import run_eager, run_reference
 from gptexport.parity.measure.shapes import Shape, draws_of
 from gptexport.parity.measure.tokens import TokenSource
 from gptexport.precision import Precision
@@ -27,7 +28,7 @@ class Sides:
 
     session: Session
     model: nn.Module  # the checkpoint's
-    eager: nn.Module  # the same in the dtype of the artifact
+    eager: Cast  # the same in the dtype of the artifact
     source: TokenSource
     precision: Precision
     intended: bool = True
@@ -72,7 +73,7 @@ def measure_again(sides: Sides, stats: ShapeStats, batches: list[Ids] | None = N
     errors = [again.eager]
     for seed in range(FURTHER_RUNS):
         with Perturbed(sides.precision.eps, seed, lookups=True):
-            noisy = [replace(draw, eager=run(sides.eager, draw.ids)) for draw in draws]
+            noisy = [replace(draw, eager=run_eager(sides.eager, draw.ids)) for draw in draws]
         errors.append(compare(noisy, intended=sides.intended).eager)
     return replace(again, eager=_pooled(errors))
 
@@ -82,12 +83,12 @@ def _against_eager(sides: Sides, batches: list[Ids], doubt: str) -> ShapeStats:
     draws = [
         Draw(ids=ids, expected=logits, eager=logits, actual=sides.session.logits(ids))
         for ids in batches
-        for logits in [run(sides.eager, ids)]
+        for logits in [run_eager(sides.eager, ids)]
     ]
     errors, stats = [], None
     for seed in range(FURTHER_RUNS):
         with Perturbed(sides.precision.eps, seed):
-            noisy = [replace(draw, eager=run(sides.eager, draw.ids)) for draw in draws]
+            noisy = [replace(draw, eager=run_eager(sides.eager, draw.ids)) for draw in draws]
         stats = compare(noisy, intended=sides.intended)
         errors.append(stats.eager)
     assert stats is not None
@@ -111,7 +112,7 @@ def _other_kinds(sides: Sides, batches: list[Ids], expected: Logits) -> str | No
     """As `_doubt`: NaN and Inf are elsewhere in float64, and the session has them where eager has them."""
     rows = len(batches[0])
     for number, ids in enumerate(batches):
-        eager = run(sides.eager, ids)
+        eager = run_eager(sides.eager, ids)
         reference = expected[number * rows : (number + 1) * rows]
         if not same_kind(reference, eager) and not same_kind(eager, sides.session.logits(ids)):
             return None
@@ -136,4 +137,4 @@ def _draws(sides: Sides, batches: list[Ids], expected: Logits) -> Iterator[Draw]
     rows = len(batches[0])
     for number, ids in enumerate(batches):
         reference = expected[number * rows : (number + 1) * rows]
-        yield Draw(ids=ids, expected=reference, eager=run(sides.eager, ids), actual=sides.session.logits(ids))
+        yield Draw(ids=ids, expected=reference, eager=run_eager(sides.eager, ids), actual=sides.session.logits(ids))

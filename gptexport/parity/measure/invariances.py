@@ -11,7 +11,7 @@ import numpy as np
 
 from gptexport.parity.measure.draws import Sides
 from gptexport.parity.measure.metrics import Ids, Logits, largest_difference
-from gptexport.parity.measure.reference import run
+from gptexport.parity.measure.reference import run_eager
 from gptexport.parity.measure.shapes import Shape
 from gptexport.parity.measure.tokens import TokenSource
 from gptexport_runtime.inputs import PADDING_ID
@@ -56,7 +56,7 @@ def measure_invariances(sides: Sides, shapes: Sequence[Shape], allowed: float, a
     ]
     if all(invariance.passed for invariance in found):
         return found
-    own = _changes(lambda rows: run(sides.eager, _padded(rows)), sides.source, shape, beside)
+    own = _changes(lambda rows: run_eager(sides.eager, _padded(rows)), sides.source, shape, beside)
     return [i if i.passed else replace(i, eager_change=own[i.kind]) for i in found]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from gptexport.casting import cast_copy
+from gptexport.casting import Cast
 from gptexport.parity.measure.float64 import in_float64, uncompiled
 from gptexport.parity.measure.metrics import Ids, Logits
 from gptexport.precision import Precision
@@ -34,12 +34,15 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def eager_in(model: nn.Module, precision: Precision) -> nn.Module:
-    """The model as eager PyTorch runs it in a precision; itself where it is in that already."""
-    dtype = precision.torch_dtype
-    if all(parameter.dtype == dtype for parameter in model.parameters() if parameter.is_floating_point()):
-        return model
-    return cast_copy(model, dtype)
+def eager_in(model: nn.Module, precision: Precision) -> Cast:
+    """The model as eager PyTorch runs it in a precision, while that is open."""
+    return Cast(model, precision.torch_dtype)
+
+
+def run_eager(eager: Cast, ids: Ids) -> Logits:
+    """Logits (B,T,V) of the model in the dtype of the export, as `run` gives them."""
+    with eager as model:
+        return run(model, ids)
 
 
 def run(model: nn.Module, ids: Ids) -> Logits:
@@ -53,9 +56,9 @@ def run_reference(model: nn.Module, ids: Ids) -> Logits | None:
     """Logits (B,T,V) in float64; None where the model does not run in it.
 
     What an operation cannot do in float64 it does in float32, and the forward goes on in float64. A forward that
-    breaks nevertheless is run as a copy whose weights are float64.
+    breaks nevertheless is run with its weights in float64.
     """
-    for compute in (_widened, _copied):
+    for compute in (_widened, _cast):
         try:
             found = compute(model, ids)
         except (RuntimeError, TypeError, NotImplementedError, AssertionError):  # a user's forward may check its dtypes
@@ -70,5 +73,6 @@ def _widened(model: nn.Module, ids: Ids) -> Logits:
         return run(model, ids)
 
 
-def _copied(model: nn.Module, ids: Ids) -> Logits:
-    return run(cast_copy(model, torch.float64), ids)
+def _cast(model: nn.Module, ids: Ids) -> Logits:
+    with Cast(model, torch.float64):
+        return run(model, ids)

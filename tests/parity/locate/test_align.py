@@ -13,6 +13,7 @@ import torch.nn as nn
 from onnx import TensorProto, helper, numpy_helper
 
 from gptexport.architectures.module import ARCHITECTURE, ModuleConfig
+from gptexport.casting import Cast
 from gptexport.checkpoints import Checkpoint
 from gptexport.export import export_onnx
 from gptexport.parity.locate.align import Boundary, find_boundaries
@@ -139,7 +140,7 @@ def test_what_a_module_of_ones_own_holds_is_proved_on_a_right_graph(own: tuple[n
     index = GraphIndex(onnx.load(str(graph), load_external_data=False).graph)
     certain = {name: boundary.certain for name, boundary in find_boundaries(index, model).items()}
     assert certain == {"emb": False, "norm": False, "head": True}
-    proven = prove_boundaries(model, graph, IDS, FLOAT32, eager=model)
+    proven = prove_boundaries(model, graph, IDS, FLOAT32, eager=Cast(model, torch.float32))
     assert proven == {HookCall("norm", "out")}
 
 

@@ -11,6 +11,9 @@ from gptexport_runtime.backends.ort.package import SILENT, first_line, import_on
 from gptexport_runtime.backends.ort.providers.provider import Provider
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError
 
+# ONNX Runtime 1.31.1 crashes in it (SIGSEGV) on some graphs in float16; it has nothing to do for a graph without them.
+FOR_CONVOLUTIONS = ["NchwcTransformer"]
+
 
 def open_session(
     model: Path | bytes,
@@ -58,7 +61,9 @@ def open_session(
         session_options.add_session_config_entry(key, value)
     arguments = provider.attach(ort, session_options, provider.options(options, captures))
     try:
-        session = ort.InferenceSession(source, session_options, **arguments, enable_fallback=0)
+        session = ort.InferenceSession(
+            source, session_options, **arguments, disabled_optimizers=FOR_CONVOLUTIONS, enable_fallback=0
+        )
     except Exception as error:
         raise _load_error(ort, path, provider, error) from error
     session.disable_fallback()  # a run that fails on CUDA would be repeated on the CPU
