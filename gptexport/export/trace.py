@@ -17,7 +17,7 @@ import torch.nn as nn
 
 from gptexport.errors import ExportError
 from gptexport.export.encoder_mask import mask_as_given
-from gptexport.export.numbers import keep_float32_numbers
+from gptexport.export.program import keep_float32_numbers, say_grouped_queries
 from gptexport.export.rewrites import Audit
 from gptexport.recipe import DEFAULT_OPSET
 from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
@@ -30,6 +30,9 @@ WHOLE_OPS = {
     "layer_norm": ("LayerNormalization", 17),
     "gelu": ("Gelu", 20),
 }
+
+
+FEW = 64  # integers or booleans that belong to the structure
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def trace_logits(model: nn.Module, *, block_size: int, opset: int = DEFAULT_OPSE
         raise ExportError(f"block_size is {block_size}; a graph with a dynamic T needs at least 2.")
     with _quiet_exporter():
         program, longest = _export_program(_Float32Logits(model).eval(), block_size)
+        say_grouped_queries(program)
         keep_float32_numbers(program)
         try:
             onnx_program = torch.onnx.export(
@@ -136,12 +140,13 @@ def _take_weights(graph: ir.Graph) -> dict[str, torch.Tensor]:
     """Part the weights from the structure. The exporter's own constants, shape arithmetic, stay in the graph.
 
     Two reasons: constant folding would store Transpose(weight) as a second copy under another name, and
-    onnxscript's rewrite rules keep the last graph they saw for ever, with all that it holds.
+    onnxscript's rewrite rules keep the last graph they saw for ever, with all that it holds. A few integers, such as
+    the list of `x[:, [0, -1]]`, stay as well: shape inference wants to read them, and reads no other file.
     """
     weights = {}
     for name, value in graph.initializers.items():
         raw = getattr(value.const_value, "raw", None)
-        if isinstance(raw, torch.Tensor):
+        if isinstance(raw, torch.Tensor) and (raw.is_floating_point() or raw.is_complex() or raw.numel() > FEW):
             weights[name] = raw.detach()
             value.const_value = None
     return weights

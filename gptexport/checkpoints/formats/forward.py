@@ -13,16 +13,20 @@ Key = int | str | None  # where the logits are in what forward returns; None: it
 
 
 class LogitsOf(nn.Module):
-    """The logits alone of a module that returns them among other things."""
+    """The logits alone of a module that returns them among other things.
+
+    One of transformers would fill a cache at every call, and take its size for a number of the forward.
+    """
 
     def __init__(self, module: nn.Module, *, key: Key = None, keep: int | None = None) -> None:
         super().__init__()
         self.module = module
+        self.options = {"use_cache": False} if "use_cache" in _parameters(module) else {}
         self.key = key
         self.keep = keep  # the first `keep` logits, for a padded vocabulary
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
-        logits = pick(self.module(idx), self.key)  # (B,T,V)
+        logits = pick(self.module(idx, **self.options), self.key)  # (B,T,V)
         return logits if self.keep is None else logits[..., : self.keep]
 
 
@@ -36,6 +40,13 @@ def pick(output: Any, key: Key) -> torch.Tensor:
         found = output[key]
     logits: torch.Tensor = found
     return logits
+
+
+def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):  # of something that is not Python
+        return {}
 
 
 def check_signature(module: nn.Module, source: str) -> None:

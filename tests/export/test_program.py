@@ -1,4 +1,4 @@
-"""Numbers of a forward in 16-bit graphs: as exact as PyTorch keeps them."""
+"""A program on its way to the exporter: its numbers as exact as PyTorch keeps them, its key head shared."""
 
 from __future__ import annotations
 
@@ -141,3 +141,31 @@ def test_float16_on_the_cpu_does_not_crash(tmp_path: Path) -> None:
     export_onnx(load_checkpoint(f"{source}:model", block_size=8), tmp_path / "gpt", dtype="float16")
     with load(tmp_path / "gpt") as gpt:
         assert gpt.last_logits([[1, 2]]).shape == (1, 11)
+
+
+class OneKeyHead(nn.Module):
+    """One head of keys and values for all queries, broadcast by scaled_dot_product_attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.head = nn.Embedding(11, 16), nn.Linear(16, 11)
+        self.q, self.kv = nn.Linear(16, 16), nn.Linear(16, 8)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.emb(idx)
+        B, T, _ = x.shape
+        q = self.q(x).view(B, T, 4, 4).transpose(1, 2)
+        k, v = self.kv(x).view(B, T, 1, 8).transpose(1, 2).chunk(2, -1)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.head(y.transpose(1, 2).reshape(B, T, 16))
+
+
+def test_a_key_head_for_all_queries_is_kept_one() -> None:
+    trace = trace_logits(OneKeyHead().eval(), block_size=8)
+    (attention,) = (node for node in trace.graph if node.op_type == "Attention")
+    assert attention.inputs[1] is not None and str(attention.inputs[1].shape) == "[B,1,T,4]"
+
+
+def test_a_list_of_indices_is_structure_and_no_weight() -> None:
+    trace = trace_logits(Apart(lambda x: x[..., [3, 0, 1, 2]]).eval(), block_size=8)
+    assert all(weight.is_floating_point() for weight in trace.weights.values())

@@ -1,4 +1,4 @@
-"""Numbers of a forward in a 16-bit graph: what PyTorch multiplies by in float32 stays float32.
+"""A PyTorch program on its way to the exporter, which would round its numbers and refuse a shared key head.
 
 PyTorch computes `x * 0.797884` of 16-bit x in float32 and rounds the product once; ONNX's Mul takes operands of one
 type, so the exporter rounds the number first: 0.797884 becomes 0.796875 in bfloat16.
@@ -13,6 +13,15 @@ from torch.fx.node import map_arg
 HALF = (torch.float16, torch.bfloat16)
 # These choose or bound, and round what they choose: the number may as well be rounded before.
 CHOOSING = {"masked_fill", "where", "clamp", "clamp_min", "clamp_max", "maximum", "minimum"}
+
+
+def say_grouped_queries(program: torch.export.ExportedProgram) -> None:
+    """One key head for all queries, which scaled_dot_product_attention broadcasts (Falcon), is said to be grouped."""
+    for node in program.graph_module.graph.nodes:
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+            query, key, value = (argument.meta["val"] for argument in node.args[:3])
+            if query.dim() == 4 and query.shape[1] != 1 and key.shape[1] == value.shape[1] == 1:
+                node.kwargs = {**node.kwargs, "enable_gqa": True}
 
 
 def keep_float32_numbers(program: torch.export.ExportedProgram) -> None:
