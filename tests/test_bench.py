@@ -7,37 +7,72 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
-import gptexport.bench as bench
 from gptexport.architectures.gpt2 import GPTConfig, forward_flops
-from gptexport.bench_chart import speed_chart
-from gptexport_runtime import ExecutionError
+from gptexport.bench.chart import Bar, speed_chart
+from gptexport.bench.machine import memory_of, sgemm_rate
+from gptexport.bench.measure import Ratio, Side, measure, ratio_of
+from gptexport.bench.worker import Burst, Ids, Shape, burst, random_ids, workers
+from gptexport_runtime import ArtifactError, ExecutionError
 
 
-def test_ratios_are_paired_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def side(cost: Callable[[], float], preempted: float = 0.0) -> Side:
+    """A side whose calls take so many seconds."""
+
+    def run(shape: Shape, *, settle: float, spend: float) -> Burst:
+        assert shape == (2, 3)
+        return Burst([cost() * (100 if settle == 0 else 1)] * 3, preempted)
+
+    return run
+
+
+def test_ratios_are_paired_within_rounds_and_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine slows down tenfold halfway: the ratio does not notice."""
-    clock = 0.0
-    ran: list[str] = []
-
-    def candidate(name: str, cost: float) -> Callable[[np.ndarray], None]:
-        def run(ids: np.ndarray) -> None:
-            nonlocal clock
-            assert ids.shape == (2, 3)
-            ran.append(name)
-            clock += cost * (10 if len(ran) > 6 else 1)
-
-        return run
-
-    monkeypatch.setattr(time, "perf_counter", lambda: clock)
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    candidates = {"fast": candidate("fast", 1.0), "slow": candidate("slow", 4.0)}
-    fast, slow = bench.measure(candidates, [(2, 3)], vocab_size=5, baseline="slow", rounds=5)
-    assert ran == ["fast", "slow"] * 6
-    assert (fast.speed_ratio, slow.speed_ratio) == (4.0, 1.0)
-    assert (fast.fastest, fast.median, fast.tokens_per_second) == (1.0, 10.0, 0.6)
-    assert fast.gemm_fraction is None
+    paired = {"fast": [1.0, 1.0, 10.0], "slow": [4.0, 4.0, 40.0]}
+    assert ratio_of(paired["slow"], paired["fast"]) == Ratio(4.0, 4.0, 4.0, noisy=False)
+    fast, slow = measure({"fast": side(lambda: 1.0), "slow": side(lambda: 4.0)}, [(2, 3)], baseline="slow", rounds=5)
+    assert (fast.ratio.median, slow.ratio.median) == (4.0, 1.0)
+    assert (fast.warm, fast.cold, fast.tokens_per_second) == (1.0, 100.0, 6.0)
+    assert fast.gemm_fraction is None and not fast.ratio.noisy
+
+
+@pytest.mark.parametrize(
+    ("own", "preempted"), [([1.0, 1.0, 1.0, 1.0], 500.0), ([1.0, 3.0, 1.0, 3.0], 0.0)], ids=["busy", "far apart"]
+)
+def test_a_ratio_that_noise_makes_worthless_is_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, own: list[float], preempted: float
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    costs = iter([1.0, *own, *own])
+    sides = {"own": side(lambda: next(costs), preempted), "other": side(lambda: 2.0)}
+    assert measure(sides, [(2, 3)], baseline="other", rounds=4)[0].ratio.noisy
+
+
+def test_what_settles_does_not_count() -> None:
+    """The first calls of a burst are slow, as those of a cold program are."""
+    calls = 0
+
+    def run(_ids: Ids) -> None:
+        nonlocal calls
+        calls += 1
+        time.sleep(0.03 if calls <= 2 else 0.001)
+
+    ids = random_ids((1, 2), 5)
+    assert max(burst(run, ids, settle=0.05, spend=0.02).seconds) < 0.02
+    calls = 0
+    assert len(burst(run, ids, settle=0, spend=0).seconds) == 1
+
+
+def test_a_side_is_a_process_of_its_own_and_fails_as_itself(tmp_path: Path) -> None:
+    with workers(
+        {"own": {"side": "session", "artifact": str(tmp_path / "none"), "device": "cpu", "threads": 1}}
+    ) as made:
+        with pytest.raises(ArtifactError, match="none does not exist"):
+            made["own"].ready()
+        process = made["own"].process
+    assert process.poll() is not None
 
 
 def test_flops_of_gpt2() -> None:
@@ -50,11 +85,11 @@ def test_flops_of_gpt2() -> None:
 
 
 def test_sgemm_rate_is_a_rate() -> None:
-    assert 1e8 < bench.sgemm_rate(1, tries=2) < 1e14
+    assert 1e8 < sgemm_rate(1, tries=2) < 1e14
 
 
 def test_bars_are_as_long_as_their_speeds() -> None:
-    row = {"gptexport": (2.0, "1 ms"), "<eager>": (1.0, "2 ms")}
+    row = {"gptexport": Bar(2.0, 1.9, 2.2, 0.001), "<eager>": Bar(1.0, 1.0, 1.0, 0.002)}
     svg = ElementTree.fromstring(speed_chart("A & B", "<eager>", {"1×1": row}))
     widths = [float(bar.attrib["width"]) for bar in svg.iter("{http://www.w3.org/2000/svg}rect") if "y" in bar.attrib]
     assert widths[0] == pytest.approx(2 * widths[1], rel=0.01)
@@ -62,4 +97,4 @@ def test_bars_are_as_long_as_their_speeds() -> None:
 
 def test_memory_of_what_fails_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ExecutionError, match="does not exist"):
-        bench.memory_of(tmp_path / "none", "cpu", 1, (1, 1))
+        memory_of(tmp_path / "none", "cpu", 1, (1, 1))

@@ -15,14 +15,15 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gptexport.architectures.gpt2 import forward_flops
-from gptexport.bench import sgemm_rate
-from gptexport.bench_chart import speed_chart
+from gptexport.bench.chart import Bar, speed_chart
+from gptexport.bench.machine import sgemm_rate
+from gptexport.bench.measure import ratio_of
 from scripts.bench.models import SIZES
 from scripts.bench.peers import PEERS, prepare, vocab_size
 from scripts.bench.tables import Shape, options, shapes_of, speed, table, write
@@ -138,13 +139,16 @@ def beside_fastest(seconds: Seconds[Shape]) -> dict[Shape, tuple[str, float]]:
 
 def chart(seconds: Seconds[Shape], size: str) -> str:
     """Every peer's speed relative to the baseline's, as bars."""
-    speeds: dict[str, dict[str, tuple[float, str]]] = {}
+    speeds: dict[str, dict[str, Bar]] = {}
     for (B, T), by_name in seconds.items():
         base = by_name.get(BASELINE) or next(iter(by_name.values()))
-        speeds[f"{B}×{T}"] = {
-            name: (speed(each, base), f"{1e3 * statistics.median(each):,.0f} ms") for name, each in by_name.items()
-        }
+        speeds[f"{B}×{T}"] = {name: _bar(each, base) for name, each in by_name.items()}
     return speed_chart(f"Logits of GPT-2 {size}, {os.cpu_count()} cores", BASELINE, speeds)
+
+
+def _bar(seconds: Sequence[float], baseline: Sequence[float]) -> Bar:
+    ratio = ratio_of(baseline, seconds)
+    return Bar(ratio.median, ratio.low, ratio.high, statistics.median(seconds), noisy=ratio.noisy)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gptexport.architectures.gpt2 import GPTConfig
-from gptexport.bench import sgemm_rate
+from gptexport.bench.machine import sgemm_rate
 from gptexport.export.rewrites import Audit, Rewrite
 from gptexport.export.targets import CPU, PORTABLE, Target
 from gptexport.precision import Precision

@@ -1,94 +1,21 @@
-"""How fast is it, beside what: interleaved rounds and paired ratios, because a machine's speed drifts.
-
-In every round each candidate runs once, one after the other; a ratio is taken within a round, the median over rounds.
-"""
+"""What the machine can do: its matrix products, and how much memory an artifact takes of it."""
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 
 from gptexport_runtime import ExecutionError
 from gptexport_runtime.backends.ort.package import import_onnxruntime
 
-Ids = npt.NDArray[np.int64]
 Shape = tuple[int, int]
-Candidate = Callable[[Ids], object]  # one forward of ids (B,T) to logits
-
-WARM_UP = 1  # rounds that are not counted
-PAUSE = 0.1  # seconds before each run: the threads of the one before go on spinning for a while, and take its cores
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """One candidate at one shape. Times in seconds."""
-
-    name: str
-    shape: Shape
-    median: float
-    fastest: float
-    speed_ratio: float  # the baseline's time divided by this one's, median over rounds; above 1 is faster
-    tokens_per_second: float
-    gemm_fraction: float | None  # of `sgemm_rate`; None where that, or the model's FLOPs, are not known
-
-
-def measure(
-    candidates: Mapping[str, Candidate],
-    shapes: Sequence[Shape],
-    *,
-    vocab_size: int,
-    baseline: str,
-    rounds: int,
-    flops: Callable[[int, int], float] | None = None,
-    sgemm: float | None = None,
-    progress: Callable[[str], None] = lambda _step: None,
-) -> list[Timing]:
-    """Time every candidate at every shape, in turn within each round.
-
-    Args:
-        baseline: the candidate that the others' speed is given relative to.
-        rounds: counted rounds; one more comes first, to warm up.
-        flops: of a forward of (B,T), where the architecture's are known.
-        sgemm: FLOP/s of the machine.
-    """
-    timings = []
-    for B, T in shapes:
-        progress(f"B,T = {B},{T}: {rounds} rounds of {', '.join(candidates)}")
-        ids = np.random.default_rng(0).integers(0, vocab_size, (B, T))
-        seconds: dict[str, list[float]] = {name: [] for name in candidates}
-        for counted in range(-WARM_UP, rounds):
-            for name, run in candidates.items():
-                time.sleep(PAUSE)
-                began = time.perf_counter()
-                run(ids)
-                spent = time.perf_counter() - began
-                if counted >= 0:
-                    seconds[name].append(spent)
-        ideal = flops(B, T) / sgemm if flops is not None and sgemm is not None else None
-        for name, spent_each in seconds.items():
-            median = statistics.median(spent_each)
-            ratios = [base / own for base, own in zip(seconds[baseline], spent_each, strict=True)]
-            timings.append(
-                Timing(
-                    name=name,
-                    shape=(B, T),
-                    median=median,
-                    fastest=min(spent_each),
-                    speed_ratio=statistics.median(ratios),
-                    tokens_per_second=B * T / median,
-                    gemm_fraction=ideal / median if ideal is not None else None,
-                )
-            )
-    return timings
+WARM_UP = 1  # runs that are not counted
 
 
 def sgemm_rate(threads: int, *, size: tuple[int, int, int] = (1024, 768, 3072), tries: int = 5) -> float:
@@ -97,6 +24,8 @@ def sgemm_rate(threads: int, *, size: tuple[int, int, int] = (1024, 768, 3072), 
     The fastest of some tries: the yardstick of what its kernels reach here, not the hardware's limit. The second matrix
     is a weight, packed beforehand as in the model. Numpy's product is no yardstick: its BLAS may not know the machine.
     """
+    import onnx
+
     onnxruntime = import_onnxruntime()
     rows, inner, columns = size
     random = np.random.default_rng(0)
