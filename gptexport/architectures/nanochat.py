@@ -69,6 +69,11 @@ class NanochatConfig:
         return self.n_embd // self.n_head
 
     @property
+    def attn_scale(self) -> float:
+        """What attention scores are multiplied by before the softmax, with the gain of queries and that of keys."""
+        return self.qk_gain**2 * self.head_size**-0.5
+
+    @property
     def parameters(self) -> int:
         """How many numbers the model holds."""
         C, V, L = self.n_embd, self.vocab_size, self.n_layer
@@ -101,7 +106,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         C, D = config.n_embd, config.head_size
         self.n_head, self.n_kv_head, self.head_size = config.n_head, config.n_kv_head, D
-        self.window, self.gain = config.window(layer), config.qk_gain
+        self.window, self.scale = config.window(layer), config.attn_scale
         self.value_channels, self.value_gain = config.value_channels, config.value_gain
         self.c_q = nn.Linear(C, config.n_head * D, bias=False)
         self.c_k = nn.Linear(C, config.n_kv_head * D, bias=False)
@@ -121,8 +126,8 @@ class CausalSelfAttention(nn.Module):
             gate = self.value_gain * torch.sigmoid(self.ve_gate(x[..., : self.value_channels]))  # (B,T,n_kv_head)
             v = v + gate[..., None] * values.view(B, T, self.n_kv_head, self.head_size)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B,heads,T,D)
-        q, k = norm(rotate(q, cos, sin)) * self.gain, norm(rotate(k, cos, sin)) * self.gain
-        y = causal_attention(q, k, v, window=self.window)
+        q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
+        y = causal_attention(q, k, v, window=self.window, scale=self.scale)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # heads side by side again
 
 

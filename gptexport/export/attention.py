@@ -55,19 +55,13 @@ class Attention:
     @property
     def packed(self) -> ir.Value | None:
         """(B,T,(n_head + 2 n_kv_head) * head_size): the projection that is split into q, k and v in this order."""
-        parts = [self._side_by_side(heads) for heads in (self.query, self.key, self.value)]
+        parts = [_side_by_side(heads) for heads in (self.query, self.key, self.value)]
         split = producer(parts[0])
         if split is None or split.op_type != "Split" or list(split.outputs) != parts:
             return None
         whole = split.inputs[0]
         width = (self.n_head + 2 * self.n_kv_head) * self.head_size
         return whole if whole is not None and _last_dim(whole) == width else None
-
-    @property
-    def sides(self) -> tuple[ir.Value, ir.Value, ir.Value] | None:
-        """q, k and v (B,T,width) as the projections made them, heads side by side; None where one came otherwise."""
-        q, k, v = (self._side_by_side(heads) for heads in (self.query, self.key, self.value))
-        return (q, k, v) if q is not None and k is not None and v is not None else None
 
     @property
     def merged(self) -> ir.Value | None:
@@ -82,31 +76,20 @@ class Attention:
         width = self.n_head * self.head_size
         return out if out.shape is not None and len(out.shape) == 3 and out.shape[-1] == width else None
 
-    def _side_by_side(self, heads: ir.Value) -> ir.Value | None:
-        """The (B,T,width) that was cut into heads (B,n,T,head_size), one head after the other."""
-        turned = heads.producer()
-        if turned is None or turned.op_type != "Transpose" or _perm(turned) != HEADS_FIRST:
-            return None
-        cut = turned.inputs[0]
-        source = input_of(cut, "Reshape")
-        if cut is None or source is None or source.shape is None or heads.shape is None or cut.shape is None:
-            return None
-        _, n, _, size = heads.shape
-        whole = isinstance(n, int) and isinstance(size, int) and source.shape[-1] == n * size
-        return source if whole and len(source.shape) == 3 and source.shape[:2] == cut.shape[:2] else None
-
 
 def flatten(tape: Tape, heads: ir.Value) -> ir.Value:
-    """(B,T,n * head_size) of heads (B,n,T,head_size): what was turned to make them, where they were turned."""
+    """(B,T,n * head_size) of heads (B,n,T,head_size): what a projection made, where nothing was done to it since."""
+    if (source := _side_by_side(heads)) is not None:
+        return source
     turned = heads.producer()
     if turned is not None and turned.op_type == "Transpose" and _perm(turned) == HEADS_FIRST:
         by_position = turned.inputs[0]
     else:
         by_position = tape.op("Transpose", [heads], {"perm": HEADS_FIRST})
     assert by_position is not None and heads.shape is not None
-    flat = tape.op("Reshape", [by_position, constant(tape, [0, 0, -1])])
     _, n, _, size = heads.shape
     assert isinstance(n, int) and isinstance(size, int)
+    flat = tape.op("Reshape", [by_position, constant(tape, [0, 0, n * size])])  # a width that can be inferred
     flat.type, flat.shape = heads.type, ir.Shape([heads.shape[0], heads.shape[2], n * size])
     return flat
 
@@ -138,6 +121,20 @@ def describe(node: ir.Node) -> Attention | None:
 def attentions(graph: ir.Graph) -> list[Attention]:
     """Every node that `describe` knows, in the order of the layers."""
     return [found for node in graph if (found := describe(node)) is not None]
+
+
+def _side_by_side(heads: ir.Value) -> ir.Value | None:
+    """The (B,T,width) that was cut into heads (B,n,T,head_size), one head after the other."""
+    turned = heads.producer()
+    if turned is None or turned.op_type != "Transpose" or _perm(turned) != HEADS_FIRST:
+        return None
+    cut = turned.inputs[0]
+    source = input_of(cut, "Reshape")
+    if cut is None or source is None or source.shape is None or heads.shape is None or cut.shape is None:
+        return None
+    _, n, _, size = heads.shape
+    whole = isinstance(n, int) and isinstance(size, int) and source.shape[-1] == n * size
+    return source if whole and len(source.shape) == 3 and source.shape[:2] == cut.shape[:2] else None
 
 
 def _batch(heads: ir.Value) -> int | ir.SymbolicDim | None:

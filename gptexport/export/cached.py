@@ -34,14 +34,20 @@ Visible = Callable[["CachedStep", Tape], ir.Value]  # makes the mask (B,1,T,S): 
 
 
 @dataclass(frozen=True, eq=False)
-class CachedLayer:
-    """One layer's attention, and its cache before and after the step: each (B,n_kv_head,S,head_size)."""
+class LayerCache:
+    """What a layer keeps of each token, before and after the step: each (B,n_kv_head,S,head_size)."""
 
-    attention: Attention
     past_key: ir.Value
     past_value: ir.Value
     present_key: ir.Value
     present_value: ir.Value
+
+
+@dataclass(frozen=True, eq=False)
+class CachedLayer(LayerCache):
+    """One layer's attention, and its cache."""
+
+    attention: Attention
     visible: Visible
 
 
@@ -61,7 +67,7 @@ class CachedStep:
         self._made: dict[object, object] = {}
         self._last: ir.Node | None = None
 
-    def begin(self, layers: Sequence[CachedLayer]) -> None:
+    def begin(self, layers: Sequence[LayerCache]) -> None:
         """Put the positions into the graph; past_lengths and the layers' caches become its inputs."""
         self.graph.inputs.append(self.past_lengths)
         self.graph.inputs.extend(value for layer in layers for value in (layer.past_key, layer.past_value))

@@ -43,6 +43,11 @@ def number(value: ir.Value | None) -> int | None:
     return int(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
 
 
+def is_number(value: ir.Value) -> bool:
+    """One number that the graph itself holds."""
+    return value.const_value is not None and value.const_value.size == 1
+
+
 def is_vector(value: ir.Value | None) -> bool:
     """A weight of one axis, such as a bias."""
     return value is not None and value.is_initializer() and value.shape is not None and len(value.shape) == 1

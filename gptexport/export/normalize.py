@@ -8,6 +8,7 @@ import torch.nn as nn
 
 import gptexport
 from gptexport.export.rewrites.in_float32 import widen_what_onnx_lacks
+from gptexport.export.rewrites.unit_scale import shrink_scales
 from gptexport.export.trace import Trace
 from gptexport_runtime.contract.names import META_BLOCK_SIZE, META_VOCAB_SIZE
 
@@ -16,6 +17,7 @@ def normalize(trace: Trace, module: nn.Module, *, block_size: int, vocab_size: i
     """Rewrite `trace`, of `module`, in place. Any ONNX backend of its opset runs the result."""
     _name_weights(trace, module)
     _transpose_weights(trace)
+    shrink_scales(trace)
     widen_what_onnx_lacks(trace.graph)
     model = trace.model
     _strip_metadata(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from gptexport.errors import ExportError
@@ -31,11 +33,14 @@ REDUCTIONS = {"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "R
 PRODUCTS = {"MatMul": -1, "DynamicQuantizeMatMul": -1, "Gemm": 1}  # over this axis of the first input
 
 
-def check_positionwise(graph: ir.Graph, on_tokens: set[ir.Value], *, but: set[ir.Value]) -> None:
+def check_positionwise(
+    graph: ir.Graph, on_tokens: set[ir.Value], *, but: set[ir.Value], known: Collection[ir.Node] = ()
+) -> None:
     """Every operation on tokens treats positions alike, attention aside.
 
     Args:
         but: values whose readers are ours.
+        known: nodes that are dealt with otherwise.
 
     Raises:
         ExportError: one looks across positions, or may.
@@ -46,6 +51,7 @@ def check_positionwise(graph: ir.Graph, on_tokens: set[ir.Value], *, but: set[ir
             for node in graph
             if any(value in on_tokens for value in node.inputs)
             and not any(value in but for value in node.inputs)
+            and node not in known
             and _looks_across(node)
         }
     )

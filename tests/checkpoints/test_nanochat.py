@@ -1,8 +1,7 @@
-"""nanochat's checkpoints of every generation, written here from the format's description."""
+"""nanochat's checkpoints of every generation: read to the logits of its description, or refused by name."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,58 +11,11 @@ import torch
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError, UnknownCheckpointError
+from tests.support.nanochat_builders import GENERATIONS, SEQUENCE, H, K, V, nanochat, state_of
 from tests.support.nanochat_reference import Facts, nanochat_logits
 from tests.support.nanogpt_reference import relative_rms
 
-V, PADDED, L, H, K, C, D = 83, 128, 5, 4, 2, 48, 12
-SEQUENCE = 400  # so that every generation has a window of its own
 IDX = torch.arange(SEQUENCE).reshape(1, SEQUENCE) * 29 % V
-GENERATIONS: dict[str, tuple[int, bool, bool, Facts]] = {  # value channels, lambdas, smear, and what is computed
-    "2025-10-13": (0, False, False, Facts(1e4, 1.0, 0.0, (SEQUENCE,) * L, 15.0)),
-    "2026-01-11": (0, True, False, Facts(1e4, 1.0, 0.0, (200, 200, 200, SEQUENCE, SEQUENCE), 15.0)),
-    "2026-01-16": (32, True, False, Facts(1e4, 1.0, 2.0, (200, 200, 200, SEQUENCE, SEQUENCE), 15.0)),
-    "2026-03-09": (12, True, False, Facts(1e5, 1.15, 3.0, (256, 256, 256, SEQUENCE, SEQUENCE), 15.0)),
-    "2026-03-14": (12, True, True, Facts(1e5, 1.2, 3.0, (128, 128, 128, SEQUENCE, SEQUENCE), 15.0)),
-}
-
-
-def state_of(channels: int, lambdas: bool, smear: bool, *, padded: int = PADDED) -> dict[str, torch.Tensor]:
-    """Random weights under nanochat's names, embeddings in bfloat16 as it trains them."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int, scale: float = 0.15) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) * scale
-
-    state = {"transformer.wte.weight": normal(padded, C).bfloat16(), "lm_head.weight": normal(padded, C, scale=1.5)}
-    for layer in range(L):
-        block = f"transformer.h.{layer}"
-        for name, rows in (("c_q", C), ("c_k", K * D), ("c_v", K * D), ("c_proj", C)):
-            state[f"{block}.attn.{name}.weight"] = normal(rows, C)
-        state[f"{block}.mlp.c_fc.weight"] = normal(4 * C, C)
-        state[f"{block}.mlp.c_proj.weight"] = normal(C, 4 * C)
-        if channels and layer % 2 == (L - 1) % 2:
-            state[f"{block}.attn.ve_gate.weight"] = normal(K, channels, scale=0.7)
-            state[f"value_embeds.{layer}.weight"] = normal(padded, K * D).bfloat16()
-    if lambdas:
-        state |= {"resid_lambdas": 1 + normal(L), "x0_lambdas": normal(L, scale=0.4)}
-    if smear:
-        state |= {"smear_gate.weight": normal(1, 24, scale=0.7), "smear_lambda": normal(1, scale=0.7)}
-        state |= {"backout_lambda": normal(1, scale=0.7)}
-    return state
-
-
-def nanochat(
-    folder: Path, state: dict[str, torch.Tensor], *, step: int = 3750, prefix: str = "_orig_mod.", **config: Any
-) -> Path:
-    """`model_003750.pt` and `meta_003750.json`; a field of model_config that is `...` is left out."""
-    fields = {"sequence_len": SEQUENCE, "vocab_size": V, "n_layer": L, "n_head": H, "n_kv_head": K, "n_embd": C}
-    fields = {name: v for name, v in {**fields, "window_pattern": "SSSL", **config}.items() if v is not ...}
-    folder.mkdir(parents=True, exist_ok=True)
-    meta = {"step": step, "val_bpb": 0.81, "model_config": fields, "user_config": {"depth": 5}}
-    (folder / f"meta_{step:06d}.json").write_text(json.dumps(meta))
-    path = folder / f"model_{step:06d}.pt"
-    torch.save({prefix + name: weight for name, weight in state.items()}, path)
-    return path
 
 
 def expected(state: dict[str, torch.Tensor], facts: Facts) -> torch.Tensor:
@@ -131,7 +83,7 @@ def test_inspect_says_what_it_is(tmp_path: Path) -> None:
     [
         ({"n_kv_head": ...}, "model_config lacks n_kv_head"),
         ({"rope_theta": 1e4}, "model_config has rope_theta, which"),
-        ({"n_head": 5}, "n_embd 48 over n_head 5 heads"),
+        ({"n_head": 5}, "n_embd 64 over n_head 5 heads"),
         ({"sequence_len": "400"}, "sequence_len is '400'"),
         ({"window_pattern": "SSX"}, "window_pattern is 'SSX'"),
         ({"vocab_size": 200}, r"mis-shaped\s+transformer\.wte\.weight"),

@@ -22,7 +22,7 @@ from gptexport.export import export_onnx
 from gptexport.export.attention import Attention
 from gptexport.export.cached import group_query_attention, lengths_on_the_device
 from gptexport.export.normalize import normalize
-from gptexport.export.rewrites import Audit, Rewrite
+from gptexport.export.rewrites import Audit, Rewrite, side_by_side
 from gptexport.export.targets import CUDA, TARGETS, kernels
 from gptexport.export.targets.cuda import EFFICIENT, FLASH, MATH
 from gptexport.export.trace import Trace, trace_logits
@@ -233,7 +233,7 @@ def test_a_graph_that_is_wrong_without_any_rewrite_fails_the_export(
 
 
 def test_a_fusion_that_is_missed_fails_the_export(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Attention, "merged", None)
+    monkeypatch.setattr(side_by_side, "attentions", lambda _graph: [])
     with pytest.raises(ExportError, match="Attention: 0 of 3"):
         export_onnx(load_checkpoint(source), tmp_path / "gpt", target="cuda", graphs=["logits"])
 

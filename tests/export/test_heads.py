@@ -141,13 +141,13 @@ class Squashed(nn.Module):
         self.head = nn.Linear(8, 11)
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.head(self.emb(idx)))
+        return torch.sigmoid(self.head(self.emb(idx)))
 
 
 def test_a_head_that_cannot_be_parted_is_refused_only_if_asked_for(tmp_path: Path) -> None:
     trace = trace_logits(Squashed().eval(), block_size=8)
     for name in ("last", "score", "decode"):
-        with pytest.raises(ExportError, match="the forward ends in Tanh; expected a linear head"):
+        with pytest.raises(ExportError, match="the forward ends in Sigmoid; expected a linear head"):
             HEAD_GRAPHS[name].build(trace, Recipe())
     checkpoint = own(Squashed().eval(), block_size=8, vocab_size=11)
     done = export_onnx(checkpoint, tmp_path / "gpt")

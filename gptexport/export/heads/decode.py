@@ -15,10 +15,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from gptexport.errors import ExportError
 from gptexport.export.attention import Attention, attentions
-from gptexport.export.cached import CachedLayer, CachedStep, Visible, attends
+from gptexport.export.cached import CachedLayer, CachedStep, LayerCache, Visible, attends
 from gptexport.export.heads import last
 from gptexport.export.positionwise import check_positionwise
 from gptexport.export.rewrites.positions import count_from, look_up_sizes
+from gptexport.export.shift import layers_needed, read_before, shifts
 from gptexport.export.sizes import Sizes
 from gptexport.export.trace import Trace
 from gptexport.recipe import Recipe
@@ -46,16 +47,24 @@ def build(logits: Trace, recipe: Recipe) -> Trace:
     RemoveUnusedNodesPass()(trace.model)
     look_up_sizes(trace, step.positions, block_size)
     sizes = Sizes(graph, trace.weights, step.positions)
-    check_positionwise(graph, sizes.on_tokens, but=_behind(lengths))
+    moved = shifts(graph)
+    check_positionwise(graph, sizes.on_tokens, but=_behind(lengths), known=moved)
     layers = [
         _layer(number, attention, attends(trace, sizes, attention, block_size))
         for number, attention in enumerate(_attentions(graph))
     ]
-    step.begin(layers)
+    caches: list[LayerCache] = list(layers)
+    kept = {}
+    for node in moved:
+        kept[node] = _kept(node, layers[0].attention, len(caches))
+        caches += kept[node]
+    step.begin(caches)
     attend = recipe.target.attend(recipe.precision)
     for layer in layers:
         attend(step, layer)
-    graph.outputs.extend(value for layer in layers for value in (layer.present_key, layer.present_value))
+    for node, of_node in kept.items():
+        read_before(step, node, of_node)
+    graph.outputs.extend(value for cache in caches for value in (cache.present_key, cache.present_value))
     RemoveUnusedNodesPass()(trace.model)
     trace.audit.update(step.audit)
     return trace
@@ -87,10 +96,19 @@ def _behind(value: ir.Value) -> set[ir.Value]:
 
 
 def _layer(number: int, attention: Attention, visible: Visible) -> CachedLayer:
-    """The attention of a layer, with its past and present keys and values (B, n_kv_head, S, head_size)."""
+    """The attention of a layer, with its past and present keys and values."""
+    past_key, past_value, present_key, present_value = _values(number, attention)
+    return CachedLayer(past_key, past_value, present_key, present_value, attention, visible)
+
+
+def _values(number: int, attention: Attention) -> list[ir.Value]:
+    """Past key and value, present key and value of a layer (B, n_kv_head, S, head_size)."""
     shape = ir.Shape([AXIS_B, attention.n_kv_head, AXIS_S, attention.head_size])
-    past, present = (
-        [ir.Value(name=name, type=attention.key.type, shape=shape) for name in names]
-        for names in (past_names(number), present_names(number))
-    )
-    return CachedLayer(attention, past[0], past[1], present[0], present[1], visible)
+    names = (*past_names(number), *present_names(number))
+    return [ir.Value(name=name, type=attention.key.type, shape=shape) for name in names]
+
+
+def _kept(shift: ir.Node, like: Attention, first: int) -> list[LayerCache]:
+    """Layers of cache for what a token takes of the one before, numbered from `first`."""
+    count = layers_needed(shift, like.n_kv_head, like.head_size)
+    return [LayerCache(*_values(first + i, like)) for i in range(count)]

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from gptexport.errors import ExportError
-from gptexport.export.irtools import is_vector, producer, weight_behind
+from gptexport.export.irtools import is_number, is_vector, producer, weight_behind
 from gptexport.export.trace import Trace
 from gptexport_runtime.contract.heads import Head
 
@@ -16,14 +16,27 @@ MATMULS = ("MatMul", "DynamicQuantizeMatMul")
 
 
 @dataclass(frozen=True)
+class Elementwise:
+    """One operation of a head's tail: of what came before, None among its inputs, and of a number at most."""
+
+    op_type: str
+    inputs: tuple[ir.Value | None, ...]
+    attributes: dict[str, ir.Attr]
+
+    def apply(self, tape: Tape, logits: ir.Value) -> ir.Value:
+        inputs = [logits if value is None else value for value in self.inputs]
+        return tape.op(self.op_type, inputs, self.attributes)
+
+
+@dataclass(frozen=True)
 class LMHead:
-    """logits = Cast(hidden @ weight + bias), the Cast only where the weights are not float32."""
+    """logits = tail(hidden @ weight + bias); the tail casts what is not float32, and squashes where there is a cap."""
 
     hidden: ir.Value  # (B,T,C)
     op: tuple[str, str]  # domain and name: MatMul, or its quantized kind
     weights: list[ir.Value | None]  # what it takes besides: (C,V), and scales where it is quantized
     bias: ir.Value | None  # (V), where it is not inside the quantized kind
-    casts: bool
+    tail: list[Elementwise]  # in their order
     nodes: list[ir.Node]  # of the head, last first
 
     @property
@@ -39,7 +52,9 @@ class LMHead:
         logits = tape.op(name, [rows, *self.weights], domain=domain)
         if self.bias is not None:
             logits = tape.op("Add", [logits, self.bias])
-        return tape.op("Cast", [logits], {"to": ir.DataType.FLOAT}) if self.casts else logits
+        for step in self.tail:
+            logits = step.apply(tape, logits)
+        return logits
 
 
 def without_lm_head(logits: Trace, head: Head) -> tuple[Trace, LMHead]:
@@ -66,9 +81,10 @@ def find_lm_head(graph: ir.Graph) -> LMHead:
     """
     node = graph.outputs[0].producer()
     nodes, bias = [node], None
-    casts = node is not None and node.op_type == "Cast"
-    if node is not None and casts:
-        node = producer(node.inputs[0])
+    tail: list[Elementwise] = []
+    while node is not None and (step := _elementwise(node)) is not None:
+        tail.insert(0, step)
+        node = producer(node.inputs[step.inputs.index(None)])
         nodes.append(node)
     if node is not None and node.op_type == "Add":
         bias = next((value for value in node.inputs if is_vector(value)), None)
@@ -81,7 +97,14 @@ def find_lm_head(graph: ir.Graph) -> LMHead:
             f"the forward ends in {found}; expected a linear head, which alone can be run on fewer positions"
         )
     parts = [part for part in nodes if part is not None]
-    return LMHead(node.inputs[0], (node.domain, node.op_type), list(node.inputs[1:]), bias, casts, parts)
+    return LMHead(node.inputs[0], (node.domain, node.op_type), list(node.inputs[1:]), bias, tail, parts)
+
+
+def _elementwise(node: ir.Node) -> Elementwise | None:
+    """What a node does to each logit by itself, a cast or a part of a softcap; None where it is neither."""
+    inputs = tuple(value if value is not None and is_number(value) else None for value in node.inputs)
+    known = {"Cast": 1, "Tanh": 1, "Mul": 2, "Div": 2}.get(node.op_type) == len(inputs)
+    return Elementwise(node.op_type, inputs, dict(node.attributes)) if known and inputs.count(None) == 1 else None
 
 
 def vocab_of(logits: Trace) -> int:

@@ -1,16 +1,17 @@
-"""Attention over q, k and v (B,T,width) as their projections made them, heads side by side, and so its result.
+"""Attention over q, k and v (B,T,width), heads side by side as their projections made them, and so its result.
 
 The flash kernel of ONNX Runtime's CUDA provider reads this layout; from (B,n_head,T,head_size) it turns q, and the
-result back.
+result back. Queries and keys that rotary positions have turned are put side by side again.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnx_ir.tape import Tape
 
-from gptexport.export.attention import OP_TYPE, attentions
-from gptexport.export.irtools import replace
+from gptexport.export.attention import OP_TYPE, attentions, flatten
 from gptexport.export.rewrites import Audit, Rewrite, counted
+from gptexport.export.rewrites.group_query_attention import take_result
 from gptexport.recipe import Limits
 
 
@@ -19,17 +20,18 @@ def put_heads_side_by_side(graph: ir.Graph, _limits: Limits) -> Audit:
     expected = sum(node.op_type == OP_TYPE and not any(node.inputs[3:]) for node in graph)
     achieved = 0
     for attention in attentions(graph):
-        sides, out = attention.sides, attention.merged
-        if attention.masked or sides is None or out is None:
+        if attention.masked:
             continue
+        tape, merged = Tape(), attention.merged
+        sides = [flatten(tape, heads) for heads in (attention.query, attention.key, attention.value)]
         attributes = [*attention.node.attributes.values()]
         attributes += [
             ir.AttrInt64("q_num_heads", attention.n_head),
             ir.AttrInt64("kv_num_heads", attention.n_kv_head),
         ]
         fused = ir.Node("", OP_TYPE, sides, attributes, num_outputs=1)
-        graph.insert_before(attention.node, fused)
-        replace(out, fused.outputs[0])
+        graph.insert_before(attention.node, [*tape.nodes, fused])
+        take_result(attention, fused.outputs[0], merged if merged is not None else attention.node.outputs[0])
         achieved += 1
     return counted(OP_TYPE, expected, achieved)
 
