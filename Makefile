@@ -1,10 +1,11 @@
-# make demo   set everything up, train a small GPT, export it, check it, run it without torch
+# make demo   set everything up, train a small GPT, export it, check it, run it without torch; ARCH=gpt2, llama, nanochat
 # make test   set everything up and run the tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 SECONDS ?= 90
+ARCH ?= gpt2
 
 .PHONY: demo test lint peers clean
 
@@ -18,9 +19,9 @@ $(VENV)/.done: pyproject.toml runtime/pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.done
-	$(BIN)/python -m scripts.demo.train $(DEMO) --seconds $(SECONDS)
-	$(BIN)/gptexport onnx $(DEMO)/ckpt.pt -o $(DEMO)/gpt --tokenizer bytes --force
-	$(BIN)/gptexport parity $(DEMO)/gpt --against $(DEMO)/ckpt.pt --tokens $(DEMO)/val.bin
+	$(BIN)/python -m scripts.demo.train $(DEMO) --seconds $(SECONDS) --arch $(ARCH)
+	$(BIN)/gptexport onnx "$$(cat $(DEMO)/checkpoint.txt)" -o $(DEMO)/gpt --tokenizer bytes --force
+	$(BIN)/gptexport parity $(DEMO)/gpt --against "$$(cat $(DEMO)/checkpoint.txt)" --tokens $(DEMO)/val.bin
 	$(BIN)/python -m scripts.demo.sample $(DEMO)/gpt
 
 test: $(VENV)/.done

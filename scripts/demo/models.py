@@ -26,6 +26,7 @@ class Demo:
 
     make: Callable[[], nn.Module]  # initialized
     save: Callable[[nn.Module, Path, int, float], Path]  # model, folder, step, loss -> what to export
+    learning_rate: float
 
 
 def _normal(model: nn.Module, n_layer: int, residual: tuple[str, ...]) -> None:
@@ -82,7 +83,7 @@ def make_llama() -> Llama:
 
 def save_llama(model: nn.Module, folder: Path, step: int, loss: float) -> Path:
     """A Hugging Face folder."""
-    out = folder / "llama"
+    out = folder / "hf"
     out.mkdir(exist_ok=True)
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
@@ -133,7 +134,7 @@ def make_nanochat() -> Nanochat:
 
 def save_nanochat(model: nn.Module, folder: Path, step: int, loss: float) -> Path:
     """nanochat's model_*.pt, and meta_*.json beside it."""
-    out = folder / "base_checkpoints" / f"d{NANOCHAT.n_layer}"
+    out = folder / "nanochat" / "base_checkpoints" / f"d{NANOCHAT.n_layer}"
     out.mkdir(parents=True, exist_ok=True)
     names = {"sequence_len": "block_size"} | {
         name: name for name in ("vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
@@ -146,7 +147,7 @@ def save_nanochat(model: nn.Module, folder: Path, step: int, loss: float) -> Pat
 
 
 DEMOS = {
-    "gpt2": Demo(make_gpt2, save_gpt2),
-    "llama": Demo(make_llama, save_llama),
-    "nanochat": Demo(make_nanochat, save_nanochat),
+    "gpt2": Demo(make_gpt2, save_gpt2, learning_rate=4e-3),
+    "llama": Demo(make_llama, save_llama, learning_rate=4e-3),
+    "nanochat": Demo(make_nanochat, save_nanochat, learning_rate=4e-3),
 }

@@ -1,8 +1,9 @@
-"""Train a small byte-level GPT on the text of this Python's own standard library, and save it as nanoGPT would.
+"""Train a small byte-level GPT on the text of this Python's own standard library, and save it as its trainers do.
 
-    python -m scripts.demo.train demo/ --seconds 90
+    python -m scripts.demo.train demo/ --seconds 90 --arch llama
 
-Writes demo/ckpt.pt (nanoGPT's format) and demo/val.bin (held-out text as uint16 ids, nanoGPT's format too).
+Writes a checkpoint to demo/ckpt.pt (nanoGPT's, for gpt2), demo/hf (a Hugging Face folder, for llama) or demo/nanochat,
+its path to demo/checkpoint.txt, and demo/val.bin (held-out text as uint16 ids, as nanoGPT has it).
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
-from gptexport.architectures.gpt2 import GPT, GPTConfig
+from scripts.demo.models import BLOCK_SIZE, DEMOS, VOCAB_SIZE
 
-CONFIG = GPTConfig(block_size=128, vocab_size=256, n_layer=4, n_head=4, n_embd=128, bias=False, gelu="erf")
 BATCH = 12
 WARMUP = 0.05  # of the time
-LEARNING_RATE = 4e-3
 EVAL_EVERY = 10.0  # seconds
 
 
@@ -31,21 +31,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=90.0)
+    parser.add_argument("--arch", choices=DEMOS, default="gpt2")
     args = parser.parse_args()
 
     train, val = split(read_standard_library())
     torch.manual_seed(1337)
-    model = GPT(CONFIG)
-    init_weights(model)
+    demo = DEMOS[args.arch]
+    model = demo.make()
     choose_threads(model, train)
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"training {parameters / 1e6:.1f} M parameters on {len(train) / 1e6:.1f} MB of Python for {args.seconds:.0f} s"
     )
-    step, loss = fit(model, train, val, args.seconds)
-    save(model, args.out, step, loss)
+    step, loss = fit(model, train, val, args.seconds, demo.learning_rate)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = demo.save(model, args.out, step, loss)
+    (args.out / "checkpoint.txt").write_text(f"{path}\n")
     val[: 1 << 20].astype(np.uint16).tofile(args.out / "val.bin")
-    print(f"wrote {args.out / 'ckpt.pt'} and {args.out / 'val.bin'}")
+    print(f"wrote {path} and {args.out / 'val.bin'}")
 
 
 def read_standard_library() -> np.ndarray:
@@ -60,31 +63,23 @@ def split(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return text[:cut], text[cut:]
 
 
-def init_weights(model: GPT) -> None:
-    """GPT-2's initialization: std 0.02, residual projections scaled by 1/sqrt(2 * n_layer)."""
-    for name, p in model.named_parameters():
-        if p.dim() == 2:
-            std = 0.02 / math.sqrt(2 * CONFIG.n_layer) if name.endswith("c_proj.weight") else 0.02
-            torch.nn.init.normal_(p, std=std)
-
-
 def batch(text: np.ndarray, draw: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    starts = draw.integers(0, len(text) - CONFIG.block_size - 1, BATCH)
-    rows = np.stack([text[s : s + CONFIG.block_size + 1] for s in starts]).astype(np.int64)
+    starts = draw.integers(0, len(text) - BLOCK_SIZE - 1, BATCH)
+    rows = np.stack([text[s : s + BLOCK_SIZE + 1] for s in starts]).astype(np.int64)
     return torch.from_numpy(rows[:, :-1]), torch.from_numpy(rows[:, 1:])
 
 
-def loss_of(model: GPT, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(model(x).view(-1, CONFIG.vocab_size), y.reshape(-1))
+def loss_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(model(x).view(-1, VOCAB_SIZE), y.reshape(-1))
 
 
 @torch.no_grad()
-def evaluate(model: GPT, val: np.ndarray) -> float:
+def evaluate(model: nn.Module, val: np.ndarray) -> float:
     draw = np.random.default_rng(7)
     return float(np.mean([loss_of(model, *batch(val, draw)).item() for _ in range(4)]))
 
 
-def choose_threads(model: GPT, text: np.ndarray) -> None:
+def choose_threads(model: nn.Module, text: np.ndarray) -> None:
     """One thread or all, whichever takes a step faster: beside other work, threads that wait for one another crawl."""
     seconds = {}
     x, y = batch(text, np.random.default_rng(0))
@@ -99,17 +94,17 @@ def choose_threads(model: GPT, text: np.ndarray) -> None:
     torch.set_num_threads(min(seconds, key=seconds.__getitem__))
 
 
-def fit(model: GPT, train: np.ndarray, val: np.ndarray, seconds: float) -> tuple[int, float]:
-    """AdamW with warm-up and a cosine that ends when the time does."""
+def fit(model: nn.Module, train: np.ndarray, val: np.ndarray, seconds: float, peak: float) -> tuple[int, float]:
+    """AdamW with warm-up to the learning rate `peak`, and a cosine that ends when the time does."""
     decay = [p for p in model.parameters() if p.dim() == 2]
     rest = [p for p in model.parameters() if p.dim() != 2]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.99))
     draw = np.random.default_rng(1337)
     began = last_eval = time.monotonic()
     step, val_loss = 0, float("nan")
     while (spent := (time.monotonic() - began) / seconds) < 1.0:
-        lr = LEARNING_RATE * min(spent / WARMUP, 0.5 * (1 + math.cos(math.pi * spent)) + 0.02, 1.0)
+        lr = peak * min(spent / WARMUP, 0.5 * (1 + math.cos(math.pi * spent)) + 0.02, 1.0)
         for group in optimizer.param_groups:
             group["lr"] = lr
         loss = loss_of(model, *batch(train, draw))
@@ -130,20 +125,6 @@ def fit(model: GPT, train: np.ndarray, val: np.ndarray, seconds: float) -> tuple
     val_loss = evaluate(model, val)
     print(f"\r{seconds:5.0f} s  step {step:5d}  done          val {val_loss:.3f} nats/byte")
     return step, val_loss
-
-
-def save(model: GPT, out: Path, step: int, loss: float) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    fields = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")
-    model_args = {name: getattr(CONFIG, name) for name in fields} | {"dropout": 0.0}
-    checkpoint = {
-        "model": model.state_dict(),
-        "model_args": model_args,
-        "iter_num": step,
-        "best_val_loss": loss,
-        "config": {},
-    }
-    torch.save(checkpoint, out / "ckpt.pt")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def of_nanochat(since: str, length: int) -> Callable[[Path], Case]:
     def case(folder: Path) -> Case:
         channels, lambdas, smear, facts = GENERATIONS[since]
         state = state_of(channels, lambdas, smear)
-        path = nanochat(folder / "d5", state, **({} if lambdas else {"window_pattern": ...}))
+        pattern: dict[str, Any] = {} if lambdas else {"window_pattern": ...}
+        path = nanochat(folder / "d5", state, **pattern)
         weights: dict[str, Any] = {name: weight.double().numpy() for name, weight in state.items()}
         return Case(
             str(path), lambda ids: nanochat_logits(weights, ids, facts, n_head=H, n_kv_head=K)[..., :V], V, length

@@ -19,7 +19,6 @@ import gptexport_runtime
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
-from gptexport.export.attention import Attention
 from gptexport.export.cached import group_query_attention, lengths_on_the_device
 from gptexport.export.normalize import normalize
 from gptexport.export.rewrites import Audit, Rewrite, side_by_side
