@@ -18,9 +18,21 @@ from gptexport_runtime.contract.model import Description, FileEntry
 from gptexport_runtime.contract.names import MANIFEST_FILE
 from gptexport_runtime.engine_file import read_sidecar
 from gptexport_runtime.errors import ArtifactError
+from gptexport_runtime.files import (
+    DESCRIPTION_BYTES,
+    Identity,
+    as_path,
+    identity,
+    is_file,
+    is_folder,
+    open_regular,
+    read_text,
+    status,
+)
 
 GRAPH_SUFFIX = ".onnx"
 ENGINE_SUFFIX = ".engine"
+DATA_SUFFIX = ".data"  # after a single graph's name: its weights, where they are too large to go inside
 
 
 def is_graph(path: Path) -> bool:
@@ -42,6 +54,7 @@ class Artifact:
     graphs: Mapping[str, Path] = field(default_factory=dict)  # ONNX graphs, by the name of their head
     manifest: Manifest | None = None
     engine: EngineInfo | None = None
+    files: Mapping[Path, Identity] = field(default_factory=dict)  # the graphs and weights, as they were when checked
 
     @property
     def description(self) -> Description | None:
@@ -52,6 +65,26 @@ class Artifact:
     def runs_on(self) -> tuple[str, ...]:
         """The devices that it is for, the usual one first; empty: it does not say, so any may be tried."""
         return self.description.runs_on if self.description else ()
+
+    @property
+    def weights(self) -> Path | None:
+        """The file that its graphs take weights from, as far as that is known."""
+        return next((path for path in self.files if path not in self.graphs.values()), None)
+
+    def check_unchanged(self) -> None:
+        """See that every file is still the one that was checked: a session opens some of them late, and is one model.
+
+        Raises:
+            ArtifactError: one is not.
+        """
+        for path, before in self.files.items():
+            found = status(path)
+            if found is None or identity(found) != before:
+                what = "is gone" if found is None else "was replaced or changed"
+                raise ArtifactError(
+                    f"{path} {what} since the session was opened, which is of the files that were there then. Open "
+                    "another with load()."
+                )
 
 
 def open_artifact(path: str | os.PathLike[str], *, verify: bool = False) -> Artifact:
@@ -66,11 +99,11 @@ def open_artifact(path: str | os.PathLike[str], *, verify: bool = False) -> Arti
     Raises:
         ArtifactError: a file is missing, truncated or changed, or `path` is none of these.
     """
-    path = Path(path)
-    if not path.exists():
+    path = as_path(path).absolute()  # the process may go elsewhere before the last graph is opened
+    if status(path) is None:
         raise ArtifactError(f"{path} does not exist. Expected a bundle folder or an {GRAPH_SUFFIX} file.")
-    if path.is_dir():
-        if not (path / MANIFEST_FILE).is_file():
+    if is_folder(path):
+        if not is_file(path / MANIFEST_FILE):
             raise ArtifactError(
                 f"{path} is not a bundle: it has no {MANIFEST_FILE}. "
                 f"Write one with `gptexport onnx`, or pass an {GRAPH_SUFFIX} file itself."
@@ -78,8 +111,12 @@ def open_artifact(path: str | os.PathLike[str], *, verify: bool = False) -> Arti
         return _open_bundle(path, verify)
     if path.name == MANIFEST_FILE:
         return _open_bundle(path.parent, verify)
+    if not is_file(path):
+        raise ArtifactError(f"{path} is neither a folder nor a regular file.")
     if is_graph(path):
-        return Artifact(path, path, {heads.LOGITS.name: path})
+        data = path.with_name(path.name + DATA_SUFFIX)
+        files = {file: identity(found) for file in (path, data) if (found := status(file)) is not None}
+        return Artifact(path, path, {heads.LOGITS.name: path}, files=files)
     if is_engine(path):
         return Artifact(path, path, engine=read_sidecar(path))
     raise ArtifactError(
@@ -93,10 +130,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ArtifactError: it is missing, damaged, or of another format version.
     """
-    try:
-        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{folder / MANIFEST_FILE} cannot be read: {error}") from error
+    text = read_text(folder / MANIFEST_FILE, DESCRIPTION_BYTES)
     try:
         return Manifest.from_json(text)
     except ArtifactError as error:
@@ -110,34 +144,39 @@ def _open_bundle(folder: Path, verify: bool) -> Artifact:
             f"{folder} has no {heads.LOGITS.name} graph, only {', '.join(manifest.graphs)}. "
             f"Export again with --graphs {heads.LOGITS.name}."
         )
-    for graph in manifest.graphs.values():
-        check_file(folder, graph, check_hash=True)
-    if manifest.weights is not None:
-        check_file(folder, manifest.weights, check_hash=verify)
     graphs = {head: folder / entry.file for head, entry in manifest.graphs.items()}
-    return Artifact(folder, graphs[heads.LOGITS.name], graphs, manifest=manifest)
+    files = {folder / entry.file: check_file(folder, entry, check_hash=True) for entry in manifest.graphs.values()}
+    if (weights := manifest.weights) is not None:
+        files[folder / weights.file] = check_file(folder, weights, check_hash=verify)
+    return Artifact(folder, graphs[heads.LOGITS.name], graphs, manifest=manifest, files=files)
 
 
-def check_file(folder: Path, entry: FileEntry, *, check_hash: bool) -> None:
+def check_file(folder: Path, entry: FileEntry, *, check_hash: bool) -> Identity:
     """Check that a file of a bundle is the one that was written: its size, and its sha256 if asked.
+
+    Returns: which file it was, to know it again.
 
     Raises:
         ArtifactError: it is missing, truncated or changed.
     """
     path = folder / entry.file
-    if not path.is_file():
+    if not is_file(path):
         raise ArtifactError(f"{path} is missing; {MANIFEST_FILE} lists it. Copy the whole folder, or export again.")
-    size = path.stat().st_size
-    if size != entry.bytes:
+    try:
+        with open_regular(path) as file:
+            found = os.fstat(file.fileno())
+            same_size = found.st_size == entry.bytes
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest() if check_hash and same_size else entry.sha256
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not same_size:
         raise ArtifactError(
-            f"{path} has {size} bytes; {MANIFEST_FILE} says {entry.bytes}. "
+            f"{path} has {found.st_size} bytes; {MANIFEST_FILE} says {entry.bytes}. "
             "It is truncated or was replaced: copy the bundle again, or export again."
         )
-    if check_hash:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if sha256 != entry.sha256:
-            raise ArtifactError(
-                f"{path} has sha256 {sha256}; {MANIFEST_FILE} says {entry.sha256}. "
-                "It was damaged or replaced: copy the bundle again, or export again."
-            )
+    if sha256 != entry.sha256:
+        raise ArtifactError(
+            f"{path} has sha256 {sha256}; {MANIFEST_FILE} says {entry.sha256}. "
+            "It was damaged or replaced: copy the bundle again, or export again."
+        )
+    return identity(found)

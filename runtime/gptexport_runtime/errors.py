@@ -1,5 +1,16 @@
 """What can go wrong, by whose doing. Every message says what was got, what was expected and what to do."""
 
+from __future__ import annotations
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value for a message: its repr, cut where it is long; of one that cannot be shown, its type."""
+    try:
+        text = repr(value)
+    except Exception:  # an integer of more digits than Python prints; a __repr__ that fails
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
 
 class GPTExportError(Exception):
     """Base of every error that gptexport and its runtime raise on purpose."""

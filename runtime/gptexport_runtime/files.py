@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import weakref
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
-from gptexport_runtime.errors import ArtifactError, InputError
+from gptexport_runtime.errors import ArtifactError, InputError, shown
+
+DESCRIPTION_BYTES = 16 << 20  # more than any manifest or sidecar has
 
 _PATIENT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO is opened without waiting for its writer
 
@@ -20,7 +23,7 @@ def as_path(value: object, name: str = "path") -> Path:
         InputError: it is neither a string nor a path.
     """
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
-        raise InputError(f"{name} is {value!r:.80}; expected a string or a pathlib.Path.")
+        raise InputError(f"{name} is {shown(value)}; expected a string or a pathlib.Path.")
     return Path(value)
 
 
@@ -43,7 +46,15 @@ def is_file(path: Path) -> bool:
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
-def open_regular(path: Path) -> BinaryIO:
+Identity = tuple[int, int, int, int]  # device, inode, size, time of the last change
+
+
+def identity(found: os.stat_result) -> Identity:
+    """What of a file differs once another has its name, or once it has been written to."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading.
 
     Raises:
@@ -60,6 +71,33 @@ def open_regular(path: Path) -> BinaryIO:
         file.close()
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return file
+
+
+class MappedFile:
+    """A file that ONNX Runtime has mapped into memory: what is written into it changes an open model.
+
+    Replacing it by a rename does not, for the map is of the old file. Freed with the last reference.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError: it cannot be opened."""
+        with open_regular(path) as file:
+            self._handle = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._handle)
+        self.identity = identity(os.fstat(self._handle))
+        self.path = path
+
+    def check(self) -> None:
+        """See that nothing was written into it since. Takes a microsecond.
+
+        Raises:
+            ArtifactError: something was.
+        """
+        if identity(os.fstat(self._handle)) != self.identity:
+            raise ArtifactError(
+                f"{self.path} was written into while a session has it open: its numbers are of no model. Replace files "
+                "by renaming others over them, as gptexport does, and open another session with load()."
+            )
 
 
 def read_small(path: Path, limit: int) -> bytes:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.errors import ContextLengthError, InputError
+from gptexport_runtime.errors import ContextLengthError, InputError, shown
 
 PADDING_ID = 0  # any valid id: nothing before the padding attends to it
 
@@ -48,7 +49,7 @@ def to_batch(ids: object, *, vocab_size: int, block_size: int | None) -> Batch:
         raise InputError(
             f"ids is {_kind(ids)}; expected (B,T) integer token ids. Encode text with the model's tokenizer."
         )
-    if not isinstance(ids, np.ndarray) and hasattr(ids, "__array__"):
+    if not isinstance(ids, np.ndarray) and (hasattr(ids, "__array__") or isinstance(ids, memoryview)):
         ids = _as_array(ids)
     if isinstance(ids, np.ndarray):
         batch = _from_array(ids, block_size)
@@ -60,6 +61,11 @@ def to_batch(ids: object, *, vocab_size: int, block_size: int | None) -> Batch:
     # after the check of the range: it is what makes the conversion of a uint64 safe
     checked = np.ascontiguousarray(batch.ids, dtype=np.int64)
     return batch if checked is batch.ids else Batch(checked, batch.lengths, batch.ragged)
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Is it an integer of `least` or more, not a bool, that 63 bits hold?"""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and least <= int(value) < 1 << 63
 
 
 def check_predicted(batch: Batch, vocab_size: int) -> None:
@@ -78,6 +84,8 @@ def check_predicted(batch: Batch, vocab_size: int) -> None:
 
 
 def _from_array(ids: NDArray[Any], block_size: int | None) -> Batch:
+    if isinstance(ids, np.ma.MaskedArray):
+        raise InputError("ids is a masked array; expected ids that all count. For ragged rows pass a list of lists.")
     if ids.dtype.kind not in "iu":
         advice = " For ragged rows pass a list of lists." if ids.dtype.kind == "O" else " Convert it to int64."
         raise InputError(f"ids has dtype {ids.dtype}; expected integers.{advice}")
@@ -114,6 +122,8 @@ def _row(row: Any, b: int, vocab_size: int) -> NDArray[Any]:
     """One row as a 1-D integer array."""
     if isinstance(row, np.ndarray) or (hasattr(row, "__array__") and not isinstance(row, np.generic)):
         array = _as_array(row)
+        if isinstance(row, np.ma.MaskedArray):
+            raise InputError(f"row {b} of ids is a masked array; expected ids that all count.")
         if array.ndim == 1 and len(array) == 0:
             raise _empty_row(b)
         if array.dtype.kind not in "iu" or array.ndim != 1:
@@ -121,7 +131,8 @@ def _row(row: Any, b: int, vocab_size: int) -> NDArray[Any]:
         return array
     if not isinstance(row, Sequence) or isinstance(row, str | bytes | bytearray):
         raise InputError(f"row {b} of ids is {_kind(row)}; expected a list of ints.")
-    if len(row) == 0:
+    row = list(islice(row, len(row)))  # once, whatever its length says when it is asked again
+    if not row:
         raise _empty_row(b)
     # numpy would read True as 1, and integers past 64 bits as floats or objects
     for t, value in enumerate(row):
@@ -163,7 +174,7 @@ def _check_range(batch: Batch, vocab_size: int) -> None:
 
 def _out_of_range(b: int, t: int, value: int, vocab_size: int) -> InputError:
     return InputError(
-        f"ids[{b}][{t}] is {value}; expected 0 <= id < {vocab_size}, the model's vocab_size. "
+        f"ids[{b}][{t}] is {shown(value)}; expected 0 <= id < {vocab_size}, the model's vocab_size. "
         "Was it encoded with another model's tokenizer?"
     )
 
@@ -176,7 +187,7 @@ def _kind(value: object) -> str:
     """`value` for a message: what it is, and itself where it is short."""
     if value is None:
         return "None"
-    text = repr(value) if isinstance(value, str | bytes | int | float | np.generic) else ""
+    text = shown(value) if isinstance(value, str | bytes | int | float | np.generic) else ""
     name = type(value).__name__
     return f"{'an' if name[0] in 'aeio' else 'a'} {name}" + (f" ({text})" if 0 < len(text) <= 40 else "")
 
@@ -189,7 +200,7 @@ def check_out(out: object, shape: tuple[int, ...]) -> None:
     """
     expected = f"expected a writable, C-contiguous float32 array of shape {shape}"
     if not isinstance(out, np.ndarray):
-        raise InputError(f"out is a {type(out).__name__}; {expected}.")
+        raise InputError(f"out is {_kind(out)}; {expected}.")
     if out.dtype != np.float32 or out.shape != shape:
         raise InputError(f"out is {out.dtype} {out.shape}; {expected}.")
     for flaw, found in (

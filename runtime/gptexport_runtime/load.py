@@ -13,8 +13,11 @@ from gptexport_runtime.backends.ort.providers import AUTO, devices, find_provide
 from gptexport_runtime.backends.tensorrt.backend import open_engine
 from gptexport_runtime.contract.certificate import require_certificate
 from gptexport_runtime.contract.model import ModelInfo
-from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
+from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError, shown
+from gptexport_runtime.inputs import is_count
 from gptexport_runtime.session import Session
+
+MOST_THREADS = 1024
 
 
 def load(
@@ -36,13 +39,14 @@ def load(
         path: a bundle's folder, its `gptexport.json`, an `.onnx` or an `.engine` file.
         device: "cpu", "cuda" or "auto", which is CUDA where CUDA works, else the CPU. "cuda" never falls back to the
             CPU.
-        threads: of the CPU for one call, 1 or more; None: as many as this process may use, so that `taskset` or a
+        threads: of the CPU for one call, 1 to 1024; None: as many as this process may use, so that `taskset` or a
             container's limits choose both how many and which; on a GPU one.
         prepack: keep the weights a second time in memory, laid out as the CPU's kernels read them. False: use them
             as they are in the file, mapped; half the memory, and slower for short inputs.
         spin: threads wait for work without sleeping, for some milliseconds after a call too, which is fastest where the
             cores are this process's alone. False where others want them.
-        verify: check the weights' sha256 too, which reads all of them. Sizes and graphs are always checked.
+        verify: check the weights' sha256 too, which reads all of them. Always checked are the graphs, the weights'
+            size, and that they are of the same export as the graphs, which say so.
         require_parity: open only a bundle or an engine that `gptexport parity` passed, with these very graphs and
             weights; implies `verify`.
         cuda: how ONNX Runtime works on a GPU: CUDA graphs, TF32, memory. None: as `CudaOptions()` says.
@@ -54,9 +58,13 @@ def load(
         InputError: `device` or `threads` is not one of the above.
     """
     if device not in devices():
-        raise InputError(f"device is {device!r}; expected one of {', '.join(devices())}.")
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise InputError(f"threads is {threads!r}; expected an integer of 1 or more, or None for every usable core.")
+        raise InputError(f"device is {shown(device)}; expected one of {', '.join(devices())}.")
+    if threads is not None and (not is_count(threads) or threads > MOST_THREADS):
+        raise InputError(
+            f"threads is {shown(threads)}; expected an integer from 1 to {MOST_THREADS}, or None for every usable core."
+        )
+    if cuda is not None and not isinstance(cuda, CudaOptions):
+        raise InputError(f"cuda is {shown(cuda)}; expected CudaOptions, or None.")
     artifact = open_artifact(path, verify=verify or require_parity)
     if require_parity:
         require_certificate(artifact.path, artifact.description)
@@ -77,7 +85,9 @@ def open_backend(artifact: Artifact, device: str, options: OpenOptions) -> Backe
     provider = find_provider(device, artifact.runs_on)
     if provider is None:
         raise _not_for_this_device(artifact, device)
-    return OrtBackend(provider, artifact.graphs, options)
+    return OrtBackend(
+        provider, artifact.graphs, options, weights=artifact.weights, check_unchanged=artifact.check_unchanged
+    )
 
 
 def _not_for_this_device(artifact: Artifact, device: str) -> BackendUnavailableError:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from gptexport_runtime.backends.base import Backend
 from gptexport_runtime.contract.heads import HEADS, LOGITS, Head
-from gptexport_runtime.errors import InputError
+from gptexport_runtime.errors import InputError, shown
 from gptexport_runtime.generate.cache import Cache
 from gptexport_runtime.inputs import Batch
 
@@ -22,7 +22,7 @@ def find_head(head: Head | str) -> Head:
     """
     found = HEADS.get(head) if isinstance(head, str) else head
     if not isinstance(found, Head):
-        raise InputError(f"head is {head!r}; expected one of {', '.join(HEADS)}, or a Head.")
+        raise InputError(f"head is {shown(head)}; expected one of {', '.join(HEADS)}, or a Head.")
     return found
 
 

@@ -16,12 +16,12 @@ from gptexport_runtime.backends.gpu.dlpack import Borrowed, DeviceLogits
 from gptexport_runtime.contract.heads import DECODE, LAST, LOGITS, SCORE, Head
 from gptexport_runtime.contract.model import ModelInfo
 from gptexport_runtime.contract.names import AXIS_SCORED
-from gptexport_runtime.errors import BackendUnavailableError, InputError, SessionError
+from gptexport_runtime.errors import BackendUnavailableError, InputError, SessionError, shown
 from gptexport_runtime.generate.cache import Cache
 from gptexport_runtime.generate.recompute import RecomputingDecoder
 from gptexport_runtime.generate.sampling import Sampling
 from gptexport_runtime.generate.stream import ENDED, Limits, stream_tokens
-from gptexport_runtime.inputs import Batch, check_out, check_predicted, to_batch
+from gptexport_runtime.inputs import Batch, check_out, check_predicted, is_count, to_batch
 from gptexport_runtime.run_head import find_head, run_head
 from gptexport_runtime.score import Scores
 
@@ -152,23 +152,25 @@ class Session:
         return out
 
     def cache(self, rows: int = 1, *, capacity: int | None = None) -> Cache:
-        """An empty key-value cache of `rows` rows, for `generate` and `stream` to go on from.
+        """An empty key-value cache of `rows` rows, for `generate` and `stream` of this session to go on from.
 
         Args:
             capacity: the most tokens that a row holds; None: block_size.
 
         Raises:
             InputError: a number is below 1, or capacity above block_size.
+            ExecutionError: there is no memory for it.
             BackendUnavailableError: the session has no graph that generates.
             SessionError: the session is closed, or belongs to the parent of this process.
         """
         backend, block_size = self._generating()
         for name, value in (("rows", rows), ("capacity", capacity)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InputError(f"{name} is {value!r}; expected an integer of 1 or more.")
+            if (value is not None or name == "rows") and not is_count(value):
+                raise InputError(f"{name} is {shown(value)}; expected an integer of 1 or more.")
         if capacity is not None and capacity > block_size:
             raise InputError(f"capacity is {capacity}; the model's block_size is {block_size}.")
-        return Cache(self._decoder(backend), rows, capacity or block_size, self.config.vocab_size)
+        decoder, most = self._decoder(backend), int(capacity or block_size)
+        return Cache(decoder, int(rows), most, self.config.vocab_size, owner=backend)
 
     def generate(
         self,
@@ -262,6 +264,8 @@ class Session:
         steps = stream_tokens(
             lambda rows, capacity: self.cache(rows, capacity=capacity), batch, limits, sampling, seed, cache
         )
+        if cache is not None and not cache.is_of(backend):
+            raise InputError("the cache is another session's, which may be of another model. See Session.cache.")
         self._decoder(backend)  # whatever is wrong with it is said now
         return steps
 

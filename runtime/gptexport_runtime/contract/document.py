@@ -13,9 +13,10 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from gptexport_runtime.errors import ArtifactError
+from gptexport_runtime.errors import ArtifactError, shown
 
 _T = TypeVar("_T")
+DEPTH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +43,11 @@ class Format:
             raise ArtifactError(f"{where} is not JSON ({error}). It is damaged: {self.again}.") from error
         if not isinstance(data, dict) or data.get("format") != self.name:
             raise ArtifactError(f'{where} is not {self.what}: expected "format": "{self.name}".')
+        if (unreasonable := _unreasonable(data)) is not None:
+            raise ArtifactError(f"{where} holds {unreasonable}. It is damaged: {self.again}.")
         if data.get("format_version") != self.version:
             raise ArtifactError(
-                f"{where} has format_version {data.get('format_version')!r}; this gptexport reads {self.version}. "
+                f"{where} has format_version {shown(data.get('format_version'))}; this gptexport reads {self.version}. "
                 f"{self.again.capitalize()} with this version, or upgrade gptexport-runtime."
             )
         return data
@@ -62,6 +65,22 @@ class Format:
             return _dataclass(cls, data)
         except _Invalid as error:
             raise ArtifactError(f"{where}{error}. It is damaged: {self.again}.") from error
+
+
+def _unreasonable(data: object) -> str | None:
+    """What in a document no writer writes, and would be in every reader's way: values at any depth, of any size."""
+    waiting = [(data, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > DEPTH:
+            return f"values that are more than {DEPTH} deep"
+        if isinstance(value, int) and value.bit_length() > 63:
+            return f"the number {shown(value, 30)}"
+        if isinstance(value, dict):
+            waiting += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, list):
+            waiting += [(item, depth + 1) for item in value]
+    return None
 
 
 class _Invalid(Exception):
@@ -84,7 +103,7 @@ def _annotations(cls: type) -> dict[str, Any]:
 
 def _dataclass(cls: type[_T], data: object) -> _T:
     if not isinstance(data, dict):
-        raise _Invalid(f"is {_short(data)}; expected an object")
+        raise _Invalid(f"is {shown(data)}; expected an object")
     values = {}
     for item in fields(cls):  # type: ignore[arg-type] # it is a dataclass
         value = data.get(item.name)
@@ -117,7 +136,7 @@ def _value(annotation: Any, value: object) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         return _mapping(arguments[1], value)
     if not isinstance(value, annotation) or (isinstance(value, bool) and annotation is not bool):
-        raise _Invalid(f"is {_short(value)}; expected {_NAMES.get(annotation, annotation.__name__)}")
+        raise _Invalid(f"is {shown(value)}; expected {_NAMES.get(annotation, annotation.__name__)}")
     return value
 
 
@@ -137,10 +156,10 @@ def _one_of(annotations: tuple[Any, ...], value: object) -> Any:
 
 def _tuple(annotations: tuple[Any, ...], value: object) -> tuple[Any, ...]:
     if not isinstance(value, list):
-        raise _Invalid(f"is {_short(value)}; expected a list")
+        raise _Invalid(f"is {shown(value)}; expected a list")
     each = [annotations[0]] * len(value) if annotations[-1] is Ellipsis else list(annotations)
     if len(each) != len(value):
-        raise _Invalid(f"is {_short(value)}; expected a list of {len(each)}")
+        raise _Invalid(f"is {shown(value)}; expected a list of {len(each)}")
     found = []
     for index, (annotation, item) in enumerate(zip(each, value, strict=True)):
         try:
@@ -152,7 +171,7 @@ def _tuple(annotations: tuple[Any, ...], value: object) -> tuple[Any, ...]:
 
 def _mapping(annotation: Any, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _Invalid(f"is {_short(value)}; expected an object")
+        raise _Invalid(f"is {shown(value)}; expected an object")
     found = {}
     for name, item in value.items():
         try:
@@ -163,8 +182,3 @@ def _mapping(annotation: Any, value: object) -> dict[str, Any]:
 
 
 _NAMES = {str: "a string", int: "an integer", bool: "true or false"}
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

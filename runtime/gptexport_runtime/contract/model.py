@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gptexport_runtime.errors import shown
 
-def _positive(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}; expected a positive integer")
+LARGEST = 2**31 - 1  # of any size of a model
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def _check_size(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+        raise ValueError(f"{name} is {shown(value)}; expected an integer from 1 to {LARGEST:,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +31,10 @@ class ModelInfo:
     n_embd: int | None = None
 
     def __post_init__(self) -> None:
-        _positive("vocab_size", self.vocab_size)
+        _check_size("vocab_size", self.vocab_size)
         for name in ("block_size", "input_vocab_size"):
             if getattr(self, name) is not None:
-                _positive(name, getattr(self, name))
+                _check_size(name, getattr(self, name))
 
     @property
     def ids(self) -> int:
@@ -50,8 +56,19 @@ class FileEntry:
     sha256: str
 
     def __post_init__(self) -> None:
-        if not self.file or "/" in self.file or "\\" in self.file or self.file.startswith("."):
-            raise ValueError(f"file is {self.file!r}; expected a plain file name")
+        if not is_plain_name(self.file):
+            raise ValueError(f"file is {shown(self.file)}; expected a plain file name")
+        if self.bytes < 0 or self.bytes.bit_length() > 62:
+            raise ValueError(f"bytes is {shown(self.bytes)}; expected a file's size")
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 is {shown(self.sha256)}; expected 64 hexadecimal digits")
+
+
+def is_plain_name(name: str) -> bool:
+    """Is it the name of a file in the same folder, on any system, and nothing else?"""
+    return (
+        0 < len(name) <= 255 and name.isprintable() and not name.startswith(".") and not set(name) & set('/\\:<>"|?*')
+    )
 
 
 class Description(Protocol):

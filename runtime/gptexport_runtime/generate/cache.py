@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptexport_runtime.backends.base import CacheMemory, Decoder
-from gptexport_runtime.errors import ContextLengthError, InputError, SessionError
-from gptexport_runtime.inputs import PADDING_ID
+from gptexport_runtime.contract.model import LARGEST
+from gptexport_runtime.errors import ContextLengthError, ExecutionError, InputError, SessionError, shown
+from gptexport_runtime.inputs import PADDING_ID, is_count
 
 Ids = NDArray[np.int64]
 
@@ -21,28 +22,44 @@ class Cache:
     """B rows of text that a model has read; `Session.cache` makes one.
 
     It holds the ids too, so that whoever continues them computes only what is new: `generate(ids, cache=cache)` takes
-    the whole text, and finds out itself how much of it is here. A wrong cache costs time, never correctness.
+    the whole text, and finds out itself how much of it is here. A cache of another text costs time, never correctness;
+    one of another session is refused.
 
     One call at a time may use it. Freed by `close`, by leaving a `with`, or with the last reference.
     """
 
     def __init__(
-        self, decoder: Decoder, batch: int, capacity: int, vocab_size: int, *, memory: CacheMemory | None = None
+        self,
+        decoder: Decoder,
+        batch: int,
+        capacity: int,
+        vocab_size: int,
+        *,
+        memory: CacheMemory | None = None,
+        owner: object = None,
     ) -> None:
         """Empty rows.
 
         Args:
             capacity: the most tokens a row can hold.
             memory: of as many rows; None: it is allocated.
+            owner: whose model this is of.
         """
         self.capacity = capacity
         self._decoder = decoder
+        self._owner = owner
         self._vocab_size = vocab_size
-        self._memory: CacheMemory | None = memory or decoder.allocate(batch, capacity)
-        self._ids = np.full((batch, capacity), PADDING_ID, np.int64)
-        self._lengths = np.zeros(batch, np.int64)
         self._busy = threading.Lock()
-        self._step = _StepArrays(batch, vocab_size)
+        try:
+            self._memory: CacheMemory | None = memory or decoder.allocate(batch, capacity)
+            self._ids = np.full((batch, capacity), PADDING_ID, np.int64)
+            self._lengths = np.zeros(batch, np.int64)
+            self._step = _StepArrays(batch, vocab_size)
+        except (MemoryError, ValueError, OverflowError) as error:  # numpy's, of a shape that no memory holds
+            raise ExecutionError(
+                f"there is no memory for a cache of {shown(batch)} rows of up to {capacity} tokens: {error}. Ask for "
+                "fewer rows, or a smaller capacity."
+            ) from error
 
     @property
     def batch(self) -> int:
@@ -58,6 +75,10 @@ class Cache:
         """The tokens of each row."""
         return [row[:length].copy() for row, length in zip(self._ids, self._lengths, strict=True)]
 
+    def is_of(self, owner: object) -> bool:
+        """Is what it holds of this owner's model?"""
+        return self._owner is owner
+
     def rewind(self, lengths: int | Sequence[int] | Ids) -> None:
         """Forget all but the first `lengths` tokens of every row, or of each.
 
@@ -65,21 +86,29 @@ class Cache:
             InputError: negative, more than a row holds, or not one number a row.
         """
         with self.in_use():
-            wanted = np.asarray(lengths)
+            try:
+                wanted = np.asarray(lengths)
+            except (ValueError, OverflowError):  # ragged, or past 64 bits
+                wanted = np.asarray(None)
             if wanted.dtype.kind not in "iu" or wanted.shape not in ((), (self.batch,)):
-                raise InputError(f"lengths is {lengths!r}; expected an int, or one for each of the {self.batch} rows.")
+                raise InputError(
+                    f"lengths is {shown(lengths)}; expected an int, or one for each of the {self.batch} rows."
+                )
             if (wanted < 0).any() or (wanted > self._lengths).any():
                 raise InputError(f"lengths is {wanted.tolist()}; expected 0 to what is held, {self._lengths.tolist()}.")
             self._lengths[:] = wanted
 
     def fork(self, copies: int) -> Cache:
         """A cache of its own with every row there `copies` times, side by side: one prompt, many continuations."""
-        if not isinstance(copies, int) or isinstance(copies, bool) or copies < 1:
-            raise InputError(f"copies is {copies!r}; expected an integer of 1 or more.")
+        if not is_count(copies) or copies > LARGEST:
+            raise InputError(f"copies is {shown(copies)}; expected an integer from 1 to {LARGEST:,}.")
         with self.in_use() as memory:
-            rows = np.repeat(np.arange(self.batch), copies)
-            copy = memory.fork(rows, int(self._lengths.max()))
-            fork = Cache(self._decoder, len(rows), self.capacity, self._vocab_size, memory=copy)
+            try:
+                rows = np.repeat(np.arange(self.batch), copies)
+                copy = memory.fork(rows, int(self._lengths.max()))
+            except (MemoryError, ValueError) as error:
+                raise ExecutionError(f"there is no memory for {self.batch * copies:,} rows: {error}.") from error
+            fork = Cache(self._decoder, len(rows), self.capacity, self._vocab_size, memory=copy, owner=self._owner)
             fork._ids, fork._lengths = self._ids[rows], self._lengths[rows]
             return fork
 
@@ -109,11 +138,15 @@ class Cache:
         if not self._busy.acquire(blocking=False):
             raise SessionError("this cache is in use by another call. Give each call one of its own: cache.fork(1).")
         try:
-            if self._memory is None:
-                raise SessionError("this cache is closed. Make another with Session.cache().")
-            yield self._memory
+            yield self._open()
         finally:
             self._busy.release()
+
+    def _open(self) -> CacheMemory:
+        memory = self._memory
+        if memory is None:  # another thread may close it in the middle of a call
+            raise SessionError("this cache is closed. Make another with Session.cache().")
+        return memory
 
     # What follows is for `generate`, which holds the cache `in_use`.
 
@@ -159,27 +192,26 @@ class Cache:
 
     def _feed_one_each(self, new: Sequence[Ids], counts: Ids) -> NDArray[np.float32]:
         """One token a row. A row without a new one repeats its last, which changes nothing."""
-        assert self._memory is not None
-        step = self._step
+        memory, step = self._open(), self._step
         for b, row in enumerate(new):
             if len(row):
                 self._ids[b, self._lengths[b]] = row[0]
         lengths = self._lengths + counts
         np.subtract(lengths, 1, out=step.past)
         step.ids[:, 0] = self._ids[step.rows, step.past]
-        self._memory.run(slice(0, self.batch), step.ids, step.ones, step.past, step.logits)
+        memory.run(slice(0, self.batch), step.ids, step.ones, step.past, step.logits)
         self._lengths = lengths
         return step.logits
 
     def _feed_rows(self, rows: slice, new: Sequence[Ids], out: NDArray[np.float32]) -> None:
         """Prompts of rows that are all empty, or more tokens of a single row."""
-        assert self._memory is not None
+        memory = self._open()
         lengths = np.array([len(row) for row in new], np.int64)
         ids = np.full((len(new), int(lengths.max())), PADDING_ID, np.int64)
         for b, row in enumerate(new):
             ids[b, : len(row)] = row
         past = self._lengths[rows].copy()
-        self._memory.run(rows, ids, lengths, past, out)
+        memory.run(rows, ids, lengths, past, out)
         for b, row in enumerate(new):
             self._ids[rows.start + b, past[b] : past[b] + len(row)] = row
         self._lengths[rows] += lengths
@@ -194,8 +226,7 @@ class Cache:
 
     def drop_rows(self, keep: Ids) -> None:
         """Go on with the rows `keep` alone, in ascending order."""
-        assert self._memory is not None
-        self._memory.keep(keep, int(self._lengths.max()))
+        self._open().keep(keep, int(self._lengths.max()))
         self._ids, self._lengths = self._ids[keep], self._lengths[keep]
         self._step = _StepArrays(len(keep), self._vocab_size)
 

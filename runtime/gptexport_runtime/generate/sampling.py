@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.errors import ExecutionError, InputError
+from gptexport_runtime.errors import ExecutionError, InputError, shown
+from gptexport_runtime.inputs import is_count
 
 Floats = NDArray[np.float32]
 BLOCK = 256  # of a vocabulary, which is looked through block by block
@@ -39,7 +41,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, value, ok, expected in (
             ("temperature", self.temperature, _within(self.temperature, 0, math.inf), "a number of 0 or more"),
-            ("top_k", self.top_k, self.top_k is None or _is_count(self.top_k), "an integer of 1 or more"),
+            ("top_k", self.top_k, self.top_k is None or is_count(self.top_k), "an integer of 1 or more"),
             ("top_p", self.top_p, self.top_p is None or (_within(self.top_p, 0, 1) and self.top_p > 0), "in (0, 1]"),
             ("min_p", self.min_p, self.min_p is None or _within(self.min_p, 0, 1), "in [0, 1]"),
             (
@@ -50,7 +52,7 @@ class Sampling:
             ),
         ):
             if not ok:
-                raise InputError(f"{name} is {value!r}; expected {expected}.")
+                raise InputError(f"{name} is {shown(value)}; expected {expected}.")
 
 
 def random_streams(seeds: int | Sequence[int], rows: int) -> list[np.random.Generator]:
@@ -62,12 +64,13 @@ def random_streams(seeds: int | Sequence[int], rows: int) -> list[np.random.Gene
     Raises:
         InputError: not as many as rows, or not such integers.
     """
-    try:
-        each = list(seeds)  # type: ignore[arg-type] # one for all is no sequence
-    except TypeError:
-        each = [seeds] * rows  # type: ignore[list-item]
-    if len(each) != rows or not all(_is_count(seed, least=0) for seed in each):
-        raise InputError(f"seed is {seeds!r}; expected an integer of 0 or more, or one for each of the {rows} rows.")
+    each: list[Any] = [seeds] * rows
+    if isinstance(seeds, np.ndarray) or (isinstance(seeds, Sequence) and not isinstance(seeds, str | bytes)):
+        each = list(seeds)
+    if len(each) != rows or not all(is_count(seed, least=0) for seed in each):
+        raise InputError(
+            f"seed is {shown(seeds)}; expected an integer of 0 or more, or one for each of the {rows} rows."
+        )
     return [np.random.Generator(np.random.Philox(int(seed))) for seed in each]
 
 
@@ -166,10 +169,6 @@ def pick(weights: NDArray[np.float64], uniform: float) -> int:
     before = sums[block - 1] if block else 0.0
     at = int(np.searchsorted(np.cumsum(inside), target - before, side="right"))
     return int(starts[block]) + min(at, int(np.flatnonzero(inside)[-1]))  # rounding may pass the block's end
-
-
-def _is_count(value: object, least: int = 1) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
 def _within(value: object, low: float, high: float) -> bool:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
+import threading
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.errors import ContextLengthError, InputError
+from gptexport_runtime.contract.model import LARGEST
+from gptexport_runtime.errors import ContextLengthError, InputError, SessionError, shown
 from gptexport_runtime.generate.cache import Cache
 from gptexport_runtime.generate.sampling import Sampling, choose, random_streams
-from gptexport_runtime.inputs import Batch
+from gptexport_runtime.inputs import Batch, is_count
 
 Ids = NDArray[np.int64]
+AT_FIRST = 4096  # tokens that a row has room for, before it is made longer
 ENDED = -1  # in place of a token, of a row that has ended
 
 
@@ -35,18 +40,17 @@ class Limits:
 
     def __post_init__(self) -> None:
         count = self.max_new_tokens
-        if count is not None and (not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1):
-            raise InputError(f"max_new_tokens is {count!r}; expected an integer of 1 or more, or None.")
+        if count is not None and (not is_count(count) or count > LARGEST):
+            raise InputError(f"max_new_tokens is {shown(count)}; expected an integer from 1 to {LARGEST:,}, or None.")
         if self.slide and count is None:
             raise InputError("slide has no end of its own: pass max_new_tokens too.")
         expected = f"expected token ids, 0 to {self.vocab_size - 1}"
-        try:
-            stop = list(self.stop)
-        except TypeError:
-            raise InputError(f"stop is {self.stop!r}; {expected}, in a list or set.") from None
-        wrong = [i for i in stop if not _is_id(i) or not 0 <= i < self.vocab_size]
+        if not isinstance(self.stop, Collection | np.ndarray) or isinstance(self.stop, str | bytes):
+            raise InputError(f"stop is {shown(self.stop)}; {expected}, in a list or set.")
+        stop = list(self.stop)
+        wrong = [i for i in stop if not is_count(i, least=0) or i >= self.vocab_size]
         if wrong:
-            raise InputError(f"stop holds {wrong[0]!r}; {expected}.")
+            raise InputError(f"stop holds {shown(wrong[0])}; {expected}.")
         object.__setattr__(self, "stop", frozenset(map(int, stop)))
 
     def ends(self, token: int) -> bool:
@@ -67,10 +71,6 @@ class Limits:
         return np.full_like(lengths, self.max_new_tokens)
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
-
-
 def stream_tokens(
     make_cache: Callable[[int, int], Cache],
     batch: Batch,
@@ -87,6 +87,8 @@ def stream_tokens(
 
     Returns: an iterator of int64 (B), each row's next token or ENDED.
     """
+    if cache is not None and not isinstance(cache, Cache):
+        raise InputError(f"cache is {shown(cache)}; expected one that Session.cache made, or None.")
     B = len(batch.ids)
     wanted = limits.new_tokens(batch.lengths)
     streams = random_streams(seed, B)
@@ -98,15 +100,44 @@ def stream_tokens(
     if cache is not None and cache.capacity < most:
         raise InputError(f"the cache has room for {cache.capacity} tokens a row; {most} are needed.")
     if cache is not None:
-        return _steps(cache, rows, limits, sampling, streams)
-    return _steps_of_own(lambda: make_cache(B, most), rows, limits, sampling, streams)
+        return Steps(_steps(cache, rows, limits, sampling, streams))
+    return Steps(_steps_of_own(lambda: make_cache(B, most), rows, limits, sampling, streams))
+
+
+class Steps(Generator[Ids, None, None]):
+    """The steps of one generation, which one thread at a time may ask for."""
+
+    def __init__(self, steps: Generator[Ids, None, None]) -> None:
+        self._steps = steps
+        self._busy = threading.Lock()
+
+    def send(self, value: None = None) -> Ids:
+        with self._alone():
+            return self._steps.send(value)
+
+    def throw(self, *error: Any) -> Ids:
+        with self._alone():
+            return self._steps.throw(*error)
+
+    def close(self) -> None:
+        with self._alone():
+            self._steps.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise SessionError("another thread is asking this iterator for a step. Give each thread one of its own.")
+        try:
+            yield
+        finally:
+            self._busy.release()
 
 
 class _Row:
     """The text of a row: what it began with, and what it got."""
 
     def __init__(self, prompt: Ids, most: int) -> None:
-        self.ids = np.empty(len(prompt) + most, np.int64)
+        self.ids = np.empty(len(prompt) + min(most, AT_FIRST), np.int64)
         self.ids[: len(prompt)] = prompt
         self.length = len(prompt)
         self.left = most
@@ -116,6 +147,8 @@ class _Row:
         return self.ids[: self.length]
 
     def append(self, token: int) -> None:
+        if self.length == len(self.ids):
+            self.ids = np.concatenate([self.ids, np.empty(min(self.left, len(self.ids)), np.int64)])
         self.ids[self.length] = token
         self.length += 1
         self.left -= 1

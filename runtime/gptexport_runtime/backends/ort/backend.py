@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gptexport_runtime.backends.gpu.dlpack import Borrowed
 from gptexport_runtime.backends.ort.binding import Ids, Runner
@@ -14,10 +15,12 @@ from gptexport_runtime.backends.ort.graph import OrtGraph
 from gptexport_runtime.backends.ort.options import OpenOptions
 from gptexport_runtime.backends.ort.providers.provider import Provider
 from gptexport_runtime.backends.ort.session import open_session
-from gptexport_runtime.backends.ort.signature import read_signature
+from gptexport_runtime.backends.ort.signature import check_weights, read_signature
+from gptexport_runtime.backends.ort.wire import refuse_functions
 from gptexport_runtime.contract import heads
 from gptexport_runtime.contract.heads import Head
 from gptexport_runtime.contract.model import ModelInfo
+from gptexport_runtime.files import MappedFile
 
 
 class OrtBackend:
@@ -25,17 +28,29 @@ class OrtBackend:
 
     name = "onnxruntime"
 
-    def __init__(self, provider: Provider, files: Mapping[str, Path], options: OpenOptions | None = None) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        files: Mapping[str, Path],
+        options: OpenOptions | None = None,
+        *,
+        weights: Path | None = None,
+        check_unchanged: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         Args:
             files: the graphs, by the name of their head.
             options: None: the defaults.
+            weights: the file that the graphs read their weights from, where that is known.
+            check_unchanged: raises ArtifactError once a file is not what it was. Graphs are opened late, and by name.
         """
         self.device = provider.device
         self.tokens_at_once = provider.tokens_at_once
         self._options = options or OpenOptions()
         self.threads = self._options.threads or provider.threads()
         self._provider, self._files = provider, files
+        self._weights, self._check_unchanged = weights, check_unchanged
+        self._mapped = MappedFile(weights) if weights is not None else None
         self._binding = provider.bind()
         self._graphs: dict[str, OrtGraph] = {}
         self._decoders: dict[str, OrtDecoder] = {}
@@ -52,7 +67,7 @@ class OrtBackend:
             return self.open(heads.LOGITS).info
         path = self._files[heads.LOGITS.name]
         cheap = OpenOptions(threads=1, prepack=False, spin=False)
-        return read_signature(open_session(path, self._provider, cheap, optimize=False), path, heads.LOGITS).info
+        return read_signature(self._session(path, cheap, optimize=False), path, heads.LOGITS).info
 
     def has(self, head: Head) -> bool:
         return head.name in self._files
@@ -63,14 +78,17 @@ class OrtBackend:
             with self._opening:
                 graph = self._graphs.get(head.name)
                 if graph is None:
-                    graph = self._graphs[head.name] = OrtGraph(self._runner(head), self._files[head.name], head)
+                    runner, path = self._runner(head), self._files[head.name]
+                    graph = self._graphs[head.name] = OrtGraph(runner, path, head, self._check_mapped)
         return graph
 
     def open_decoder(self, head: Head) -> OrtDecoder:
         with self._opening:
             if head.name not in self._decoders:
                 runner, path = self._runner(head), self._files[head.name]
-                self._decoders[head.name] = OrtDecoder(runner, self._binding, path, head, self.tokens_at_once)
+                self._decoders[head.name] = OrtDecoder(
+                    runner, self._binding, path, head, self.tokens_at_once, self._check_mapped
+                )
         return self._decoders[head.name]
 
     def borrow(self, ids: object) -> Borrowed | None:
@@ -82,5 +100,20 @@ class OrtBackend:
     def _runner(self, head: Head) -> Runner:
         path = self._files[head.name]
         # a plan is one block of memory, which is kept while a loop runs, whose trips need as much again
-        open_with = partial(open_session, path, self._provider, self._options, plan=not head.loops)
+        open_with = partial(self._session, path, self._options, plan=not head.loops)
         return self._binding.open(lambda captures: open_with(captures=captures), head, self._options, str(path))
+
+    def _session(
+        self, path: Path, options: OpenOptions, *, optimize: bool = True, plan: bool = True, captures: bool = False
+    ) -> Any:
+        """A session of this very file, with the weights that belong to it."""
+        self._check_unchanged()
+        refuse_functions(path)
+        session = open_session(path, self._provider, options, optimize=optimize, plan=plan, captures=captures)
+        self._check_unchanged()
+        check_weights(session, path, self._weights)
+        return session
+
+    def _check_mapped(self) -> None:
+        if self._mapped is not None:
+            self._mapped.check()

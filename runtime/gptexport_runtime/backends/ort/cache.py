@@ -48,6 +48,7 @@ class OrtCache:
         """
         feed = {INPUT_IDS: ids, LENGTHS: lengths, PAST_LENGTHS: past_lengths}
         self._decoder.runner.run(feed, self._decoder.output, out, CacheRows(self, rows))
+        self._decoder.check()
 
     def keep(self, rows: NDArray[np.int64], length: int) -> None:
         moved = [(i, int(row)) for i, row in enumerate(rows) if i != row]

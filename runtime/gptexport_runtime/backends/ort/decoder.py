@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,21 @@ from gptexport_runtime.errors import ArtifactError
 class OrtDecoder:
     """See base.Decoder."""
 
-    def __init__(self, runner: Runner, binding: Binding, path: Path, head: Head, tokens_at_once: int) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        binding: Binding,
+        path: Path,
+        head: Head,
+        tokens_at_once: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check` raises ArtifactError once the weights are not what they were."""
         self.info = read_signature(runner.session, path, head).info
         self.runner = runner
         self.output = head.signature.output
         self.tokens_at_once = tokens_at_once
+        self.check = check
         self._binding = binding
         self._n_layer, self._n_head, self._head_size, kind = _read_cache(runner.session, path, head)
         self.dtype, self.element = CACHE_TYPES[kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from gptexport_runtime.backends.gpu.dlpack import Borrowed, DeviceLogits
@@ -15,18 +16,21 @@ from gptexport_runtime.errors import ExecutionError
 class OrtGraph:
     """See base.Graph."""
 
-    def __init__(self, runner: Runner, path: Path, head: Head) -> None:
+    def __init__(self, runner: Runner, path: Path, head: Head, check: Callable[[], None] = lambda: None) -> None:
+        """`check` raises ArtifactError once the weights are not what they were."""
         found = read_signature(runner.session, path, head)
         self.info = found.info
         self.runner = runner
         self.output_shape = found.output_shape
         self._output = head.signature.output
+        self._check = check
         self._takes_lengths = LENGTHS in head.signature.inputs
 
     def run(self, ids: Ids, lengths: Ids, out: Floats) -> None:
         feed = {INPUT_IDS: ids, LENGTHS: lengths} if self._takes_lengths else {INPUT_IDS: ids}
         try:
             self.runner.run(feed, self._output, out)
+            self._check()
         except ExecutionError as error:
             if self.info.block_size is not None:
                 raise
@@ -35,4 +39,6 @@ class OrtGraph:
             ) from error.__cause__
 
     def run_on_device(self, ids: Ids | Borrowed) -> DeviceLogits:
-        return self.runner.run_on_device({INPUT_IDS: ids}, self._output, self.output_shape(*ids.shape))
+        logits = self.runner.run_on_device({INPUT_IDS: ids}, self._output, self.output_shape(*ids.shape))
+        self._check()
+        return logits

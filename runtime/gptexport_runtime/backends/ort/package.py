@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import os
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,13 @@ class Package:
 
 
 def import_onnxruntime() -> types.ModuleType:
-    """The `onnxruntime` module.
+    """The `onnxruntime` module, its telemetry off unless the environment says otherwise: nothing of a model, of a
+    machine or of its use is anybody's business. Its thread also keeps a forked child from ever ending.
 
     Raises:
         BackendUnavailableError: it is not installed, or does not import.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # since 1.31; read once, as it is imported
     try:
         return importlib.import_module("onnxruntime")
     except ModuleNotFoundError as error:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +69,27 @@ def open_session(
         )
     except Exception as error:
         raise _load_error(ort, path, provider, error) from error
+    _sessions.add(session)
     session.disable_fallback()  # a run that fails on CUDA would be repeated on the CPU
     if provider.name not in session.get_providers():
         raise BackendUnavailableError(
             f"{path} did not open on {provider}: ONNX Runtime took {', '.join(session.get_providers())} instead."
         )
     return session
+
+
+_sessions: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _keep_in_child() -> None:
+    """In a forked child: never free a session of the parent's. To free one is to join its threads, and the child has
+    none of them, so that it would wait for ever, at its exit at the latest."""
+    for session in list(_sessions):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_keep_in_child)
 
 
 def _load_error(

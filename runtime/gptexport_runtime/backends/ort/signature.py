@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptexport_runtime.contract.heads import Head
-from gptexport_runtime.contract.model import ModelInfo
+from gptexport_runtime.contract.model import LARGEST, ModelInfo
 from gptexport_runtime.contract.names import (
     AXIS_B,
     AXIS_SCORED,
@@ -17,7 +17,8 @@ from gptexport_runtime.contract.names import (
     META_BLOCK_SIZE,
     META_VOCAB_SIZE,
 )
-from gptexport_runtime.errors import ArtifactError
+from gptexport_runtime.contract.seal import is_of_another_export
+from gptexport_runtime.errors import ArtifactError, shown
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,19 @@ def read_signature(session: Any, path: Path, head: Head) -> GraphSignature:
     return GraphSignature(info, tuple(sizes[axis] for axis in expected.output_axes))
 
 
+def check_weights(session: Any, path: Path, weights: Path | None) -> None:
+    """See that the weights that the graph has read are of its own export, as far as both say so.
+
+    Raises:
+        ArtifactError: they are of another.
+    """
+    if weights is not None and is_of_another_export(weights, session.get_modelmeta().custom_metadata_map):
+        raise ArtifactError(
+            f"{weights} belongs to another export than {path.name}: it was replaced, or half of one was copied over "
+            "the other. Copy all files again, or export again."
+        )
+
+
 def _dims(values: Any) -> list[Any]:
     return [dim for value in values for dim in value.shape]
 
@@ -90,8 +104,8 @@ def _limit(meta: dict[str, str], key: str, path: Path) -> int | None:
     text = meta.get(key)
     if text is None:
         return None
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
-        raise ArtifactError(f"{path}: {key} is {text!r}; expected a positive integer. Export again.")
+    if not text.isascii() or not text.isdigit() or len(text) > 10 or not 0 < int(text) <= LARGEST:
+        raise ArtifactError(f"{path}: {key} is {shown(text)}; expected a positive integer. Export again.")
     return int(text)
 
 

@@ -1,0 +1,69 @@
+"""What an .onnx file holds at its top level, without the onnx package and without reading what is in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from gptexport_runtime.errors import ArtifactError
+from gptexport_runtime.files import open_regular
+
+FUNCTIONS = 25  # of ModelProto (onnx.proto)
+MOST_FIELDS = 100_000
+
+
+def refuse_functions(path: Path) -> None:
+    """ONNX Runtime puts the body of a function wherever it is called: 25 that call one another twice are 2^24 nodes.
+
+    Raises:
+        ArtifactError: the file cannot be read, or has functions, which gptexport never writes.
+    """
+    try:
+        with open_regular(path) as file:
+            for count, number in enumerate(_fields(file)):
+                if number == FUNCTIONS or count > MOST_FIELDS:
+                    what = "functions" if number == FUNCTIONS else "more parts than a graph has"
+                    raise ArtifactError(
+                        f"{path} has {what}, which are not read: they may unfold without bound. Export it with "
+                        "`gptexport onnx`, or unfold its functions with onnx.inliner."
+                    )
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _fields(file: BinaryIO) -> Iterator[int]:
+    """The number of each field of a protobuf message, as far as it is one."""
+    size = os.fstat(file.fileno()).st_size
+    while file.tell() < size:
+        tag = _varint(file)
+        if tag is None:
+            return
+        yield tag >> 3
+        match tag & 7:
+            case 0:
+                length = 0 if _varint(file) is not None else None
+            case 1:
+                length = 8
+            case 2:
+                length = _varint(file)
+            case 5:
+                length = 4
+            case _:
+                return
+        if length is None or length > size:
+            return
+        file.seek(length, os.SEEK_CUR)
+
+
+def _varint(file: BinaryIO) -> int | None:
+    found = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            return None
+        found |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return found
+    return None
