@@ -5,7 +5,7 @@ To add one, write a file like gpt2.py (config, textbook module, ARCHITECTURE) an
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,6 +14,8 @@ import torch
 import torch.nn as nn
 
 from gptexport.assumptions import Assumption
+from gptexport_runtime.contract.model import LARGEST
+from gptexport_runtime.errors import shown
 
 Smoothing = list[tuple[nn.Module, Sequence[nn.Linear]]]  # a norm, and all the linears that read it
 
@@ -52,16 +54,16 @@ class Architecture:
 
 
 def check_sizes(config: object, *names: str) -> None:
-    """Raise ValueError where a field is not a positive integer."""
+    """Raise ValueError where a field is not a positive integer, or larger than any size of a model."""
     for name in names:
         value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is {value!r}; expected a positive integer")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+            raise ValueError(f"{name} is {shown(value)}; expected a positive integer, at most {LARGEST:,}")
 
 
 def check_positive(config: object, *names: str) -> None:
     """Raise ValueError where a field is not a positive, finite number."""
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value!r}; expected a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+            raise ValueError(f"{name} is {shown(value)}; expected a positive number")

@@ -17,6 +17,7 @@ from gptexport_runtime.contract.engine import EngineInfo, sidecar_path
 from gptexport_runtime.contract.heads import LOGITS, Head
 from gptexport_runtime.engine_file import read_engine_info
 from gptexport_runtime.errors import ArtifactError, InputError
+from gptexport_runtime.files import open_regular
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _is_source(folder: Path, name: str, info: EngineInfo) -> bool:
 
 def _sha256(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from gptexport.artifacts.artifact import Device, Inspection, Shape, Stage
+from gptexport.engine.graph_file import limits_of, read_graph
 from gptexport.precision import Precision, most_common
 from gptexport_runtime.contract.heads import LOGITS, Head
-from gptexport_runtime.contract.names import META_BLOCK_SIZE, META_VOCAB_SIZE
-from gptexport_runtime.errors import ArtifactError
 
 Axes = dict[str, list[str | int]]
 INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
@@ -83,41 +81,37 @@ def open_graph(path: Path) -> SingleGraph:
     Raises:
         ArtifactError: it is not ONNX.
     """
-    model = _read(path)
+    model = read_graph(path)
     return SingleGraph(path, most_common((t.data_type, prod(t.dims)) for t in model.graph.initializer))
 
 
 def inspect_graph(path: Path) -> GraphInfo:
     """What is in an .onnx file. Raises as `open_graph`."""
-    model = _read(path)
+    model = read_graph(path)
     weights = [t for t in model.graph.initializer if t.data_type not in INTEGERS]
-    meta = {entry.key: entry.value for entry in model.metadata_props}
+    block_size, vocab_size = limits_of(model, path)
     return GraphInfo(
         file=path.name,
         bytes=path.stat().st_size,
-        opset={entry.domain: entry.version for entry in model.opset_import},
-        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        opset={_text(entry.domain): entry.version for entry in model.opset_import},
+        producer=f"{_text(model.producer_name)} {_text(model.producer_version)}".strip(),
         inputs=_axes(model.graph.input),
         outputs=_axes(model.graph.output),
-        nodes=dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        nodes=dict(Counter(_text(node.op_type) for node in model.graph.node).most_common()),
         parameters=sum(prod(t.dims) for t in weights),
-        external_data=sorted({e.value for t in weights for e in t.external_data if e.key == "location"}),
-        block_size=int(meta[META_BLOCK_SIZE]) if META_BLOCK_SIZE in meta else None,
-        vocab_size=int(meta[META_VOCAB_SIZE]) if META_VOCAB_SIZE in meta else None,
+        external_data=sorted({_text(e.value) for t in weights for e in t.external_data if e.key == "location"}),
+        block_size=block_size,
+        vocab_size=vocab_size,
     )
-
-
-def _read(path: Path) -> onnx.ModelProto:
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise ArtifactError(f"{path} is not an ONNX file, or is damaged ({error}). Export again.") from error
-    if not model.graph.node:
-        raise ArtifactError(f"{path} is not an ONNX file: it holds no graph. Export again.")
-    return model
 
 
 def _axes(values: Iterable[onnx.ValueInfoProto]) -> Axes:
     return {
-        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values
+        _text(value.name): [_text(dim.dim_param) or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in values
     }
+
+
+def _text(value: str | bytes) -> str:
+    """A string of the file, which protobuf gives as bytes where it is not UTF-8."""
+    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")

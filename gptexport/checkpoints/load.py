@@ -14,6 +14,7 @@ from gptexport.checkpoints.strict import assemble, check_weights, dtype_name
 from gptexport.checkpoints.torch_file import read_torch_file
 from gptexport.checkpoints.types import Checkpoint, Foreign, Stored
 from gptexport.errors import CheckpointError, UnknownCheckpointError
+from gptexport_runtime.files import open_regular
 
 GPT2_VOCAB = 50257  # of GPT-2's tokenizer
 
@@ -111,7 +112,7 @@ def sha256_of(files: tuple[Path, ...]) -> str:
     """The file's SHA-256; of several, that of their sorted `name sha256` lines."""
     hashes = []
     for path in files:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             hashes.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
     if len(hashes) == 1:
         return hashes[0][1]

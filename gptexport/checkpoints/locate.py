@@ -4,8 +4,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from gptexport.checkpoints.formats.huggingface_config import MAX_JSON
 from gptexport.checkpoints.formats.huggingface_text import TEXT_FILES, find_tokenizer
 from gptexport.errors import CheckpointError
+from gptexport_runtime.files import read_small
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onnx", ".gguf", ".engine", ".py")
@@ -92,9 +94,7 @@ def _has_weights(folder: Path) -> bool:
         return True
     for index in folder.glob("*.index.json"):
         # shards come one by one: a partial cache has the index and not all of them
-        if any(
-            not (folder / shard).is_file()
-            for shard in re.findall(r'"([^"/]+\.(?:safetensors|bin))"', index.read_text())
-        ):
+        text = read_small(index, MAX_JSON).decode("utf-8", "replace")
+        if any(not (folder / shard).is_file() for shard in re.findall(r'"([^"/]+\.(?:safetensors|bin))"', text)):
             return False
     return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))

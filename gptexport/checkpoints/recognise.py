@@ -3,6 +3,7 @@
 Reads a few kilobytes, executes nothing. What is inside a .pt is told by `payload`, once it has been opened safely.
 """
 
+import os
 import re
 import struct
 import zipfile
@@ -14,6 +15,7 @@ from gptexport.checkpoints.formats.huggingface_config import read_json
 from gptexport.checkpoints.torch_file import LEGACY_MAGIC, corrupt
 from gptexport.checkpoints.types import Foreign
 from gptexport.errors import CheckpointError
+from gptexport_runtime.files import open_regular
 
 Container = Literal["huggingface", "litgpt", "llm.c", "torch"]
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -46,8 +48,8 @@ def recognise(path: Path) -> Container | Foreign:
 
 
 def _recognise_file(path: Path) -> Container | Foreign:
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         head = file.read(4096)
         file.seek(max(0, size - 8))
         tail = file.read(8)

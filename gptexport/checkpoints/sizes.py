@@ -1,7 +1,7 @@
 """Sizes and numbers of a model: from its config, from the shapes of its weights, or asked for."""
 
-import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ import torch
 
 from gptexport.checkpoints.types import AssumptionSource
 from gptexport.errors import CheckpointError
+from gptexport_runtime.contract.model import LARGEST
+from gptexport_runtime.errors import shown
 
 
 class MissingChoiceError(CheckpointError):
@@ -25,15 +27,15 @@ GPT2_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}  # by width, of the models 
 
 def positive_integer(value: Any, name: str, path: Path) -> int:
     """Raises CheckpointError where it is none; the field is named."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{path}: {name} is {value!r}; expected a positive integer.")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+        raise CheckpointError(f"{path}: {name} is {shown(value)}; expected a positive integer, at most {LARGEST:,}.")
     return value
 
 
 def positive_number(value: Any, name: str, path: Path) -> float:
     """Raises CheckpointError where it is none; the field is named."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise CheckpointError(f"{path}: {name} is {value!r}; expected a positive number.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+        raise CheckpointError(f"{path}: {name} is {shown(value)}; expected a positive number.")
     return float(value)
 
 

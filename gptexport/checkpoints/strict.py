@@ -12,6 +12,7 @@ from gptexport.architectures import Architecture
 from gptexport.checkpoints.types import Stored
 from gptexport.errors import CheckpointError
 
+MOST_BLOCKS = 2048
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -42,9 +43,12 @@ def _expected(stored: Stored) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     config, block = stored.config, stored.architecture.block
     if block is None:
         return expected_shapes(stored.architecture, config), []
-    pattern = re.compile(re.escape(block).replace(r"\{layer\}", r"(\d+)"))
-    blocks = {int(found.group(1)) for name in stored.weights if (found := pattern.match(name))}
+    pattern = re.compile(re.escape(block).replace(r"\{layer\}", r"(\d{1,9})(?!\d)"))
+    numbers = {int(found.group(1)) for name in stored.weights if (found := pattern.match(name))}
+    blocks = {number for number in numbers if number < len(stored.weights)}  # others are no block of a whole model
     last = max(blocks, default=-1) + 1
+    if last > MOST_BLOCKS:
+        raise CheckpointError(f"{stored.path}: it has {last:,} blocks; gptexport builds no model of so many.")
     absent = [layer for layer in range(min(config.n_layer, last)) if layer not in blocks]
     problems = [f"missing       {block.format(layer=layer)}*: the whole block" for layer in absent]
     if config.n_layer > last:
@@ -60,9 +64,17 @@ def _expected(stored: Stored) -> tuple[dict[str, tuple[int, ...]], list[str]]:
 
 
 def expected_shapes(architecture: Architecture, config: Any) -> dict[str, tuple[int, ...]]:
-    """Every weight of the model, the LM head also where it is tied, with its shape."""
-    with torch.device("meta"):
-        return {name: tuple(weight.shape) for name, weight in architecture.model(config).state_dict().items()}
+    """Every weight of the model, the LM head also where it is tied, with its shape.
+
+    Raises:
+        CheckpointError: no tensor can be as large as the config says.
+    """
+    try:
+        with torch.device("meta"):
+            return {name: tuple(weight.shape) for name, weight in architecture.model(config).state_dict().items()}
+    except (RuntimeError, OverflowError) as error:  # more elements than 63 bits count
+        said = str(error).partition("\n")[0]
+        raise CheckpointError(f"the config is of no model that could be: {said}. It is damaged.") from error
 
 
 def check_weights(stored: Stored) -> None:

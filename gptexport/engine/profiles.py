@@ -11,6 +11,7 @@ import numpy as np
 
 from gptexport.errors import EngineError, OptionError
 from gptexport_runtime.contract.engine import Profile
+from gptexport_runtime.files import open_regular
 
 Shape = tuple[int, int]
 DEFAULT_MIN, DEFAULT_OPT, DEFAULT_MAX = (1, 1), (8, 256), (8, 1024)
@@ -107,6 +108,7 @@ def read_lengths(path: Path) -> list[int]:
         EngineError: the file holds something else.
     """
     try:
+        open_regular(path).close()
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False)
             if array.dtype.kind not in "iu":

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
 
+from gptexport.engine.graph_file import data_files, limits_of, read_graph
 from gptexport.errors import EngineError
 from gptexport.precision import most_common
 from gptexport_runtime.artifact import is_engine, open_artifact
 from gptexport_runtime.contract.manifest import Manifest
-from gptexport_runtime.contract.names import INPUT_IDS, LOGITS, META_BLOCK_SIZE, META_VOCAB_SIZE
+from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
 from gptexport_runtime.errors import ArtifactError
+from gptexport_runtime.files import open_regular
 
 CONTRACT = f"{INPUT_IDS} int64 (B,T) -> {LOGITS} float32 (B,T,V)"
 
@@ -47,15 +48,11 @@ def open_source(path: Path) -> Source:
         raise ArtifactError(f"{path} is an engine already. Build from the bundle or the .onnx it came from.")
     artifact = open_artifact(path)
     graph_file = artifact.logits
-    try:
-        graph = onnx.load(str(graph_file), load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise ArtifactError(f"{graph_file} is not an ONNX file, or is damaged ({error}). Export again.") from error
+    graph = read_graph(graph_file)
     _check_contract(graph, graph_file)
-    meta = {entry.key: entry.value for entry in graph.metadata_props}
     V = graph.graph.output[0].type.tensor_type.shape.dim[2].dim_value
-    block_size = int(meta[META_BLOCK_SIZE]) if META_BLOCK_SIZE in meta else None
-    vocab_size = int(meta.get(META_VOCAB_SIZE, V))
+    block_size, vocab_size = limits_of(graph, graph_file)
+    vocab_size = vocab_size or V
     manifest = artifact.manifest
     single = {"architecture": "unknown", "vocab_size": vocab_size, "block_size": block_size}
     return Source(
@@ -95,9 +92,7 @@ def _weights(graph: onnx.ModelProto) -> list[tuple[int, int]]:
 
 def _hashes(graph: onnx.ModelProto, path: Path, manifest: Manifest | None) -> dict[str, str]:
     """The hashes of its files; a bundle's are the manifest's, which `open_artifact` has compared with the files."""
-    names = [path.name]
-    for tensor in graph.graph.initializer:
-        names += [entry.value for entry in tensor.external_data if entry.key == "location"]
+    names = [path.name, *data_files(graph, path)]
     known = {}
     if manifest is not None:
         entries = [*manifest.graphs.values(), *([manifest.weights] if manifest.weights else [])]
@@ -107,7 +102,7 @@ def _hashes(graph: onnx.ModelProto, path: Path, manifest: Manifest | None) -> di
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ArtifactError(

@@ -22,12 +22,11 @@ from gptexport.errors import OutputExistsError
 from gptexport.staging import steps
 from gptexport.staging.files import confirm, put_files
 from gptexport.staging.stage import TOKEN, Stage, identity, is_same
+from gptexport_runtime.contract.engine import BEFORE, sidecar_path
 from gptexport_runtime.contract.engine import FORMAT as ENGINE_FORMAT
-from gptexport_runtime.contract.engine import sidecar_path
 from gptexport_runtime.contract.names import META_VOCAB_SIZE
 
 GRAPH, ENGINE, ASIDE, DROP = "graph", "engine", "aside", "drop.json"  # in a stage
-BEFORE = "before"
 TAIL = 1 << 16  # metadata are the last thing in a graph's file
 SIDECAR_BYTES = 64 << 20
 DATA_OF = re.compile(rf"(.+\.onnx)(?:\.{TOKEN})?\.data")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptexport.errors import TokenizerError
+from gptexport_runtime.files import read_small
 
 MAX_BYTES = 16 << 20  # all of Unicode's characters, twice, fit
 MAX_TUPLES = 1000  # so deep a key can still be hashed
@@ -30,9 +31,7 @@ def characters_of(path: Path) -> list[str]:
         TokenizerError: it is no meta.pkl, is damaged, or is made to exhaust whoever reads it.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has {path.stat().st_size:,} bytes; a table of characters has few")
-        data = path.read_bytes()
+        data = read_small(path, MAX_BYTES)
         check_sizes(data)
         meta = _DataOnly(io.BytesIO(data)).load()
         table, ids = meta["itos"], meta["stoi"]

@@ -15,6 +15,7 @@ from typing import Any
 
 from gptexport.errors import TokenizerError
 from gptexport.tokenizers.characters import check_sizes
+from gptexport_runtime.files import open_regular, read_small
 
 MAX_BYTES = 64 << 20
 
@@ -39,8 +40,11 @@ class _Unpickler(pickle.Unpickler):
 
 def is_tiktoken(path: Path) -> bool:
     """Whether a pickle begins by naming tiktoken's class; nothing of it is read beyond its first bytes."""
-    with path.open("rb") as file:
-        return b"tiktoken" in file.read(64)
+    try:
+        with open_regular(path) as file:
+            return b"tiktoken" in file.read(64)
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def json_of_tiktoken(path: Path) -> bytes:
@@ -50,9 +54,7 @@ def json_of_tiktoken(path: Path) -> bytes:
         TokenizerError: it is none, is damaged, or would run code.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has {path.stat().st_size:,} bytes; expected at most {MAX_BYTES:,}")
-        data = path.read_bytes()
+        data = read_small(path, MAX_BYTES)
         check_sizes(data)
         found = _Unpickler(io.BytesIO(data)).load()
         if not isinstance(found, _Encoding):

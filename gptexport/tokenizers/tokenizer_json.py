@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptexport.errors import TokenizerError
+from gptexport_runtime.files import read_small
 
 MAX_BYTES = 1 << 29
 
@@ -47,11 +48,7 @@ def read_bytes(path: Path) -> bytes:
         TokenizerError: it is neither, or cannot be read.
     """
     try:
-        if not path.is_file():
-            raise TokenizerError(f"{path} is not a file.")
-        if path.stat().st_size > MAX_BYTES:
-            raise TokenizerError(f"{path} has {path.stat().st_size:,} bytes; a tokenizer has at most {MAX_BYTES:,}.")
-        return path.read_bytes()
+        return read_small(path, MAX_BYTES)
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror or error}.") from error
 

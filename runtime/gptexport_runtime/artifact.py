@@ -25,6 +25,7 @@ from gptexport_runtime.files import (
     identity,
     is_file,
     is_folder,
+    leads_outside,
     open_regular,
     read_text,
     status,
@@ -130,6 +131,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ArtifactError: it is missing, damaged, or of another format version.
     """
+    _check_inside(folder / MANIFEST_FILE)
     text = read_text(folder / MANIFEST_FILE, DESCRIPTION_BYTES)
     try:
         return Manifest.from_json(text)
@@ -151,6 +153,14 @@ def _open_bundle(folder: Path, verify: bool) -> Artifact:
     return Artifact(folder, graphs[heads.LOGITS.name], graphs, manifest=manifest, files=files)
 
 
+def _check_inside(path: Path) -> None:
+    if leads_outside(path):
+        raise ArtifactError(
+            f"{path} is a link to something outside of the bundle, which opens nothing but its own files. Copy what it "
+            "leads to in its place: cp -rL BUNDLE COPY."
+        )
+
+
 def check_file(folder: Path, entry: FileEntry, *, check_hash: bool) -> Identity:
     """Check that a file of a bundle is the one that was written: its size, and its sha256 if asked.
 
@@ -160,6 +170,7 @@ def check_file(folder: Path, entry: FileEntry, *, check_hash: bool) -> Identity:
         ArtifactError: it is missing, truncated or changed.
     """
     path = folder / entry.file
+    _check_inside(path)
     if not is_file(path):
         raise ArtifactError(f"{path} is missing; {MANIFEST_FILE} lists it. Copy the whole folder, or export again.")
     try:

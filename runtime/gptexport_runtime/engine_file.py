@@ -7,12 +7,14 @@ its sidecar names by hash.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptexport_runtime.contract.edition import EDITIONS, Edition
 from gptexport_runtime.contract.engine import EngineInfo, sidecar_path
 from gptexport_runtime.errors import ArtifactError
+from gptexport_runtime.files import DESCRIPTION_BYTES, open_regular, read_small, read_text, status
 
 HEADER_BYTES = 28  # magic in 0-3, version in 24-27: undocumented, so a hint that fails early and never the only check
 
@@ -41,27 +43,26 @@ def read_header(data: bytes, path: Path) -> Header:
 
 
 def read_sidecar(path: Path) -> EngineInfo:
-    """The sidecar of an engine. That it is this engine's is for `check_identity` to say.
+    """The sidecar of an engine. That it is this engine's is for `read_engine` to say.
 
     Raises:
         ArtifactError: the file has no engine's header, or its sidecar is missing or damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             read_header(file.read(HEADER_BYTES), path)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
     sidecar = sidecar_path(path)
-    try:
-        text = sidecar.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
+    if status(sidecar) is None:
         raise ArtifactError(
             f"{path} has no {sidecar.name} beside it, so it cannot be identified. An engine is native code: "
             "gptexport runs none that it cannot identify. Copy both files, or build it again with `gptexport trt`."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{sidecar} cannot be read: {error}") from error
-    return EngineInfo.from_json(text, str(sidecar))
+        )
+    info, *before = EngineInfo.all_from_json(read_text(sidecar, DESCRIPTION_BYTES), str(sidecar))
+    if before and _measure(path)[1:] == (before[0].engine.bytes, before[0].engine.sha256):
+        return before[0]
+    return info
 
 
 def read_engine(path: Path, info: EngineInfo) -> bytes:
@@ -71,7 +72,7 @@ def read_engine(path: Path, info: EngineInfo) -> bytes:
         ArtifactError: it is another one, or damaged.
     """
     try:
-        data = path.read_bytes()
+        data = read_small(path, info.engine.bytes)  # whatever the file's size is, no more is read than it should have
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
     _check_identity(path, info, read_header(data, path), len(data), hashlib.sha256(data).hexdigest())
@@ -85,15 +86,19 @@ def read_engine_info(path: Path) -> EngineInfo:
         ArtifactError: the engine or its sidecar is missing or damaged, or they do not belong together.
     """
     info = read_sidecar(path)
+    _check_identity(path, info, *_measure(path))
+    return info
+
+
+def _measure(path: Path) -> tuple[Header, int, str]:
+    """Header, size and sha256 of an engine, read a piece at a time."""
     try:
-        with path.open("rb") as file:
-            header = read_header(file.read(HEADER_BYTES), path)
+        with open_regular(path) as file:
+            header, size = read_header(file.read(HEADER_BYTES), path), os.fstat(file.fileno()).st_size
             file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return header, size, hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
-    _check_identity(path, info, header, path.stat().st_size, sha256)
-    return info
 
 
 def _check_identity(path: Path, info: EngineInfo, header: Header, size: int, sha256: str) -> None:

@@ -46,6 +46,11 @@ def is_file(path: Path) -> bool:
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
+def leads_outside(path: Path) -> bool:
+    """Is it a link, or a chain of them, to something that is not in its own folder or below it?"""
+    return path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(path.parent))
+
+
 Identity = tuple[int, int, int, int]  # device, inode, size, time of the last change
 
 
@@ -80,9 +85,15 @@ class MappedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError: it cannot be opened."""
-        with open_regular(path) as file:
-            self._handle = os.dup(file.fileno())
+        """
+        Raises:
+            ArtifactError: it cannot be opened.
+        """
+        try:
+            with open_regular(path) as file:
+                self._handle = os.dup(file.fileno())
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
         weakref.finalize(self, os.close, self._handle)
         self.identity = identity(os.fstat(self._handle))
         self.path = path

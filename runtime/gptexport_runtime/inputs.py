@@ -6,7 +6,7 @@ silently, and on CUDA an id past the vocabulary reads zeros.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -66,6 +66,13 @@ def to_batch(ids: object, *, vocab_size: int, block_size: int | None) -> Batch:
 def is_count(value: object, least: int = 1) -> bool:
     """Is it an integer of `least` or more, not a bool, that 63 bits hold?"""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and least <= int(value) < 1 << 63
+
+
+def items_of(value: object) -> list[Any] | None:
+    """What a list, a set or an array holds; None: it is none of these, and a text is none."""
+    if isinstance(value, np.ndarray):
+        return list(value) if value.ndim else None
+    return list(value) if isinstance(value, Collection) and not isinstance(value, str | bytes) else None
 
 
 def check_predicted(batch: Batch, vocab_size: int) -> None:

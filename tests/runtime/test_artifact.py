@@ -93,7 +93,11 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no manifest": (remove("gptexport.json"), "", "is not a bundle: it has no gptexport.json"),
     "other file": (write("notes.txt", b""), "notes.txt", "is not a bundle folder, its gptexport.json, an .onnx file"),
     "no JSON": (write("gptexport.json", b"{"), "", "gptexport.json is not JSON"),
-    "no text": (write("gptexport.json", b"\xff\xfe"), "gptexport.json", "gptexport.json cannot be read: 'utf-8'"),
+    "no text": (
+        write("gptexport.json", b"\xff\xfe"),
+        "gptexport.json",
+        "gptexport.json cannot be read: it is not UTF-8",
+    ),
     "other JSON": (write("gptexport.json", b"{}"), "", "is not a bundle manifest"),
     "no logits": (edit(graphs={"score": GRAPH.__dict__}), "", "has no logits graph, only score"),
     "escape": (edit(weights=ESCAPING), "", "file is 'sub/../../weights.data'; expected a plain file name"),

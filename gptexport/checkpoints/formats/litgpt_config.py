@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from gptexport.architectures.rotary import Linear, Llama3, Scaling
+from gptexport.checkpoints.formats.huggingface_config import MAX_JSON
 from gptexport.checkpoints.sizes import positive_integer, positive_number
 from gptexport.errors import CheckpointError, UnknownCheckpointError
+from gptexport_runtime.files import read_small
 
 Fields = Mapping[str, Any]
 DEFAULTS: dict[str, Any] = {  # litgpt's Config, for the fields that change the result
@@ -57,7 +59,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ImportError as error:
         raise CheckpointError(f"{path}: reading it needs PyYAML: `pip install 'gptexport[litgpt]'`.") from error
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.safe_load(read_small(path, MAX_JSON).decode("utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: no such file; LitGPT saves it beside lit_model.pth, which does not say what the model is."

@@ -14,6 +14,7 @@ from gptexport.architectures import gpt2
 from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.checkpoints.types import Stored
 from gptexport.errors import CheckpointError
+from gptexport_runtime.files import open_regular
 
 FORMAT = "llm.c"
 MAGIC = 20240326
@@ -63,7 +64,7 @@ def read(path: Path) -> Stored:
 
 def _header(path: Path) -> tuple[int, GPTConfig, int]:
     """The version, the config, and how many rows the padded vocabulary has."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(HEADER)
     if len(head) < HEADER:
         raise CheckpointError(f"{path}: the file ({len(head)} bytes) is shorter than llm.c's header of {HEADER}.")

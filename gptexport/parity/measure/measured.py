@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gptexport.parity.measure.invariances import Invariance, Invariant
-from gptexport.parity.measure.metrics import ErrorStats, Positions, ShapeStats
+from gptexport.parity.measure.metrics import Positions, ShapeStats
 from gptexport.precision import PRECISIONS, Precision
 from gptexport.staging import write_output
 from gptexport_runtime import GPTExportError
+from gptexport_runtime.contract.document import Format
+from gptexport_runtime.files import read_text
 
 FORMAT = "gptexport-parity"
 FORMAT_VERSION = 1
 SAVED = "saved measurements"
+SAVED_FORMAT = Format(what=SAVED, name=FORMAT, version=FORMAT_VERSION, again="save them again with --save")
+INTEGERS = frozenset({"row", "t", "id", "expected_top", "actual_top"})  # of the columns
+MOST_BYTES = 1 << 30  # of a long run: some 200 bytes a position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,20 +72,38 @@ def load_measured(path: Path) -> Measured:
         GPTExportError: it is something else, or damaged, or of another version.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data.pop("format") != FORMAT or data.pop("format_version") != FORMAT_VERSION:
-            raise ValueError(f"not a {FORMAT} of version {FORMAT_VERSION}")
-        data["stats"] = tuple(_stats(item) for item in data["stats"])
-        data["invariances"] = tuple(_invariance(item) for item in data["invariances"])
-        data["special"] = _stats(data["special"]) if data.get("special") else None
-        data["special_ids"] = tuple(data.get("special_ids", ()))
-        data["mismatch"] = tuple(data["mismatch"])
-        precision = _precision(gates=data.pop("gates"), dtype=data.pop("dtype"))
-        return Measured(precision=precision, **data)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        data = SAVED_FORMAT.load(read_text(path, MOST_BYTES), str(path))
+        saved = SAVED_FORMAT.build(_Saved, data, "measured")
+        return Measured(
+            precision=_precision(gates=saved.gates, dtype=saved.dtype),
+            real_text=saved.real_text,
+            stats=tuple(_stats(item) for item in saved.stats),
+            invariances=tuple(_invariance(item) for item in saved.invariances),
+            special=_stats(saved.special) if saved.special else None,
+            special_ids=saved.special_ids,
+            mismatch=saved.mismatch,
+            environment=saved.environment,
+        )
+    except (GPTExportError, ValueError) as error:
+        said = str(error).removesuffix(".")
         raise GPTExportError(
-            f"{path} does not hold saved measurements: {error}. Save them again with --save."
+            f"{path} does not hold saved measurements: {said}. Save them again with --save."
         ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    """What the file holds, as it is in JSON."""
+
+    gates: str
+    dtype: str
+    real_text: bool
+    stats: tuple[Mapping[str, Any], ...]
+    invariances: tuple[Mapping[str, Any], ...]
+    special: Mapping[str, Any] | None = None
+    special_ids: tuple[int, ...] = ()
+    mismatch: tuple[str, ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _precision(*, gates: str, dtype: str) -> Precision:
@@ -92,27 +115,28 @@ def _precision(*, gates: str, dtype: str) -> Precision:
     return found
 
 
-def _invariance(item: dict[str, Any]) -> Invariance:
-    stored = item.pop("stored", False)  # as files of before 0.2 have it, which do not say the kind
+def _invariance(item: Mapping[str, Any]) -> Invariance:
+    stored = item.get("stored", False)  # as files of before 0.2 have it, which do not say the kind
     known = Invariant.WEIGHT if stored else Invariant.HEAD
-    kind = item.pop("kind", item["name"] if item["name"] in list(Invariant) else known)
-    return Invariance(kind=Invariant(kind), **item)
+    kind = item.get("kind", item.get("name") if item.get("name") in list(Invariant) else known)
+    return SAVED_FORMAT.build(Invariance, {**item, "kind": Invariant(kind)}, "invariances")
 
 
-def _stats(item: dict[str, Any]) -> ShapeStats:
-    each = {name: np.array(values) for name, values in item.pop("each").items()}
-    item["shape"] = tuple(item["shape"])
-    item["flip_margins"] = tuple(item["flip_margins"])
-    item["histogram"] = tuple(tuple(counts) for counts in item["histogram"])
-    for name in ("eager", "actual", "agreement"):
-        item[name] = ErrorStats(**item[name]) if item.get(name) else None
-    unknown = set(each) ^ {f.name for f in fields(Positions)}
-    if unknown:
-        raise ValueError(f"columns {', '.join(sorted(unknown))}")
-    lengths = {len(values) for values in each.values()}
-    if lengths != {item["positions"]}:
-        raise ValueError(f"columns of {lengths} positions, where there are {item['positions']}")
-    return ShapeStats(**item, each=Positions(**each))
+def _stats(item: Mapping[str, Any]) -> ShapeStats:
+    stats = SAVED_FORMAT.build(ShapeStats, {**item, "each": None}, "stats")
+    columns = SAVED_FORMAT.build(_Columns, item, "stats").each
+    names = {f.name for f in fields(Positions)}
+    if wrong := set(columns) ^ names:
+        raise ValueError(f"stats has the columns {', '.join(sorted(wrong))[:200]}; expected {', '.join(sorted(names))}")
+    if min(*stats.shape, stats.positions) < 1 or {len(values) for values in columns.values()} != {stats.positions}:
+        raise ValueError(f"stats of {stats.positions} positions, {stats.shape}, has columns of other lengths")
+    each = {name: np.array(values, np.int64 if name in INTEGERS else np.float64) for name, values in columns.items()}
+    return replace(stats, each=Positions(**each))
+
+
+@dataclass(frozen=True)
+class _Columns:
+    each: Mapping[str, tuple[int | float, ...]]
 
 
 def _plain(value: Any) -> Any:

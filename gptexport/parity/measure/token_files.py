@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 
 from gptexport.parity.measure.metrics import Ids
 from gptexport_runtime import GPTExportError
+from gptexport_runtime.files import open_regular
 from gptexport_runtime.text import Tokenizer
 
 LLMC_MAGIC = 20240520
 LLAMA_MAGIC = 20240801
 LLMC_HEADER_BYTES = 256 * 4  # int32s
+# what numpy raises, which parses the header of an .npy as Python
+DAMAGED = (
+    ValueError,
+    OSError,
+    EOFError,
+    OverflowError,
+    TypeError,
+    SyntaxError,
+    TokenError,
+    MemoryError,
+    RecursionError,
+)
 
 
 def read_tokens(path: Path, vocab_size: int, tokenizer: Tokenizer | None = None) -> Ids:
@@ -26,6 +40,7 @@ def read_tokens(path: Path, vocab_size: int, tokenizer: Tokenizer | None = None)
         GPTExportError: it is none of these, or holds ids that the model does not have.
     """
     try:
+        open_regular(path).close()
         if path.suffix == ".npy":
             tokens = np.load(path, mmap_mode="r", allow_pickle=False)
         elif path.suffix == ".bin":
@@ -37,8 +52,8 @@ def read_tokens(path: Path, vocab_size: int, tokenizer: Tokenizer | None = None)
                 f"{path} is not a token file: expected .bin (nanoGPT, llm.c) or .npy (build-nanogpt). "
                 "For plain text also pass --tokenizer."
             )
-    except (ValueError, OSError, EOFError) as error:
-        raise GPTExportError(f"{path} cannot be read as tokens: {error}") from error
+    except DAMAGED as error:
+        raise GPTExportError(f"{path} cannot be read as tokens: {error}.") from error
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer) or not len(tokens):
         raise GPTExportError(f"{path} holds {tokens.dtype} of shape {tokens.shape}; expected a row of integers.")
     low, high = int(tokens.min()), int(tokens.max())

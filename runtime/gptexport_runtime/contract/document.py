@@ -135,6 +135,8 @@ def _value(annotation: Any, value: object) -> Any:
         return _tuple(arguments, value)
     if origin is not None and issubclass(origin, Mapping):
         return _mapping(arguments[1], value)
+    if annotation is float and type(value) is int:
+        return float(value)
     if not isinstance(value, annotation) or (isinstance(value, bool) and annotation is not bool):
         raise _Invalid(f"is {shown(value)}; expected {_NAMES.get(annotation, annotation.__name__)}")
     return value
@@ -181,4 +183,4 @@ def _mapping(annotation: Any, value: object) -> dict[str, Any]:
     return found
 
 
-_NAMES = {str: "a string", int: "an integer", bool: "true or false"}
+_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}

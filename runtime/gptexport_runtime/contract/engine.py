@@ -10,11 +10,12 @@ from typing import Any
 
 from gptexport_runtime.contract.document import Format
 from gptexport_runtime.contract.edition import EDITIONS, Edition
-from gptexport_runtime.contract.model import FileEntry, ModelInfo, why_stale
-from gptexport_runtime.errors import InputError
+from gptexport_runtime.contract.model import FileEntry, ModelInfo, is_plain_name, why_stale
+from gptexport_runtime.errors import InputError, shown
 
 FORMAT = "gptexport-engine"
 FORMAT_VERSION = 1
+BEFORE = "before"  # in a sidecar, while its engine is being replaced: the sidecar of the old engine
 SIDECAR = Format(what="the sidecar of an engine", name=FORMAT, version=FORMAT_VERSION, again="build the engine again")
 
 
@@ -82,6 +83,10 @@ class EngineInfo:
             raise ValueError(f"flavour is {self.flavour!r}; expected {' or '.join(EDITIONS)}")
         if not self.profiles:
             raise ValueError("profiles is empty")
+        if self.built_on is not None and not isinstance(self.built_on.get("name"), str):
+            raise ValueError("built_on does not name the GPU")
+        if wrong := [name for name in self.onnx if not is_plain_name(name)]:
+            raise ValueError(f"onnx names the file {shown(wrong[0])}; expected plain file names")
 
     @property
     def edition(self) -> Edition:
@@ -125,9 +130,17 @@ class EngineInfo:
         Raises:
             ArtifactError: it is not an engine's sidecar, of another format version, or damaged.
         """
-        info = SIDECAR.build(EngineInfo, SIDECAR.load(text, where), where)
-        info.info  # noqa: B018 - validates `model` now rather than at first use
-        return info
+        return EngineInfo.all_from_json(text, where)[0]
+
+    @staticmethod
+    def all_from_json(text: str, where: str) -> tuple[EngineInfo, ...]:
+        """The same; and after it, while the engine is being replaced, the engine that may still be there."""
+        data = SIDECAR.load(text, where)
+        before = data.get(BEFORE)
+        found = tuple(SIDECAR.build(EngineInfo, each, where) for each in (data, before) if each is not None)
+        for info in found:
+            info.info  # noqa: B018 - validates `model` now rather than at first use
+        return found
 
 
 def sidecar_path(engine: Path) -> Path:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from gptexport_runtime.errors import shown
+from gptexport_runtime.errors import ArtifactError, shown
 
 LARGEST = 2**31 - 1  # of any size of a model
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -69,6 +70,20 @@ def is_plain_name(name: str) -> bool:
     return (
         0 < len(name) <= 255 and name.isprintable() and not name.startswith(".") and not set(name) & set('/\\:<>"|?*')
     )
+
+
+def read_limit(metadata: Mapping[str, str], key: str, path: Path) -> int | None:
+    """A size of the model from the metadata of the graph `path`; None: it does not say.
+
+    Raises:
+        ArtifactError: it is not a positive integer.
+    """
+    text = metadata.get(key)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 10 or not 0 < int(text) <= LARGEST:
+        raise ArtifactError(f"{path}: {key} is {shown(text)}; expected a positive integer. Export again.")
+    return int(text)
 
 
 class Description(Protocol):

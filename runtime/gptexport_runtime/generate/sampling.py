@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptexport_runtime.errors import ExecutionError, InputError, shown
-from gptexport_runtime.inputs import is_count
+from gptexport_runtime.inputs import is_count, items_of
 
 Floats = NDArray[np.float32]
 BLOCK = 256  # of a vocabulary, which is looked through block by block
@@ -64,9 +64,8 @@ def random_streams(seeds: int | Sequence[int], rows: int) -> list[np.random.Gene
     Raises:
         InputError: not as many as rows, or not such integers.
     """
-    each: list[Any] = [seeds] * rows
-    if isinstance(seeds, np.ndarray) or (isinstance(seeds, Sequence) and not isinstance(seeds, str | bytes)):
-        each = list(seeds)
+    several = items_of(seeds)
+    each: list[Any] = [seeds] * rows if several is None else several
     if len(each) != rows or not all(is_count(seed, least=0) for seed in each):
         raise InputError(
             f"seed is {shown(seeds)}; expected an integer of 0 or more, or one for each of the {rows} rows."

@@ -15,7 +15,7 @@ from gptexport_runtime.contract.model import LARGEST
 from gptexport_runtime.errors import ContextLengthError, InputError, SessionError, shown
 from gptexport_runtime.generate.cache import Cache
 from gptexport_runtime.generate.sampling import Sampling, choose, random_streams
-from gptexport_runtime.inputs import Batch, is_count
+from gptexport_runtime.inputs import Batch, is_count, items_of
 
 Ids = NDArray[np.int64]
 AT_FIRST = 4096  # tokens that a row has room for, before it is made longer
@@ -45,9 +45,9 @@ class Limits:
         if self.slide and count is None:
             raise InputError("slide has no end of its own: pass max_new_tokens too.")
         expected = f"expected token ids, 0 to {self.vocab_size - 1}"
-        if not isinstance(self.stop, Collection | np.ndarray) or isinstance(self.stop, str | bytes):
+        stop = items_of(self.stop)
+        if stop is None:
             raise InputError(f"stop is {shown(self.stop)}; {expected}, in a list or set.")
-        stop = list(self.stop)
         wrong = [i for i in stop if not is_count(i, least=0) or i >= self.vocab_size]
         if wrong:
             raise InputError(f"stop holds {shown(wrong[0])}; {expected}.")

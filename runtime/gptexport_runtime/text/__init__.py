@@ -12,10 +12,11 @@ from pathlib import Path
 from gptexport_runtime.artifact import check_file, read_manifest
 from gptexport_runtime.contract.names import CHARACTERS, MANIFEST_FILE
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
+from gptexport_runtime.files import as_path, is_file, is_folder
 from gptexport_runtime.text.huggingface import tokenizer_of_json
 from gptexport_runtime.text.sentencepiece import SENTENCEPIECE, tokenizer_of_model
 from gptexport_runtime.text.streams import UNKNOWN, Pieces, StoppingStream, TextStream
-from gptexport_runtime.text.tokenizer import Tokenizer
+from gptexport_runtime.text.tokenizer import Tokenizer, read_words
 
 __all__ = [
     "READABLE",
@@ -49,10 +50,10 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name == "gpt2":
         return _tiktoken(name)
     path = Path(name)
-    if path.is_file() and path.suffix == ".json":
-        data = path.read_bytes()
+    if is_file(path) and path.suffix == ".json":
+        data = read_words(path)
         return _characters_file(data, path) if path.name == CHARACTERS else tokenizer_of_json(data, str(path))
-    if path.is_file() and path.suffix == ".model":
+    if is_file(path) and path.suffix == ".model":
         return tokenizer_of_model(path)
     raise InputError(f"{name} is not a tokenizer: expected {READABLE}.")
 
@@ -67,10 +68,10 @@ def bundle_tokenizer(path: str | Path) -> Tokenizer | None:
         ArtifactError: the bundle or the tokenizer's file is damaged.
         BackendUnavailableError: as `load_tokenizer`.
     """
-    folder = Path(path)
+    folder = as_path(path)
     if folder.name == MANIFEST_FILE:
         folder = folder.parent
-    if not folder.is_dir():
+    if not is_folder(folder):
         return None
     entry = read_manifest(folder).tokenizer
     if entry is None:

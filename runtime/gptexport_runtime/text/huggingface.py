@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
+from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, GPTExportError, InputError
 from gptexport_runtime.text.streams import UNKNOWN, Window
 from gptexport_runtime.text.tokenizer import Tokenizer
 
@@ -27,29 +29,26 @@ def tokenizer_of_json(data: bytes, where: str) -> Tokenizer:
         raise BackendUnavailableError(
             f"{where} needs the tokenizers package. Install it with `pip install tokenizers`."
         ) from None
-    try:
+    with _own_errors(ArtifactError, f"{where} is not a tokenizer"):
         made = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
         decoder = json.loads(data).get("decoder") or {}
-    except Exception as error:  # the package raises Exception itself
-        raise ArtifactError(f"{where} is not a tokenizer: {error}.") from error
-    made.no_truncation()
-    made.no_padding()
-    if getattr(made.model, "dropout", None):
-        made.model.dropout = None
-    size = max(made.get_vocab().values(), default=-1) + 1  # ids may have gaps
+        made.no_truncation()
+        made.no_padding()
+        if getattr(made.model, "dropout", None):
+            made.model.dropout = None
+        size = max(made.get_vocab().values(), default=-1) + 1  # ids may have gaps
 
     def encode(text: str) -> list[int]:
-        try:
+        with _own_errors(InputError, f"{where} cannot encode the text"):  # no token for what is unknown; no Unicode
             encoded = made.encode(text)
-        except Exception as error:  # no token for what is unknown; or no Unicode
-            raise InputError(f"{where} cannot encode the text: {error}.") from error
         ids, added = list(encoded.ids), encoded.special_tokens_mask
         while ids and added[len(ids) - 1] and len(ids) > 1:
             ids.pop()
         return ids
 
     def decode(ids: list[int]) -> str:
-        return str(made.decode(ids, skip_special_tokens=False))
+        with _own_errors(InputError, f"{where} cannot decode the ids"):
+            return str(made.decode(ids, skip_special_tokens=False))
 
     def known(i: int) -> bool:
         return 0 <= i < 1 << 32 and made.id_to_token(i) is not None
@@ -62,6 +61,19 @@ def tokenizer_of_json(data: bytes, where: str) -> Tokenizer:
         lambda i: _shown(decode([i]), made.id_to_token(i)) if known(i) else UNKNOWN,
         lambda: Window(decode, known, run.get),
     )
+
+
+@contextmanager
+def _own_errors(kind: type[GPTExportError], what: str) -> Iterator[None]:
+    """The package raises Exception itself; and where its Rust code panics, something that is not even that."""
+    try:
+        yield
+    except Exception as error:
+        raise kind(f"{what}: {error}.") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{what}: {error}.") from error
 
 
 def _shown(text: str, token: str | None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
 from gptexport_runtime.text.streams import UNKNOWN, Window
-from gptexport_runtime.text.tokenizer import Tokenizer
+from gptexport_runtime.text.tokenizer import Tokenizer, read_words
 
 SENTENCEPIECE = "tokenizer.model"
 
@@ -24,8 +24,9 @@ def tokenizer_of_model(path: Path) -> Tokenizer:
         raise BackendUnavailableError(
             f"{path} needs the sentencepiece package. Install it with `pip install sentencepiece`."
         ) from None
+    data = read_words(path)
     try:
-        made = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+        made = sentencepiece.SentencePieceProcessor(model_proto=data)
     except Exception as error:  # the package raises RuntimeError for what it cannot parse
         raise ArtifactError(f"{path} is not a SentencePiece model: {error}.") from error
     size: int = made.get_piece_size()

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from gptexport_runtime.errors import ArtifactError
+from gptexport_runtime.files import read_small
 from gptexport_runtime.text.streams import TextStream
+
+MOST_BYTES = 1 << 29  # of a tokenizer's file
 
 
 @dataclass(frozen=True)
@@ -22,3 +27,15 @@ class Tokenizer:
         """All of it at once; bytes that are no UTF-8 become U+FFFD."""
         stream = self.stream()
         return stream.feed(ids) + stream.end()
+
+
+def read_words(path: Path) -> bytes:
+    """A tokenizer's file.
+
+    Raises:
+        ArtifactError: it cannot be read, or is too large to be one.
+    """
+    try:
+        return read_small(path, MOST_BYTES)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error

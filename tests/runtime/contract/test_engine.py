@@ -51,7 +51,7 @@ def test_an_engine_answers_what_every_description_answers() -> None:
         ({"flavour": "tensorrt-lite"}, "x is refused: flavour is 'tensorrt-lite'; expected tensorrt or tensorrt-rtx"),
         ({"profiles": []}, "x is refused: profiles is empty"),
         ({"profiles": [{"min": [2, 1], "opt": [1, 1], "max": [4, 4]}]}, "profiles.0 is refused: profile B 2 to 4"),
-        ({"model": {"vocab_size": 0}}, "vocab_size is 0; expected a positive integer"),
+        ({"model": {"vocab_size": 0}}, "vocab_size is 0; expected an integer from 1"),
         ({"activation_bytes": [True]}, "activation_bytes.0 is True; expected an integer"),
     ],
 )

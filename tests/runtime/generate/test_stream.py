@@ -191,7 +191,7 @@ def test_a_cache_serves_one_call_at_a_time(cpu: Session) -> None:
         ({"stop": np.array(3)}, "stop is array"),
         ({"stop": [True]}, "stop holds True"),
         ({"stop": [[5, 6]]}, r"stop holds \[5, 6\]"),
-        ({"stop": "ab"}, "stop holds 'a'"),
+        ({"stop": "ab"}, "stop is 'ab'"),
         ({"stop": [-1]}, "stop holds -1"),
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"temperature": float("nan")}, "temperature is nan"),

@@ -33,8 +33,10 @@ class Package:
 
 
 def import_onnxruntime() -> types.ModuleType:
-    """The `onnxruntime` module, its telemetry off unless the environment says otherwise: nothing of a model, of a
-    machine or of its use is anybody's business. Its thread also keeps a forked child from ever ending.
+    """The `onnxruntime` module.
+
+    Its telemetry is off unless the environment says otherwise: a runtime sends nothing that it was not asked to send.
+    The thread that sends it would also keep a forked child from ending.
 
     Raises:
         BackendUnavailableError: it is not installed, or does not import.

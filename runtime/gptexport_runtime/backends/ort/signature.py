@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptexport_runtime.contract.heads import Head
-from gptexport_runtime.contract.model import LARGEST, ModelInfo
+from gptexport_runtime.contract.model import ModelInfo, read_limit
 from gptexport_runtime.contract.names import (
     AXIS_B,
     AXIS_SCORED,
@@ -18,7 +18,7 @@ from gptexport_runtime.contract.names import (
     META_VOCAB_SIZE,
 )
 from gptexport_runtime.contract.seal import is_of_another_export
-from gptexport_runtime.errors import ArtifactError, shown
+from gptexport_runtime.errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _fits(axis: str, dim: object) -> bool:
 
 
 def _limits(meta: dict[str, str], V: object, path: Path) -> ModelInfo:
-    block_size, vocab_size = _limit(meta, META_BLOCK_SIZE, path), _limit(meta, META_VOCAB_SIZE, path)
+    block_size, vocab_size = read_limit(meta, META_BLOCK_SIZE, path), read_limit(meta, META_VOCAB_SIZE, path)
     if isinstance(V, int) and vocab_size not in (None, V):
         raise ArtifactError(
             f"{path} contradicts itself: {META_VOCAB_SIZE} is {vocab_size}, but its {LOGITS} have V={V}. Export again."
@@ -98,15 +98,6 @@ def _limits(meta: dict[str, str], V: object, path: Path) -> ModelInfo:
             f"{path} does not tell its vocab_size: V is free and {META_VOCAB_SIZE} missing. Export again."
         )
     return ModelInfo(vocab_size=vocab_size, block_size=block_size)
-
-
-def _limit(meta: dict[str, str], key: str, path: Path) -> int | None:
-    text = meta.get(key)
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 10 or not 0 < int(text) <= LARGEST:
-        raise ArtifactError(f"{path}: {key} is {shown(text)}; expected a positive integer. Export again.")
-    return int(text)
 
 
 def _text(values: Any) -> str:
