@@ -37,7 +37,7 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
     if change := _prefix(parsed, _beside(path)):
         changes = (*changes, change)
     if changes:
-        data = json.dumps(parsed, ensure_ascii=False).encode()
+        data = json.dumps(parsed).encode()  # in ASCII: a half of a surrogate pair, which JSON may hold, is no UTF-8
     return TokenizerJson(data, max(ids.values(), default=-1) + 1, ids, changes)
 
 

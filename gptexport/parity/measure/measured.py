@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ FORMAT_VERSION = 1
 SAVED = "saved measurements"
 SAVED_FORMAT = Format(what=SAVED, name=FORMAT, version=FORMAT_VERSION, again="save them again with --save")
 INTEGERS = frozenset({"row", "t", "id", "expected_top", "actual_top"})  # of the columns
+LARGEST = 1e100  # of a number that is not infinite: its square is not either
 MOST_BYTES = 1 << 30  # of a long run: some 200 bytes a position
 
 
@@ -130,7 +132,14 @@ def _stats(item: Mapping[str, Any]) -> ShapeStats:
         raise ValueError(f"stats has the columns {', '.join(sorted(wrong))[:200]}; expected {', '.join(sorted(names))}")
     if min(*stats.shape, stats.positions) < 1 or {len(values) for values in columns.values()} != {stats.positions}:
         raise ValueError(f"stats of {stats.positions} positions, {stats.shape}, has columns of other lengths")
-    each = {name: np.array(values, np.int64 if name in INTEGERS else np.float64) for name, values in columns.items()}
+    errors = (stats.eager, stats.actual, stats.agreement)
+    numbers = [stats.expected_rms, stats.expected_max, stats.expected_spread, *stats.flip_margins]
+    numbers += [value for error in errors if error is not None for value in (error.rms, error.max, error.kl_mean)]
+    if any(math.isfinite(value) and abs(value) > LARGEST for value in numbers):
+        raise ValueError(f"stats of {stats.shape} holds a number past {LARGEST:g}, which no measurement gives")
+    each: dict[str, Any] = {
+        name: np.array(values, np.int64 if name in INTEGERS else np.float64) for name, values in columns.items()
+    }
     return replace(stats, each=Positions(**each))
 
 
