@@ -47,8 +47,16 @@ def is_file(path: Path) -> bool:
 
 
 def leads_outside(path: Path) -> bool:
-    """Is it a link, or a chain of them, to something that is not in its own folder or below it?"""
-    return path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(path.parent))
+    """Is it a link, or a chain of them, to something that is not in its own folder or below it?
+
+    What is in a download of the Hugging Face hub may be in the store of that download, `snapshots/REVISION` beside
+    `blobs`.
+    """
+    if not path.is_symlink():
+        return False
+    folder = Path(os.path.realpath(path.parent))
+    stores = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
+    return not any(Path(os.path.realpath(path)).is_relative_to(place) for place in (folder, *stores))
 
 
 Identity = tuple[int, int, int, int]  # device, inode, size, time of the last change

@@ -33,11 +33,24 @@ def test_opens_a_str_and_a_relative_path(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_opens_links_into_a_store(bundle: Path, expected: Any) -> None:
-    """A download cache keeps the files elsewhere, under other names."""
-    for file in list(bundle.iterdir()):
-        file.symlink_to(shutil.move(file, bundle.parent / f"blob-{file.stem}"))
-    with gptexport_runtime.load(bundle, "cpu") as session:
+    """As the Hugging Face hub's cache has them: the files are beside the snapshots, under other names."""
+    snapshot = bundle.parent / "snapshots" / "revision"
+    snapshot.parent.mkdir()
+    (bundle.parent / "blobs").mkdir()
+    bundle.rename(snapshot)
+    for file in list(snapshot.iterdir()):
+        shutil.move(file, bundle.parent / "blobs" / file.stem)
+        file.symlink_to(Path("..", "..", "blobs", file.stem))
+    with gptexport_runtime.load(snapshot, "cpu") as session:
         assert_allclose(session.logits(expected.ids), expected.logits, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gptexport.json", "logits.onnx", "weights.data"])
+def test_a_link_out_of_the_bundle_is_not_followed(bundle: Path, name: str) -> None:
+    (bundle / name).rename(bundle.parent / "elsewhere")
+    (bundle / name).symlink_to(bundle.parent / "elsewhere")
+    with pytest.raises(ArtifactError, match=f"{name} is a link to something outside of the bundle"):
+        gptexport_runtime.load(bundle, "cpu")
 
 
 def edit(**changes: Any) -> Callable[[Path], None]:

@@ -15,6 +15,7 @@ from gptexport_runtime import ArtifactError, BackendUnavailableError, InputError
 from gptexport_runtime.backends.gpu.device import why_no_gpu
 from gptexport_runtime.backends.tensorrt import backend as trt
 from gptexport_runtime.contract.engine import sidecar_path
+from gptexport_runtime.engine_file import read_engine_info
 from tests.support.fake_engine import VERSION, Fake, write_engine, write_sidecar
 from tests.support.fake_tensorrt import DataType
 
@@ -46,6 +47,27 @@ def test_truncated_engine(tmp_path: Path) -> None:
     path = write_engine(tmp_path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match=r"has 31 bytes; gpt.engine.json is of an engine of 32. It is truncated"):
+        gptexport_runtime.load(path)
+
+
+def test_a_sidecar_in_the_middle_of_a_replacement_is_of_the_old_engine_too(tmp_path: Path) -> None:
+    """The sidecar is replaced first, and says what the old one said under `before`."""
+    path = write_engine(tmp_path, body=b"old!")
+    old = json.loads(sidecar_path(path).read_text())
+    new = json.loads(sidecar_path(write_engine(tmp_path, body=b"the new one")).read_text())
+    write_engine(tmp_path, body=b"old!")
+    sidecar_path(path).write_text(json.dumps({**new, "before": old}))
+    assert read_engine_info(path).engine.sha256 == old["engine"]["sha256"]
+    path.write_bytes(path.read_bytes()[:-4] + b"the new one")
+    assert read_engine_info(path).engine.sha256 == new["engine"]["sha256"]
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../other/logits.onnx", "a\\b.onnx"])
+def test_no_path_in_a_sidecar_is_ever_opened(name: str, tmp_path: Path) -> None:
+    path = write_engine(tmp_path)
+    sidecar = json.loads(sidecar_path(path).read_text())
+    sidecar_path(path).write_text(json.dumps({**sidecar, "onnx": {name: "0" * 64}}))
+    with pytest.raises(ArtifactError, match="expected plain file names"):
         gptexport_runtime.load(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 from gptexport_runtime.errors import ArtifactError, shown
 
+SEPARATORS = frozenset("/\\:" if os.name == "nt" else "/\\")
 LARGEST = 2**31 - 1  # of any size of a model
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -66,10 +68,8 @@ class FileEntry:
 
 
 def is_plain_name(name: str) -> bool:
-    """Is it the name of a file in the same folder, on any system, and nothing else?"""
-    return (
-        0 < len(name) <= 255 and name.isprintable() and not name.startswith(".") and not set(name) & set('/\\:<>"|?*')
-    )
+    """Is it the name of a file in the same folder, and nothing else?"""
+    return 0 < len(name) <= 255 and name.isprintable() and name not in (".", "..") and not set(name) & SEPARATORS
 
 
 def read_limit(metadata: Mapping[str, str], key: str, path: Path) -> int | None:
