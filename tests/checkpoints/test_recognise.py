@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gptexport.checkpoints import describe_checkpoint, load_checkpoint
+from gptexport.checkpoints import describe_checkpoint, load_checkpoint, recognise
 from gptexport.errors import CheckpointError, UnknownCheckpointError
 from tests.support.builders import tiny_huggingface, tiny_nanogpt
 
@@ -161,7 +161,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(recognise, "open_regular", refuse)
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(str(path))
 
