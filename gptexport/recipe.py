@@ -60,7 +60,7 @@ class Recipe:
     def of(
         *,
         dtype: str = "float32",
-        target: str = "portable",
+        target: str | None = None,
         quantize: str | None = None,
         graphs: Sequence[str] | None = None,
         opset: int = DEFAULT_OPSET,
@@ -69,12 +69,14 @@ class Recipe:
         """The recipe that names stand for, as the command line and a manifest spell them.
 
         Args:
+            target: None: portable, or the first that takes the precision.
             graphs: names of heads; the logits are always among them. None: all that the forward allows.
 
         Raises:
             ExportError: a name is not known, or the parts do not go together.
         """
-        _check_name("target", target, list(TARGETS))
+        if target is not None:
+            _check_name("target", target, list(TARGETS))
         _check_name("dtype", dtype, dtypes())
         if quantize is not None:
             _check_name("quantize", quantize, quantizations())
@@ -86,7 +88,8 @@ class Recipe:
                 f"quantize {quantize} with dtype {dtype}: the rest computes in {precision.dtype}. Leave dtype out."
             )
         heads = None if graphs is None else tuple(h for h in HEADS.values() if h.name in graphs or h is LOGITS)
-        return Recipe(target=TARGETS[target], precision=precision, heads=heads, opset=opset, tokenizer=tokenizer)
+        chosen = TARGETS[target] if target else next(each for each in TARGETS.values() if each.takes(precision))
+        return Recipe(target=chosen, precision=precision, heads=heads, opset=opset, tokenizer=tokenizer)
 
     def wants(self, head: Head) -> bool:
         return self.heads is None or head in self.heads

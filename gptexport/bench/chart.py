@@ -48,7 +48,7 @@ def speed_chart(title: str, baseline: str, bars: Mapping[str, Mapping[str, Bar]]
         bars: by shape, by side.
     """
     certain = [bar.high for row in bars.values() for bar in row.values() if not bar.noisy]
-    widest = min(CAP, max(1.0, *certain))
+    widest = min(CAP, max([1.0, *certain]))
     scale = (WIDTH - LEFT - RIGHT) / widest
     parts, y = [], TOP
     for shape, row in bars.items():

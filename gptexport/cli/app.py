@@ -11,6 +11,7 @@ import traceback
 from types import FrameType
 
 import click
+from click.shell_completion import get_completion_class
 
 from gptexport import __version__
 from gptexport.cli.bench import bench
@@ -18,9 +19,10 @@ from gptexport.cli.doctor import doctor
 from gptexport.cli.generate import generate
 from gptexport.cli.inspect import inspect
 from gptexport.cli.onnx import onnx
-from gptexport.cli.output import print_error, say
+from gptexport.cli.options import Name
+from gptexport.cli.output import print_error, print_json_error, say
 from gptexport.cli.parity import parity
-from gptexport.cli.terminal import forgiving, give_up
+from gptexport.cli.terminal import forgiving, give_up, in_color
 from gptexport.cli.trt import trt
 from gptexport.errors import UnknownCheckpointError, UnsafeCheckpointError
 from gptexport_runtime.errors import BackendUnavailableError, GPTExportError
@@ -55,8 +57,40 @@ def gptexport() -> None:
     """
 
 
-for command in (onnx, trt, parity, generate, inspect, bench, doctor):
+@click.command(hidden=True, short_help="As --help.")
+@click.argument("names", metavar="COMMAND", nargs=-1)
+@click.pass_context
+def help_of(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Say what COMMAND does, or what commands there are."""
+    gptexport.main([*names, "--help"], prog_name="gptexport", standalone_mode=False, color=ctx.color)
+
+
+@click.command(hidden=True, short_help="As --version.")
+@click.pass_context
+def version(ctx: click.Context) -> None:
+    """Say which version this is."""
+    gptexport.main(["--version"], prog_name="gptexport", standalone_mode=False, color=ctx.color)
+
+
+@click.command(short_help="Print a script that completes commands and options.")
+@click.argument("shell", type=Name(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what SHELL needs to complete gptexport's commands, options and values.
+
+    \b
+    Examples:
+      gptexport completion bash > ~/.local/share/bash-completion/completions/gptexport
+      gptexport completion zsh > ~/.zfunc/_gptexport           with fpath+=~/.zfunc before compinit in ~/.zshrc
+      gptexport completion fish > ~/.config/fish/completions/gptexport.fish
+    """
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(gptexport, {}, "gptexport", "_GPTEXPORT_COMPLETE").source())
+
+
+for command in (onnx, trt, parity, generate, inspect, bench, doctor, completion, version):
     gptexport.add_command(command)
+gptexport.add_command(help_of, "help")
 
 
 def main() -> None:
@@ -88,12 +122,14 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; no exception leaves but, with -v, that of a bug."""
     with forgiving():
         try:
-            result = gptexport.main(arguments, prog_name="gptexport", standalone_mode=False)
+            result = gptexport.main(arguments, prog_name="gptexport", standalone_mode=False, color=in_color())
             return result if isinstance(result, int) else 0
         except click.ClickException as error:
             told = io.StringIO()
             error.show(file=told)
             say("", told.getvalue().rstrip())
+            if "--json" in arguments:
+                print_json_error(type(error).__name__, error.format_message())
             return error.exit_code
         except BrokenPipeError:  # `gptexport inspect … | head`
             return EXIT_ERROR

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptexport.cli.options import DEVICES, OutputPath, Shapes, check_named
+from gptexport.cli.options import DEVICES, Name, OutputPath, Shapes, check_named
 from gptexport.cli.output import Output, output_options, table
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ ratio. Let nothing else run, or pass more --rounds."""
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all usable cores]")
 @click.option(
     "--device",
-    type=click.Choice(DEVICES),
+    type=Name(DEVICES),
     help="Device that runs the artifact.  [default: cpu; cuda for an engine]",
 )
 @click.option("--plot", type=OutputPath(dir_okay=False), metavar="FILE.svg", help="Write a chart of the speeds.")

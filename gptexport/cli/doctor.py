@@ -25,12 +25,14 @@ def doctor(output: Output) -> None:
     machine = facts(
         [("cores", health.cores), ("memory", health.memory), ("instructions", " ".join(health.instructions))]
     )
-    providers = table(
-        [(p.name, "yes" if p.loads else "no", p.reason or "") for p in health.providers], ("device", "runs", "why not")
-    )
+    providers = table([(p.name, "yes" if p.loads else "no") for p in health.providers], ("device", "runs"))
     engines = table(
-        [(e.name, e.version or "–", e.builds, "yes" if e.runs else "no", e.reason or "") for e in health.engines],
-        ("engines", "version", "builds for", "runs", "why not"),
+        [(e.name, e.version or "–", e.builds, "yes" if e.runs else "no") for e in health.engines],
+        ("engines", "version", "builds for", "runs"),
     )
+    reasons = [(each.name, each.reason) for each in health.providers]
+    reasons += [(each.name, each.reason) for each in health.engines]
+    why = facts([(f"why not {name}", reason) for name, reason in reasons])
     problems = "\n".join(f"problem: {problem}" for problem in health.problems) or "no problems found"
-    output.result({"ok": True, **health.to_dict()}, "\n\n".join([machine, versions, providers, engines, problems]))
+    parts = [machine, versions, providers, engines, why, problems]
+    output.result({"ok": True, **health.to_dict()}, "\n\n".join(filter(None, parts)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptexport.cli.options import DEVICES, Ids, Stop
+from gptexport.cli.options import DEVICES, Ids, Name, Stop
 from gptexport.cli.output import Output, output_options
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ Steps = Generator[list[int], None, None]  # each step's token of every sample; b
 @click.option("--slide", is_flag=True, help="Continue past block_size, from the last half of the text.")
 @click.option("--tokenizer", help="Tokenizer: bytes, gpt2, or a file.  [default: the bundle's own]")
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all usable cores]")
-@click.option(
-    "--device", type=click.Choice(DEVICES), default="cpu", show_default=True, help="Device that runs the bundle."
-)
+@click.option("--device", type=Name(DEVICES), default="cpu", show_default=True, help="Device that runs the bundle.")
 @output_options("generate")
 def generate(
     output: Output,
@@ -102,6 +100,8 @@ def generate(
         ids = prompt_ids if prompt_ids is not None else _encode(prompt or "", words)
         if session.why_slow is not None:
             output.note(f"slow: the whole text is computed again for every token, because {session.why_slow}")
+        if show and prompt is not None:
+            output.prompt(words.decode(ids) if words else prompt)
         began = time.perf_counter()
         texts = [_Continuation(words, stop_texts) for _ in range(samples)]
         steps = _steps(session, ids, samples, seed, stop=stop_ids, **options)
@@ -116,7 +116,8 @@ def generate(
         seconds = time.perf_counter() - began
     _finish(texts, output, seed, show)
     count = sum(len(text.ids) for text in texts)
-    output.step(f"{count} tokens in {seconds:.2f} s, {count / seconds:,.1f} a second, the prompt's {len(ids)} included")
+    speed = f"{count / seconds:,.0f} a second"
+    output.step(f"{count} new tokens in {seconds:.2f} s, reading the prompt of {len(ids)} included: {speed}")
     if output.as_json:
         rows = [
             {"seed": seed + n, "ids": text.ids, "text": text.text if words else None} for n, text in enumerate(texts)

@@ -40,7 +40,7 @@ def inspect(ctx: click.Context, output: Output, path: str, verify: bool) -> None
         found = artifact.inspect(verify=verify)
         problems = list(found.problems)
         data = {"ok": not problems, "kind": artifact.kind, "path": path, **found.data, "problems": problems}
-        output.result(data, artifact_text(artifact, found))
+        output.result(data, artifact_text(artifact, found, verbose=output.verbose, verified=verify))
         if problems:
             ctx.exit(EXIT_PROBLEMS)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
@@ -12,22 +13,27 @@ from gptexport.cli.output import facts, size
 from gptexport_runtime.contract.engine import EngineInfo, TensorInfo
 from gptexport_runtime.contract.manifest import Manifest
 
+CACHE = re.compile(r"(past|present)_(key|value)_\d+")
+
 if TYPE_CHECKING:
     from gptexport.checkpoints import CheckpointInfo
 
 
-def artifact_text(artifact: Artifact, found: Inspection) -> str:
-    """The facts of an artifact of any kind, and what is wrong with it."""
-    return _text(artifact, found) + "".join(f"\nproblem: {problem}" for problem in found.problems)
+def artifact_text(artifact: Artifact, found: Inspection, *, verbose: bool = False, verified: bool = False) -> str:
+    """The facts of an artifact of any kind, and what is wrong with it; `verbose`: its graphs in detail too."""
+    text = _text(artifact, found, verbose)
+    if verified and not found.problems:
+        text += "\nverified: every file has the SHA-256 that it was written with"
+    return text + "".join(f"\nproblem: {problem}" for problem in found.problems)
 
 
 @singledispatch
-def _text(artifact: object, _found: Inspection) -> str:
+def _text(artifact: object, _found: Inspection, _verbose: bool) -> str:
     raise NotImplementedError(f"no text for {type(artifact).__name__}")
 
 
 @_text.register
-def _(bundle: Bundle, found: Inspection) -> str:
+def _(bundle: Bundle, found: Inspection, verbose: bool) -> str:
     manifest, data = bundle.manifest, found.data
     what = f"{manifest.target}, {manifest.quantize or manifest.dtype}, opset {manifest.opset}, {size(data['bytes'])}"
     rows: list[tuple[str, object]] = [
@@ -38,20 +44,24 @@ def _(bundle: Bundle, found: Inspection) -> str:
         ("parameters", f"{manifest.parameters:,}"),
         ("source", f"{manifest.source.get('format')}, sha256 {str(manifest.source.get('sha256'))[:16]}…"),
         ("GELU", _gelu(manifest.model.get("gelu"), manifest.source.get("gelu_source"))),
-        *((f"checked: {what}", how) for what, how in manifest.checked.items()),
+        ("checked", "; ".join(f"{what} {how}" for what, how in manifest.checked.items()) or None),
         ("parity", _certificate(manifest, "these graphs and weights")),
         ("written by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
     ]
-    return "\n\n".join([facts(rows), *map(_graph_text, data["graphs"].values())])
+    graphs = data["graphs"].values()
+    if verbose:
+        return "\n\n".join([facts(rows), *map(_graph_text, graphs)])
+    short = [(graph["file"], f"{_interface(graph)}; {size(graph['bytes'])}") for graph in graphs]
+    return f"{facts(rows)}\n\n{facts(short)}"
 
 
 @_text.register
-def _(_graph: SingleGraph, found: Inspection) -> str:
+def _(_graph: SingleGraph, found: Inspection, _verbose: bool) -> str:
     return _graph_text(found.data)
 
 
 @_text.register
-def _(engine: Engine, _found: Inspection) -> str:
+def _(engine: Engine, _found: Inspection, _verbose: bool) -> str:
     def signature(tensors: tuple[TensorInfo, ...]) -> str:
         return ", ".join(f"{item.name} {item.dtype} ({','.join(map(str, item.shape))})" for item in tensors)
 
@@ -74,6 +84,17 @@ def _certificate(described: Manifest | EngineInfo, of: str) -> str:
     ratio = f", noise ratio {parity['noise_ratio']:.2f}" if isinstance(parity.get("noise_ratio"), float) else ""
     stale = f", but not of {of}" if described.why_stale() else ""
     return ("passed" if parity.get("passed") else "FAILED") + ratio + stale
+
+
+def _interface(graph: Mapping[str, Any]) -> str:
+    """`input_ids (B,T) -> logits (B,T,V)`; the caches of a cached step are counted, not listed."""
+
+    def side(axes: Mapping[str, list[str | int]]) -> str:
+        caches = [name for name in axes if CACHE.fullmatch(name)]
+        named = [f"{name} ({','.join(map(str, dims))})" for name, dims in axes.items() if name not in caches]
+        return ", ".join([*named, *([f"{len(caches)} caches"] if caches else [])])
+
+    return f"{side(graph['inputs'])} -> {side(graph['outputs'])}"
 
 
 def _graph_text(graph: Mapping[str, Any]) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptexport.cli.options import Graphs, OutputPath, assumption_options
+from gptexport.cli.options import Graphs, Name, OutputPath, assumption_options
 from gptexport.cli.output import Output, output_options, size
+from gptexport.errors import ExportError
 from gptexport.export.targets import TARGETS
 from gptexport.precision import dtypes, quantizations
 from gptexport.recipe import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, Recipe
@@ -25,22 +27,20 @@ _TARGETS = "; ".join(f"{target.name}: {target.help}" for target in TARGETS.value
 @click.option("-o", "--out", "out", required=True, type=OutputPath(), help="Where to write: a folder, or NAME.onnx.")
 @click.option(
     "--dtype",
-    type=click.Choice(dtypes()),
+    type=Name(dtypes()),
     default="float32",
     show_default=True,
     help="Precision of weights and computation.",
 )
 @click.option(
     "--target",
-    type=click.Choice(list(TARGETS)),
-    default="portable",
-    show_default=True,
-    help=f"What to optimize for. {_TARGETS}.",
+    type=Name(list(TARGETS)),
+    help=f"What to optimize for. {_TARGETS}.  [default: portable, or the one that --quantize needs]",
 )
 @click.option(
     "--quantize",
-    type=click.Choice(quantizations()),
-    help="Quantize weights and activations to 8 bits; needs --target cpu.",
+    type=Name(quantizations()),
+    help="Quantize weights and activations to 8 bits, for --target cpu.",
 )
 @click.option(
     "--graphs",
@@ -73,7 +73,7 @@ def onnx(
     checkpoint: str,
     out: Path,
     dtype: str,
-    target: str,
+    target: str | None,
     quantize: str | None,
     graphs: list[str] | None,
     vocab_size: int | None,
@@ -104,7 +104,10 @@ def onnx(
     """
     from gptexport.staging import check_output
 
-    recipe = Recipe.of(dtype=dtype, target=target, quantize=quantize, graphs=graphs, opset=opset)
+    try:
+        recipe = Recipe.of(dtype=dtype, target=target, quantize=quantize, graphs=graphs, opset=opset)
+    except ExportError as error:
+        raise click.UsageError(str(error)) from error
     check_output(out, force=force)  # before the seconds that importing torch takes
     output.step(f"reading {checkpoint}")
 
@@ -132,6 +135,8 @@ def onnx(
     output.step(f"{audit or 'nothing to audit'}; {_ran(done)}")
     if (kernels := done.manifest.checked.get("kernels")) is not None:
         output.step(f"CUDA kernels: {kernels}; attention: {_expected(done)}")
+    # a bundle keeps the sizes itself
+    sizes = {"vocab_size": vocab_size, "block_size": block_size} if out.suffix == ".onnx" else {}
     output.result(
         {
             "ok": True,
@@ -145,8 +150,16 @@ def onnx(
             "checked": dict(done.manifest.checked),
             "check_relative_rms": done.check_error,
         },
-        f"{out}: {size(done.bytes)}\nnext: gptexport parity {out} --against {checkpoint}",
+        f"{out}: {size(done.bytes)}\nnext: {_next(done, checkpoint, {**assumed, **sizes})}",
     )
+
+
+def _next(done: Exported, checkpoint: str, options: dict[str, Any]) -> str:
+    """The command that checks what was written, with all that it has to be told."""
+    told = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
+    runs_on = done.manifest.runs_on
+    device = [] if "cpu" in runs_on else [f"--device={runs_on[0]}"]
+    return shlex.join(["gptexport", "parity", str(done.path), "--against", checkpoint, *told, *device])
 
 
 def _ran(done: Exported) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,13 +15,31 @@ from gptexport_runtime.contract import heads
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# What people call what has another name here.
+OTHER_NAMES = {
+    **dict.fromkeys(("bf16", "brain"), "bfloat16"),
+    **dict.fromkeys(("fp16", "f16", "half"), "float16"),
+    **dict.fromkeys(("fp32", "f32", "float", "single"), "float32"),
+    **dict.fromkeys(("gpu", "nvidia"), "cuda"),
+    **dict.fromkeys(("i8", "w8a8", "q8", "q8_0"), "int8"),
+}
+
 DEVICES = [device for device in devices() if device != AUTO]
+
+
+class Name(click.Choice[str]):
+    """One of some names; where another is given, the one that was meant is named."""
+
+    def get_invalid_choice_message(self, value: str, ctx: click.Context | None) -> str:
+        meant = OTHER_NAMES.get(str(value).lower(), str(value).lower())
+        close = get_close_matches(meant, self.choices, n=1)
+        return super().get_invalid_choice_message(value, ctx) + (f" Did you mean {close[0]!r}?" if close else "")
 
 
 def assumption_options(command: F) -> F:
     """Give a command an option for each choice that weights do not tell."""
     for item in reversed(ASSUMPTIONS):
-        kind = click.Choice([*item.shown]) if item.values else click.IntRange(min=1)
+        kind = Name([*item.shown]) if item.values else click.IntRange(min=1)
         flag = f"--{item.name.replace('_', '-')}"
         command = click.option(flag, type=kind, callback=_parsed(item), help=item.help)(command)
     return command

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 import sys
+import textwrap
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TextIO, TypeVar
 
 import click
 
-from gptexport.cli.terminal import one_line, printable
+from gptexport.cli.terminal import in_color, one_line, printable
 
 SCHEMA_VERSION = 1
 
@@ -31,27 +35,73 @@ class Output:
     verbose: bool
     stdout: TextIO
     began: float = field(default_factory=time.monotonic)
+    _waiting: Waiting | None = None
 
     def step(self, text: str) -> None:
-        """Progress, for people: what is being done now, and when it began."""
+        """Progress, for people: what is being done now, and when it began. On a terminal it counts on meanwhile."""
+        self.still()
         if not self.quiet:
             say(click.style(f"{time.monotonic() - self.began:6.1f}s  ", dim=True), text)
+            if sys.stderr.isatty() and in_color() is None:
+                self._waiting = Waiting(sys.stderr)
+
+    def still(self) -> None:
+        """Nothing moves on the terminal any more."""
+        if self._waiting is not None:
+            self._waiting.end()
+            self._waiting = None
 
     def note(self, text: str) -> None:
         """What a person should know, though nothing failed."""
+        self.still()
         if not self.quiet:
             say(click.style("   note  ", fg="yellow"), text)
 
     def result(self, data: dict[str, Any], text: str) -> None:
         """The one object of --json, or `text` for people."""
+        self.still()
         if self.as_json:
             text = _json({"schema_version": SCHEMA_VERSION, "command": self.command, **data})
-        click.echo(printable(text), file=self.stdout)
+            click.echo(text, file=self.stdout)
+        else:
+            click.echo(_marked(printable(text)), file=self.stdout)
+
+    def prompt(self, text: str) -> None:
+        """What was there before the model wrote, dim, on a terminal only: a file or a pipe gets what is new."""
+        self.still()
+        if self.stdout.isatty():
+            click.echo(click.style(printable(text), dim=True), file=self.stdout, nl=False)
 
     def text(self, new: str) -> None:
         """What a model has written, as it comes: as it is into a file or a pipe, made printable on a terminal."""
+        self.still()
         self.stdout.write(printable(new) if self.stdout.isatty() else new)
         self.stdout.flush()
+
+
+class Waiting:
+    """A line of a terminal that says how long a step has taken, from its third second on, until it ends."""
+
+    FROM, EVERY = 3.0, 1.0  # seconds
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._began, self._ended = stream, time.monotonic(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Take the line away."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        if self._ended.wait(self.FROM):
+            return
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone
+            while not self._ended.wait(self.EVERY):
+                seconds = click.style(f"{time.monotonic() - self._began:9.0f} s …", dim=True)
+                print(f"\r{seconds}\x1b[K", end="", file=self._stream, flush=True)
+            print("\r\x1b[K", end="", file=self._stream, flush=True)
 
 
 def output_options(command: str) -> Callable[[F], F]:
@@ -69,8 +119,11 @@ def output_options(command: str) -> Callable[[F], F]:
         @wraps(function)
         def run(*args: Any, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
             output = Output(command, as_json, quiet, verbose, sys.stdout)
-            with redirect_stdout(sys.stderr):
-                return function(output, *args, **kwargs)
+            try:
+                with redirect_stdout(sys.stderr):
+                    return function(output, *args, **kwargs)
+            finally:
+                output.still()
 
         return run  # type: ignore[return-value]
 
@@ -81,15 +134,31 @@ def print_error(kind: str, message: str, as_json: bool) -> None:
     """One message on stderr; with --json also the one object on stdout."""
     say(click.style("error: ", fg="red", bold=True), message)
     if as_json:
-        error = {"type": kind, "message": message}
-        with contextlib.suppress(OSError, ValueError):  # full, or closed
-            click.echo(_json({"schema_version": SCHEMA_VERSION, "ok": False, "error": error}))
+        print_json_error(kind, message)
+
+
+def print_json_error(kind: str, message: str) -> None:
+    """The one object of --json, of a command that failed."""
+    error = {"type": kind, "message": message}
+    with contextlib.suppress(OSError, ValueError):  # full, or closed
+        click.echo(_json({"schema_version": SCHEMA_VERSION, "ok": False, "error": error}))
 
 
 def say(mark: str, text: str) -> None:
     """On stderr. If that cannot be written either, the text is lost."""
     with contextlib.suppress(OSError, ValueError):
-        click.echo(mark + printable(text), err=True)
+        click.echo(mark + printable(text), err=True, color=in_color())
+
+
+def _marked(text: str) -> str:
+    """Verdicts in colour, where they begin or end a line."""
+    for pattern, colour in ((r"^PASS\b|\byes$", "green"), (r"^FAIL\b|\bFAIL$|\bWRONG\b", "red")):
+        text = re.sub(pattern, partial(_styled, colour), text, flags=re.MULTILINE)
+    return text
+
+
+def _styled(colour: str, found: re.Match[str]) -> str:
+    return click.style(found[0], fg=colour, bold=True)
 
 
 def _json(data: dict[str, Any]) -> str:
@@ -114,9 +183,21 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
 
 
 def facts(pairs: Sequence[tuple[str, object]]) -> str:
-    """Names and values, one a line."""
+    """Names and values, one a line; on a terminal a long value goes on beneath itself."""
     width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"{name.ljust(width)}  {one_line(value)}" for name, value in pairs if value is not None)
+    columns = shutil.get_terminal_size().columns if sys.__stdout__ is not None and sys.__stdout__.isatty() else None
+    lines = []
+    for name, value in pairs:
+        if value is not None:
+            start, text = f"{name.ljust(width)}  ", one_line(value)
+            wrap = columns is not None and len(start) + len(text) > columns > len(start) + 20
+            lines += _wrapped(start, text, columns) if wrap and columns is not None else [start + text]
+    return "\n".join(lines)
+
+
+def _wrapped(start: str, text: str, columns: int) -> list[str]:
+    beneath = " " * len(start)
+    return textwrap.wrap(text, columns, initial_indent=start, subsequent_indent=beneath, break_on_hyphens=False)
 
 
 def size(count: int) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptexport.cli.options import DEVICES, OutputPath, Shapes, assumption_options, check_named
+from gptexport.cli.options import DEVICES, Name, OutputPath, Shapes, assumption_options, check_named
 from gptexport.cli.output import Output, output_options
 from gptexport.cli.parity_text import result_text
 
@@ -63,7 +63,7 @@ class Gate(click.ParamType[tuple[str, str]]):
 )
 @click.option(
     "--device",
-    type=click.Choice(DEVICES),
+    type=Name(DEVICES),
     help="Device that runs the artifact.  [default: cpu; an engine: cuda]",
 )
 @click.option(

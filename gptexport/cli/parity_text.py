@@ -32,22 +32,22 @@ def result_text(result: ParityResult) -> str:
 def _tables(verdict: Verdict) -> list[str]:
     parts = []
     if verdict.shapes:
-        special = [(verdict.special, " special")] if verdict.special else []
+        special = [(verdict.special, "special")] if verdict.special else []
         rows = [
             (
-                "{}x{}".format(*row.shape) + what,
+                what or "{}x{}".format(*row.shape),
                 f"{row.noise_ratio:.2f}",
                 f"{row.max_ratio:.2f}",
                 f"{row.relative_rms:.1e}",
                 f"{row.eager_relative_rms:.1e}",
                 f"{row.kl_mean:.0e}",
                 f"{100 * row.top1_agreement:.2f} %",
-                f"{row.flips} ({row.flips_outside_ties})",
+                f"{row.flips} ({row.flips_outside_ties} real)" if row.flips else "0",
                 "ok" if row.passed else "FAIL",
             )
             for row, what in [*((row, "") for row in verdict.shapes), *special]
         ]
-        header = ("B×T", "noise ratio", "max ratio", "rel. RMS", "eager's", "mean KL", "top-1", "flips (real)", "")
+        header = ("B×T", "noise ratio", "max ratio", "rel. RMS", "eager's", "mean KL", "top-1", "flips", "")
         parts.append(table(rows, header))
     if verdict.invariances:
         changes = [

@@ -24,6 +24,11 @@ PLAIN = {"…": "...", "×": "x", "─": "-", "–": "-", "±": "+-", "≤": "<=
 ERRORS = "gptexport.plain"
 
 
+def in_color() -> bool | None:
+    """False where nobody wants colours: NO_COLOR (no-color.org) or a terminal that has none. None: click decides."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
+
+
 def printable(text: str) -> str:
     """The text with every control character spelled out, as \\x1b; lines and tabs stay."""
     return CONTROL.sub(_spelled, text)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gptexport.cli.engine_text import engine_text, gpus
-from gptexport.cli.options import OutputPath
+from gptexport.cli.options import Name, OutputPath
 from gptexport.cli.output import Output, output_options
 from gptexport.errors import OptionError
 from gptexport_runtime.artifact import ENGINE_SUFFIX, is_engine
@@ -42,7 +42,7 @@ class Shape(click.ParamType[tuple[int, int]]):
 @click.option("-o", "--out", required=True, type=OutputPath(), help="Where to write: NAME.engine.")
 @click.option(
     "--backend",
-    type=click.Choice(list(EDITIONS)),
+    type=Name(list(EDITIONS)),
     help="Edition of TensorRT that builds.  [default: what is installed and can build here]",
 )
 @click.option("--min", "low", type=Shape(), multiple=True, help="Smallest (B,T) of a profile.  [default: 1x1]")
@@ -207,6 +207,7 @@ def _bar(output: Output) -> Iterator[Callable[[str, float], None]]:
         yield lambda _phase, _done: None
         return
     steps = 1000
+    output.still()
     with click.progressbar(length=steps, label="building", file=stderr, show_eta=False) as bar:
 
         def show(phase: str, done: float) -> None:

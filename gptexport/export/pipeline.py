@@ -59,7 +59,7 @@ def export_onnx(
     out: Path,
     *,
     dtype: str = "float32",
-    target: str = "portable",
+    target: str | None = None,
     quantize: str | None = None,
     graphs: Sequence[str] | None = None,
     tokenizer: BundledTokenizer | None = None,
@@ -72,8 +72,8 @@ def export_onnx(
     Args:
         dtype: "float32", "float16" or "bfloat16".
         target: "portable" runs anywhere; "cpu" is rewritten for ONNX Runtime's CPU provider; "cuda" for its CUDA
-            provider.
-        quantize: "int8", with target "cpu".
+            provider. None: portable, or the one that `quantize` needs.
+        quantize: "int8", for target "cpu".
         graphs: names of heads to write into the bundle; the logits are always there. None: all, less those that the
             forward does not allow.
         tokenizer: goes into the bundle.

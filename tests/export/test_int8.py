@@ -17,6 +17,8 @@ from gptexport.errors import ExportError
 from gptexport.export import export_onnx
 from gptexport.export.rewrites import int8
 from gptexport.export.rewrites.int8 import calibration_ids, smooth
+from gptexport.export.targets import CPU, PORTABLE
+from gptexport.recipe import Recipe
 from tests.support.builders import SIZES, own, random_weights, tiny_nanogpt
 from tests.support.cli import Cli
 
@@ -114,9 +116,10 @@ def test_the_checkpoint_on_disk_stays_as_it_was(tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
-def test_int8_needs_the_cpu_target(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_int8_is_for_the_cpu_target_and_implies_it(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    assert Recipe.of(quantize="int8").target is CPU and Recipe.of().target is PORTABLE
     with pytest.raises(ExportError, match=r"quantize int8 with target portable: .* Pass target cpu"):
-        export_onnx(checkpoint, tmp_path / "gpt", quantize="int8")
+        export_onnx(checkpoint, tmp_path / "gpt", target="portable", quantize="int8")
     assert list(tmp_path.iterdir()) == []
 
 
