@@ -18,11 +18,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn as nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
+
+from gptexport.casting import Cast
 
 WIDE = {
     torch.float32: torch.float64,
@@ -43,12 +46,31 @@ CONTAINERS = {aten.zeros, aten.empty, aten.new_zeros, aten.new_empty, aten.empty
 def in_float64(model: nn.Module) -> Iterator[Float64]:
     """While open, the model computes in float64, its forward as it stands.
 
-    So the reference costs the memory of the widest operation, and no second copy of the model.
+    So the reference costs the memory of the widest operation, and no second copy of the weights; but for a forward that
+    calls what looks at dtypes before its operations are here, as a convolution does. That one's weights are cast.
     """
-    with uncompiled(), warnings.catch_warnings(), Float64(model) as mode:
+    cast = nullcontext() if _widens(model) else Cast(model, torch.float64)
+    with uncompiled(), warnings.catch_warnings(), cast, Float64(model) as mode:
         # what is called has float64 values and float32 weights, until its operations are here
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
         yield mode
+
+
+def _widens(model: nn.Module) -> bool:
+    """Whether the forward runs with its operations widened one by one; found out once for each model."""
+    if model not in _WIDENS:
+        device = next((parameter.device for parameter in model.parameters()), None)
+        try:
+            with torch.no_grad(), uncompiled(), Float64(model):
+                model(torch.zeros(1, 2, dtype=torch.long, device=device))
+        except Exception:  # a user's forward may raise anything
+            _WIDENS[model] = False
+        else:
+            _WIDENS[model] = True
+    return _WIDENS[model]
+
+
+_WIDENS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def uncompiled() -> AbstractContextManager[object]:

@@ -155,6 +155,9 @@ FORWARDS: dict[str, Callable[[Model, torch.Tensor], torch.Tensor]] = {
     "one hot": lambda m, x: F.one_hot(x[..., 0].long().clamp(0, 5), C).float() @ m.proj.weight,
     "a table in a buffer": lambda m, x: F.linear(F.linear(x, m.get_buffer("table")), m.get_buffer("table").t()),
     "einsum": lambda m, x: torch.einsum("btc,dc->btd", x, m.proj.weight),
+    "convolution": lambda m, x: (
+        F.conv1d(F.pad(x.mT, (2, 0)), m.proj.weight[..., None].expand(-1, -1, 3), m.proj.bias).mT
+    ),
     "lstm": lambda m, x: nn.functional.dropout(x, 0.5, training=False).cumsum(1),
 }
 
