@@ -25,7 +25,7 @@ from gptexport.parity.measure.weights import compare_weights
 from gptexport.parity.result import GeluMismatch, ParityResult
 from gptexport.parity.verdict.certificate import certify, environment
 from gptexport.parity.verdict.gates import changed_gates
-from gptexport.parity.verdict.judge import judge
+from gptexport.parity.verdict.judge import Verdict, judge
 from gptexport.precision import FLOAT32, Precision
 from gptexport_runtime import Session, load
 
@@ -90,7 +90,9 @@ def check_parity(
         measured = replace(measured, environment=origin)
         verdict = judge(measured, limits)
         progress(f"the verdict: {'PASS' if verdict else 'FAIL'}")
-        if not quick and not gates:
+        if (why_not := _why_not_recorded(verdict, described, checkpoint)) is not None:
+            notes.append(why_not)
+        elif not quick and not gates:
             with noted("the verdict could not be recorded", notes):
                 certificate = certify(described, verdict, checkpoint.sha256)
         if not quick or not verdict:
@@ -245,6 +247,18 @@ def _mismatch(session: Session, checkpoint: Checkpoint) -> tuple[str, ...]:
         if got is not None and got != expected:
             reasons.append(f"the artifact's {name} is {got}, the checkpoint's {expected}: this is not its export")
     return tuple(reasons)
+
+
+def _why_not_recorded(verdict: Verdict, artifact: Artifact, checkpoint: Checkpoint) -> str | None:
+    """A failure against something else than was exported says nothing of the artifact, whose certificate stays."""
+    if verdict:
+        return None
+    exported = artifact.source.get("sha256")
+    if exported is not None and exported != checkpoint.sha256:
+        return "the failure is not recorded: this is another checkpoint than the artifact was exported from"
+    if _gelu_mismatch(artifact, checkpoint) is not None:
+        return "the failure is not recorded: the artifact was exported with another GELU than this check assumes"
+    return None
 
 
 def _gelu_mismatch(artifact: Artifact, checkpoint: Checkpoint) -> GeluMismatch | None:

@@ -16,6 +16,7 @@ from gptexport.parity.verdict.judge import Verdict
 from gptexport.precision import Gates
 from gptexport_runtime import ArtifactError, load
 from gptexport_runtime.contract.names import MANIFEST_FILE
+from tests.support.builders import tiny_nanogpt
 from tests.support.cli import Cli
 from tests.support.faults import scale_weight, tampered
 
@@ -138,7 +139,11 @@ def test_a_bundle_that_was_replaced_meanwhile_gets_no_verdict_of_another(copy: P
 
 def test_a_link_in_the_bundle_does_not_say_where_the_verdict_is_written(copy: Path) -> None:
     """Of a hub's cache each file is a link; of a hostile bundle anything may be one."""
-    outside = copy.parent / "blob"
+    home = copy.parent / "snapshots" / "1"
+    home.parent.mkdir()
+    copy = copy.rename(home)
+    outside = home.parents[1] / "blobs" / "0"
+    outside.parent.mkdir()
     (copy / MANIFEST_FILE).rename(outside)
     (copy / MANIFEST_FILE).symlink_to(outside)
     (copy / f".{MANIFEST_FILE}.tmp").symlink_to(copy.parent / "bashrc")
@@ -148,3 +153,17 @@ def test_a_link_in_the_bundle_does_not_say_where_the_verdict_is_written(copy: Pa
     assert not (copy.parent / "bashrc").exists()
     assert not (copy / MANIFEST_FILE).is_symlink()
     assert json.loads((copy / MANIFEST_FILE).read_text())["parity"]["passed"] is True
+
+
+def test_a_failure_against_something_else_does_not_cost_the_certificate(
+    cli: Cli, proved: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Another file, or the same with another GELU: neither says anything of the bundle."""
+    made = tmp_path / "b"
+    shutil.copytree(proved, made)
+    before = (made / MANIFEST_FILE).read_bytes()
+    for source, options in ((tiny_nanogpt(tmp_path / "other.pt", seed=7), ()), (checkpoint, ("--gelu", "tanh"))):
+        ran = cli("parity", made, "--against", source, "--shapes", "1x3", *options)
+        assert ran.code == 3 and "the failure is not recorded" in ran.err
+        assert (made / MANIFEST_FILE).read_bytes() == before
+    load(made, require_parity=True).close()
