@@ -1,4 +1,4 @@
-"""Mutated files for every reader, in worker processes that are watched: a crash, 10 s or 2 GiB end one, and are told.
+"""Mutated files for every reader, in worker processes that are watched: a crash, 10 s of work or 2 GiB end one.
 
     python -m scripts.fuzz.files --seed 1 --count 100000 --workers 2
     python -m scripts.fuzz.files --seed 1 --only 4711            one input again, with its traceback
@@ -31,6 +31,7 @@ from gptexport_runtime import GPTExportError
 from scripts.fuzz.readers import READERS, Foreign, Reader, reader_of, rehash, templates
 
 SECONDS, MEMORY = 10.0, 2 << 30
+ASLEEP = 60.0  # seconds, of a process that waits for something
 ROOT = Path(__file__).parents[2]
 RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "socket.connect")
 
@@ -201,6 +202,15 @@ def _log(out: TextIO, worker: Worker, number: int, outcome: str, where: str, wha
     print(json.dumps(line), file=out)
 
 
+def _work_of(pid: int | None) -> tuple[float, bool]:
+    """Seconds of the CPU that a process has had, and whether it waits for something else than the CPU."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has ended, or this is not Linux, where the clock has to do
+        return time.monotonic(), True
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), fields[0] == "S"
+
+
 class Watched:
     """A worker's process, started anew where it ended too early."""
 
@@ -212,6 +222,7 @@ class Watched:
         self.at: Number = self.context.Value(c_longlong, 0)
         self.since: Seconds = self.context.Value(c_double, 0.0)
         self.job, self.root = job, root
+        self.worked = (0, 0.0)  # at which input, and how much its process had worked by then
         self.start()
 
     def start(self) -> None:
@@ -229,12 +240,21 @@ class Watched:
             if self.process.exitcode:
                 self._failed("crash", f"exit code {self.process.exitcode}")
             self.start()
-        elif time.monotonic() - self.since.value > SECONDS:
+        elif self._hangs():
             self.process.kill()
             self.process.join()
             self._failed("hang", f"more than {SECONDS:.0f} s")
             self.start()
         return True
+
+    def _hangs(self) -> bool:
+        """By its own work, not by the clock: the machine may have others."""
+        waited = time.monotonic() - self.since.value
+        worked, asleep = _work_of(self.process.pid)
+        if waited < SECONDS or self.worked[0] != self.at.value:
+            self.worked = (self.at.value, worked)
+            return False
+        return worked - self.worked[1] > SECONDS or (asleep and waited > ASLEEP)
 
     def _failed(self, outcome: str, what: str) -> None:
         number = self.numbers[self.at.value]
