@@ -40,18 +40,8 @@ class Block(nn.Module):
         """(B,H,T,D) -> (B,T,C)."""
         return self.proj(y.transpose(1, 2).flatten(2))
 
-    def masked(self, x: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self.heads(x)
-        return self.merged(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-
-    def by_hand(self, x: Tensor, change: Callable[[Tensor], Tensor] = lambda scores: scores) -> Tensor:
-        q, k, v = self.heads(x)
-        scores = change(q @ k.transpose(-2, -1) * (C // H) ** -0.5)
-        return self.merged(scores.masked_fill(~causal(x.shape[1]), -torch.inf).softmax(-1) @ v)
-
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.model[0].attend(self, self.norm_1(x))
-        return x + self.model[0].mlp(self, self.norm_2(x))
+        return self.model[0].around(self, x)
 
 
 class Own(nn.Module):
@@ -71,9 +61,26 @@ class Own(nn.Module):
     def extend(self, block: Any) -> None: ...
     def prepare(self) -> None: ...
 
+    def around(self, block: Any, x: Tensor) -> Tensor:
+        x = x + self.attend(block, block.norm_1(x))
+        return x + self.mlp(block, block.norm_2(x))
+
     def attend(self, block: Any, x: Tensor) -> Tensor:
-        q, k, v = block.heads(x)
-        return block.merged(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        q, k, v = self.project(block, x)
+        q, k = self.place(q, k)
+        return block.merged(self.core(block, q, k, v))
+
+    def project(self, block: Any, x: Tensor) -> list[Tensor]:
+        """q, k and v (B,H,T,D) of (B,T,C)."""
+        return block.heads(x)
+
+    def place(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Put positions into them."""
+        return q, k
+
+    def core(self, block: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B,H,T,D)."""
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         return block.down(F.gelu(block.up(x)))
@@ -158,41 +165,55 @@ class Encoder(Own):
         return self.encoder(self.embed(idx), mask=mask, is_causal=True)
 
 
-class FloatMask(Own):
-    def attend(self, block: Any, x: Tensor) -> Tensor:
-        T = x.shape[1]
-        return block.masked(x, torch.full((T, T), -torch.inf).triu(1))
+class Masked(Own):
+    """With a mask (T,T) that is given."""
+
+    def mask(self, T: int) -> Tensor:
+        return causal(T)
+
+    def core(self, block: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask(q.shape[2]))
 
 
-class MaskOfTheLeastNumber(Own):
-    def attend(self, block: Any, x: Tensor) -> Tensor:
-        T = x.shape[1]
-        return block.masked(x, torch.full((1, 1, T, T), torch.finfo(x.dtype).min).triu(1))
+class FloatMask(Masked):
+    def mask(self, T: int) -> Tensor:
+        return torch.full((T, T), -torch.inf).triu(1)
 
 
-class Alibi(Own):
-    def attend(self, block: Any, x: Tensor) -> Tensor:
-        positions = torch.arange(x.shape[1])
+class MaskOfTheLeastNumber(Masked):
+    def mask(self, T: int) -> Tensor:
+        return torch.full((1, 1, T, T), torch.finfo(torch.float32).min).triu(1)
+
+
+class Alibi(Masked):
+    def mask(self, T: int) -> Tensor:
+        positions = torch.arange(T)
         slopes = 2.0 ** (-8.0 * torch.arange(1, H + 1) / H)
         bias = (positions[None] - positions[:, None]).float() * slopes[:, None, None]
-        return block.masked(x, bias.masked_fill(~causal(x.shape[1]), -torch.inf)[None])
+        return bias.masked_fill(~causal(T), -torch.inf)[None]
 
 
-class Window(Own):
-    def attend(self, block: Any, x: Tensor) -> Tensor:
-        positions = torch.arange(x.shape[1])
+class Window(Masked):
+    def mask(self, T: int) -> Tensor:
+        positions = torch.arange(T)
         distance = positions[:, None] - positions[None]
-        return block.masked(x, (distance >= 0) & (distance < 7))
+        return (distance >= 0) & (distance < 7)
 
 
 class ByHand(Own):
-    def attend(self, block: Any, x: Tensor) -> Tensor:
-        return block.by_hand(x)
+    def core(self, block: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.hide(self.scores(q, k)).softmax(-1) @ v
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+
+    def hide(self, scores: Tensor) -> Tensor:
+        return scores.masked_fill(~causal(scores.shape[-1]), -torch.inf)
 
 
-class Softcaps(Own):
-    def attend(self, block: Any, x: Tensor) -> Tensor:
-        return block.by_hand(x, lambda scores: 5 * torch.tanh(scores / 5))
+class Softcaps(ByHand):
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return 5 * torch.tanh(super().scores(q, k) / 5)
 
     def forward(self, idx: Tensor) -> Tensor:
         return 15 * torch.tanh(super().forward(idx) / 15)
@@ -207,30 +228,27 @@ class Einsum(Own):
 
 
 class Rotary(Own):
-    def attend(self, block: Any, x: Tensor) -> Tensor:
-        q, k, v = block.heads(x)
-        q, k = (self.rotated(y) for y in (q, k))
-        return block.merged(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    """Rotary positions of halves, computed in forward."""
 
-    @staticmethod
-    def rotated(x: Tensor) -> Tensor:
-        T, D = x.shape[-2:]
-        angles = torch.outer(torch.arange(T).float(), 10000.0 ** (-torch.arange(0, D, 2).float() / D))
+    def place(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return self.turned(q), self.turned(k)
+
+    def turned(self, x: Tensor) -> Tensor:
+        angles = rotary_angles(x.shape[-2], x.shape[-1])
         cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
         a, b = x.chunk(2, -1)
         return x * cos + torch.cat([-b, a], -1) * sin
 
 
+def rotary_angles(T: int, D: int) -> Tensor:
+    """(T,D/2)."""
+    return torch.outer(torch.arange(T).float(), 10000.0 ** (-torch.arange(0, D, 2).float() / D))
+
+
 class ComplexRotary(Rotary):
     def prepare(self) -> None:
-        D = C // H
-        angles = torch.outer(torch.arange(BS).float(), 10000.0 ** (-torch.arange(0, D, 2).float() / D))
+        angles = rotary_angles(BS, C // H)
         self.register_buffer("freqs_cis", torch.polar(torch.ones_like(angles), angles))
-
-    def attend(self, block: Any, x: Tensor) -> Tensor:
-        q, k, v = block.heads(x)
-        q, k = (self.turned(y) for y in (q, k))
-        return block.merged(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
     def turned(self, x: Tensor) -> Tensor:
         pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
@@ -428,9 +446,9 @@ class CompiledInPlace(Own):
 # What is special of an id, and what is no number.
 
 
-class PaddingMask(Own):
-    def attend(self, block: Any, x: Tensor) -> Tensor:
-        return block.masked(x, self.seen)
+class PaddingMask(Masked):
+    def mask(self, T: int) -> Tensor:
+        return self.seen
 
     def body(self, idx: Tensor) -> Tensor:
         self.seen = causal(idx.shape[1]) & (idx != 0)[:, None, None, :]
