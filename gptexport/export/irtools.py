@@ -13,7 +13,10 @@ MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators: docs/
 
 def constant(tape: Tape, value: int | list[int], dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
     """A Constant node: a scalar, or a vector."""
-    return tape.op("Constant", [], {"value": ir.tensor(np.array(value, dtype.numpy()))})
+    tensor = ir.tensor(np.array(value, dtype.numpy()))
+    made = tape.op("Constant", [], {"value": tensor})
+    made.const_value, made.type, made.shape = tensor, ir.TensorType(tensor.dtype), ir.Shape(np.shape(value))
+    return made
 
 
 def size_of(tape: Tape, value: ir.Value, axis: int) -> ir.Value:

@@ -46,9 +46,15 @@ def evaluate_mask(sizes: Sizes, value: ir.Value, block_size: int) -> Mask:
         ExportError: it depends on the tokens, is too large, or cannot be evaluated.
     """
     if value in sizes.on_tokens:
-        raise ExportError("attention has a mask that depends on the tokens")
+        raise ExportError(
+            "attention has a mask that depends on the tokens. A mask of padding is not needed here, where rows of "
+            "unequal lengths are kept apart; without it there would be a cache"
+        )
     if block_size > MOST_POSITIONS:
-        raise ExportError(f"attention has a mask of {block_size} x {block_size}, too large to be looked at")
+        raise ExportError(
+            f"attention has a mask of {block_size} x {block_size}, and one of more than {MOST_POSITIONS} positions is "
+            "not looked at. is_causal=True needs none"
+        )
     values = sizes.evaluate(value, T=block_size)
     if values.ndim < 2 or values.shape[-2:] != (block_size, block_size):
         raise ExportError(f"attention has a mask of shape {values.shape}; expected (..., T, T)")

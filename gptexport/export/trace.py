@@ -19,6 +19,7 @@ from gptexport.errors import ExportError
 from gptexport.export.encoder_mask import mask_as_given
 from gptexport.export.program import keep_float32_numbers, say_grouped_queries
 from gptexport.export.rewrites import Audit
+from gptexport.export.sdpa import attention_as_onnx_has_it
 from gptexport.recipe import DEFAULT_OPSET
 from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, LOGITS
 
@@ -44,6 +45,7 @@ class Trace:
     expected: dict[str, int]  # how many of each WHOLE_OPS node the PyTorch program promises
     longest: int  # the T up to which torch.export vouches for the graph: block_size, or one less
     audit: Audit = field(default_factory=dict)  # of what was made of this graph since
+    by_hand: list[str] = field(default_factory=list)  # why attention that is written by hand is not one node
 
     @property
     def graph(self) -> ir.Graph:
@@ -110,12 +112,17 @@ def _export_program(model: nn.Module, block_size: int) -> tuple[torch.export.Exp
         return _export_up_to(model, block_size), block_size
     except Exception as error:
         reason = _reason(error)
-        if (
-            re.search(rf"generated guard L\['{INPUT_IDS}'\]\.size\(\)\[1\] != {block_size}\b", reason)
-            and block_size > 2
-        ):
+        if block_size > 2 and _is_cut(reason, block_size):
             return _export_up_to(model, block_size - 1), block_size - 1
         fixed = re.search(r"marked (B|T) as dynamic but your code specialized it to be a constant \((\d+)\)", reason)
+        if fixed and (
+            steps := sorted({type(part).__name__ for part in model.modules() if isinstance(part, nn.RNNBase)})
+        ):
+            raise ExportError(
+                f"the forward has {' and '.join(steps)}, a state that is computed one position after the other, which "
+                "cannot be traced with a dynamic T. Only forwards that treat all positions at once, as attention does, "
+                "are exported."
+            ) from error
         if fixed:
             axis, value = fixed.groups()
             raise ExportError(
@@ -128,11 +135,18 @@ def _export_program(model: nn.Module, block_size: int) -> tuple[torch.export.Exp
         ) from error
 
 
+def _is_cut(reason: str, block_size: int) -> bool:
+    """Whether torch.export asks for T, or for as many rows of so many numbers, to be other than at block_size."""
+    size = rf"L\['{INPUT_IDS}'\]\.size\(\)\[1\]"
+    guard = re.search(rf"generated guard \(?(?:(\d+)\*)?{size}\)? != (\d+)", reason)
+    return guard is not None and int(guard[1] or 1) * block_size == int(guard[2])
+
+
 def _export_up_to(model: nn.Module, longest: int) -> torch.export.ExportedProgram:
     B = torch.export.Dim(AXIS_B, min=1)
     T = torch.export.Dim(AXIS_T, min=1, max=longest)
     example = torch.zeros(2, min(7, longest), dtype=torch.long)
-    with torch.no_grad(), mask_as_given():
+    with torch.no_grad(), mask_as_given(), attention_as_onnx_has_it():
         return torch.export.export(model, (example,), dynamic_shapes={INPUT_IDS: {0: B, 1: T}}, strict=False)
 
 

@@ -85,12 +85,12 @@ SEES = "attn_mask=self.tril[: q.shape[2], : q.shape[2]]"
 ATTENTION = {
     "mean": (
         "F.scaled_dot_product_attention(q, k, v, is_causal=True) + v.cumsum(2)",
-        "the forward has CumSum across positions",
+        "CumSum (cumsum) looks across positions",
     ),
     "later tokens": ("F.scaled_dot_product_attention(q, k, v)", "attention sees later tokens"),
     "tokens that hide others": (
         f"F.scaled_dot_product_attention(q, k, v, {SEES} & (k.sum((1, 3)) > -9)[:, None, None])",
-        "what is seen depends on the tokens",
+        "a mask that depends on the tokens",
     ),
 }
 
@@ -128,7 +128,7 @@ def test_the_commands_say_what_is_left_out(cli: Cli, tmp_path: Path) -> None:
     ran = cli("onnx", source, "-o", tmp_path / "gpt", "--json")
     data = json.loads(ran.out)
     assert ran.code == 0 and data["graphs"] == ["logits", "last", "score"] and "decode" in data["left_out"]
-    assert "without decode.onnx: the forward has" in ran.err
+    assert "without decode.onnx: CumSum (cumsum) looks across" in ran.err
     assert "no decode.onnx" in cli("inspect", tmp_path / "gpt").out
     ran = cli("generate", tmp_path / "gpt", "--prompt-ids", "1,2")
-    assert ran.code == 0 and "slow: the whole text is computed again" in ran.err and "the forward has" in ran.err
+    assert ran.code == 0 and "slow: the whole text is computed again" in ran.err and "looks across positions" in ran.err

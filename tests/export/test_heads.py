@@ -132,8 +132,8 @@ def test_graphs_asked_for_are_the_ones_written(checkpoint: Checkpoint, tmp_path:
         np.testing.assert_array_equal(session.last_logits(ids)[0], session.logits(ids)[0, 2])
 
 
-class Squashed(nn.Module):
-    """Logits that are no linear head's."""
+class Shared(nn.Module):
+    """Logits that depend on those of other positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,15 +141,15 @@ class Squashed(nn.Module):
         self.head = nn.Linear(8, 11)
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(self.head(self.emb(idx)))
+        return self.head(self.emb(idx)).cumsum(1)
 
 
 def test_a_head_that_cannot_be_parted_is_refused_only_if_asked_for(tmp_path: Path) -> None:
-    trace = trace_logits(Squashed().eval(), block_size=8)
+    trace = trace_logits(Shared().eval(), block_size=8)
     for name in ("last", "score", "decode"):
-        with pytest.raises(ExportError, match="the forward ends in Sigmoid; expected a linear head"):
+        with pytest.raises(ExportError, match="the forward ends in CumSum, behind its LM head"):
             HEAD_GRAPHS[name].build(trace, Recipe())
-    checkpoint = own(Squashed().eval(), block_size=8, vocab_size=11)
+    checkpoint = own(Shared().eval(), block_size=8, vocab_size=11)
     done = export_onnx(checkpoint, tmp_path / "gpt")
     assert list(done.manifest.graphs) == ["logits"] and list(done.manifest.left_out) == ["last", "score", "decode"]
     with pytest.raises(ExportError, match=r"score cannot be made: .* Leave score out of graphs"):

@@ -43,6 +43,7 @@ def build(logits: Trace, recipe: Recipe) -> Trace:
     lengths = graph.inputs[1]
     past_lengths = ir.Value(name=PAST_LENGTHS, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([AXIS_B]))
     step = CachedStep(graph, past_lengths)
+    _check_attention(trace)
     count_from(trace, step.positions)
     RemoveUnusedNodesPass()(trace.model)
     look_up_sizes(trace, step.positions, block_size)
@@ -68,6 +69,20 @@ def build(logits: Trace, recipe: Recipe) -> Trace:
     RemoveUnusedNodesPass()(trace.model)
     trace.audit.update(step.audit)
     return trace
+
+
+def _check_attention(trace: Trace) -> None:
+    """No attention was left as it was written by hand.
+
+    Raises:
+        ExportError: one was; the message says why.
+    """
+    if trace.by_hand:
+        raise ExportError(
+            f"attention written by hand is not one node, because {trace.by_hand[0]}. A cache is made for "
+            "softmax(scale * q @ k.T, masked) @ v, with a mask that depends on no token, and for "
+            "scaled_dot_product_attention"
+        )
 
 
 def _attentions(graph: ir.Graph) -> list[Attention]:

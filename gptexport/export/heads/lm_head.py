@@ -8,36 +8,30 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from gptexport.errors import ExportError
-from gptexport.export.irtools import is_number, is_vector, producer, weight_behind
+from gptexport.export.irtools import constant, number
+from gptexport.export.positionwise import ELEMENTWISE
+from gptexport.export.sizes import Sizes, length_axes
 from gptexport.export.trace import Trace
 from gptexport_runtime.contract.heads import Head
 
 MATMULS = ("MatMul", "DynamicQuantizeMatMul")
 
 
-@dataclass(frozen=True)
-class Elementwise:
-    """One operation of a head's tail: of what came before, None among its inputs, and of a number at most."""
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A node, and what it takes: removing it from a graph takes its inputs away."""
 
-    op_type: str
+    node: ir.Node
     inputs: tuple[ir.Value | None, ...]
-    attributes: dict[str, ir.Attr]
-
-    def apply(self, tape: Tape, logits: ir.Value) -> ir.Value:
-        inputs = [logits if value is None else value for value in self.inputs]
-        return tape.op(self.op_type, inputs, self.attributes)
+    index: int  # of them, the one that depends on tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LMHead:
-    """logits = tail(hidden @ weight + bias); the tail casts what is not float32, and squashes where there is a cap."""
+    """A linear, and what is done to each position's logits by themselves: a bias, a softcap, a cut, a Cast."""
 
     hidden: ir.Value  # (B,T,C)
-    op: tuple[str, str]  # domain and name: MatMul, or its quantized kind
-    weights: list[ir.Value | None]  # what it takes besides: (C,V), and scales where it is quantized
-    bias: ir.Value | None  # (V), where it is not inside the quantized kind
-    tail: list[Elementwise]  # in their order
-    nodes: list[ir.Node]  # of the head, last first
+    steps: tuple[_Step, ...]  # in order; the first is MatMul, or its quantized kind
 
     @property
     def width(self) -> int:
@@ -47,14 +41,17 @@ class LMHead:
         return shape[-1]
 
     def apply(self, tape: Tape, rows: ir.Value) -> ir.Value:
-        """The float32 logits of other hidden states than those it had."""
-        domain, name = self.op
-        logits = tape.op(name, [rows, *self.weights], domain=domain)
-        if self.bias is not None:
-            logits = tape.op("Add", [logits, self.bias])
-        for step in self.tail:
-            logits = step.apply(tape, logits)
-        return logits
+        """The float32 logits of other hidden states, (N,C), than those it had."""
+        value = rows
+        for step in self.steps:
+            inputs = [value if index == step.index else source for index, source in enumerate(step.inputs)]
+            attributes = {name: attribute.value for name, attribute in step.node.attributes.items()}
+            if "axis" in attributes:
+                attributes["axis"] = -1
+            if step.node.op_type == "Slice":
+                inputs[3] = constant(tape, [-1])
+            value = tape.op(step.node.op_type, inputs, attributes, domain=step.node.domain)
+        return value
 
 
 def without_lm_head(logits: Trace, head: Head) -> tuple[Trace, LMHead]:
@@ -66,45 +63,56 @@ def without_lm_head(logits: Trace, head: Head) -> tuple[Trace, LMHead]:
     trace = replace(logits, model=logits.model.clone())
     graph = trace.graph
     graph.name = head.name
-    found = find_lm_head(graph)
+    found = find_lm_head(trace)
     graph.outputs.clear()
-    for node in found.nodes:
-        graph.remove(node, safe=True)
+    for step in reversed(found.steps):
+        graph.remove(step.node, safe=True)
     return trace, found
 
 
-def find_lm_head(graph: ir.Graph) -> LMHead:
-    """The linear that a logits graph ends in.
+def find_lm_head(trace: Trace) -> LMHead:
+    """The linear that a logits graph ends in, and what follows it.
 
     Raises:
         ExportError: it ends in something else.
     """
-    node = graph.outputs[0].producer()
-    nodes, bias = [node], None
-    tail: list[Elementwise] = []
-    while node is not None and (step := _elementwise(node)) is not None:
-        tail.insert(0, step)
-        node = producer(node.inputs[step.inputs.index(None)])
-        nodes.append(node)
-    if node is not None and node.op_type == "Add":
-        bias = next((value for value in node.inputs if is_vector(value)), None)
-        if bias is not None:
-            node = producer(next(value for value in node.inputs if value is not bias))
-            nodes.append(node)
-    if node is None or node.op_type not in MATMULS or node.inputs[0] is None or weight_behind(node.inputs[1]) is None:
-        found = node.op_type if node is not None else "no operation"
-        raise ExportError(
-            f"the forward ends in {found}; expected a linear head, which alone can be run on fewer positions"
-        )
-    parts = [part for part in nodes if part is not None]
-    return LMHead(node.inputs[0], (node.domain, node.op_type), list(node.inputs[1:]), bias, tail, parts)
+    on_tokens = Sizes(trace.graph, trace.weights).on_tokens
+    node, steps = trace.graph.outputs[0].producer(), []
+    while node is not None:
+        index = next((number for number, value in enumerate(node.inputs) if value in on_tokens), 0)
+        before = node.inputs[index]
+        steps.append(_Step(node, tuple(node.inputs), index))
+        if before is not None and _is_linear(node, on_tokens):
+            return LMHead(before, tuple(reversed(steps)))
+        if before is None or not _keeps_positions_apart(node, on_tokens):
+            raise ExportError(
+                f"the forward ends in {node.op_type}, behind its LM head or in place of one; expected a linear, and "
+                "then what treats each position's logits by themselves"
+            )
+        node = before.producer()
+    raise ExportError("the forward ends in no linear, which alone can be run on fewer positions")
 
 
-def _elementwise(node: ir.Node) -> Elementwise | None:
-    """What a node does to each logit by itself, a cast or a part of a softcap; None where it is neither."""
-    inputs = tuple(value if value is not None and is_number(value) else None for value in node.inputs)
-    known = {"Cast": 1, "Tanh": 1, "Mul": 2, "Div": 2}.get(node.op_type) == len(inputs)
-    return Elementwise(node.op_type, inputs, dict(node.attributes)) if known and inputs.count(None) == 1 else None
+def _is_linear(node: ir.Node, on_tokens: set[ir.Value]) -> bool:
+    """A product of (B,T,C) with what depends on no token, (C,V)."""
+    if node.op_type not in MATMULS or any(value in on_tokens for value in node.inputs[1:]):
+        return False
+    hidden, weight = node.inputs[:2]
+    shapes = [value.shape if value is not None else None for value in (hidden, weight)]
+    return all(shape is not None for shape in shapes) and [len(shape or ()) for shape in shapes] == [3, 2]
+
+
+def _keeps_positions_apart(node: ir.Node, on_tokens: set[ir.Value]) -> bool:
+    """Of each position's logits it makes that position's, with the help of vectors and numbers alone."""
+    logits = [value for value in node.inputs if value in on_tokens]
+    others = [value for value in node.inputs if value is not None and value not in on_tokens]
+    if len(logits) != 1 or logits[0] is None or logits[0].shape is None or len(logits[0].shape) != 3:
+        return False
+    if node.op_type in ELEMENTWISE:
+        return all(value.shape is not None and len(value.shape) < 2 and not length_axes(value) for value in others)
+    if node.op_type in ("LogSoftmax", "Softmax"):
+        return node.attributes.get_int("axis", -1) in (-1, 2)
+    return node.op_type == "Slice" and len(node.inputs) > 3 and number(node.inputs[3]) in (-1, 2)
 
 
 def vocab_of(logits: Trace) -> int:

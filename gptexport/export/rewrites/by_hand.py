@@ -1,41 +1,33 @@
 """Attention written by hand, or with a mask that is causality, as one Attention node that says so.
 
 What people write: softmax(q @ k.transpose(-2, -1) * scale, masked) @ v, with the mask from a buffer, from torch.tril,
-or compared from positions; and scaled_dot_product_attention with such a mask. Each becomes ONNX's Attention, which
-every target fuses and `decode` caches. What is matched is proved by evaluating the mask, and by running the graph.
+or compared from positions; with heads in an axis of their own, in that of the batch, or one after the other; and
+scaled_dot_product_attention with such a mask. Each becomes ONNX's Attention, which every target fuses and `decode`
+caches. What is matched is proved by evaluating the mask, and by running the graph.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
 import onnx_ir as ir
+import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
 from gptexport.errors import ExportError
 from gptexport.export.attention import OP_TYPE, describe
-from gptexport.export.irtools import constant, insert_before, only_reader, producer, replace
+from gptexport.export.irtools import constant, only_reader, replace
 from gptexport.export.masks import evaluate_mask
 from gptexport.export.rewrites import Audit, counted
-from gptexport.export.sizes import Sizes
+from gptexport.export.rewrites.einsum import multiply
+from gptexport.export.rewrites.heads import from_heads, is_folded, padded, to_heads
+from gptexport.export.rewrites.scores import Scores, take_apart
+from gptexport.export.rewrites.softmax import name_softmaxes
+from gptexport.export.sizes import Sizes, has_length
 from gptexport.export.trace import Trace
-from gptexport_runtime.contract.names import AXIS_B, AXIS_T
+from gptexport_runtime.contract.names import AXIS_T
 
 BY_HAND, CAUSAL_MASK = "attention written by hand", "causal masks"
 SINCE = 23  # the opset that has Attention
-
-
-@dataclass(frozen=True, eq=False)
-class _Scores:
-    """softmax's input, taken apart: q @ k.T, times scale, softcapped, masked."""
-
-    query: ir.Value  # (B,n_head,T,head_size)
-    turned_key: ir.Value  # (B,n_head,head_size,T)
-    scale: float
-    softcap: float
-    mask: ir.Value | None  # boolean, True is seen; or added
 
 
 def recognise_attention(trace: Trace, *, block_size: int) -> Audit:
@@ -43,13 +35,21 @@ def recognise_attention(trace: Trace, *, block_size: int) -> Audit:
     graph = trace.graph
     if graph.opset_imports[""] < SINCE:
         return {}
-    softmaxes = [node for node in graph if node.op_type == "Softmax" and _is_square(node.outputs[0])]
-    done = sum(_fuse(trace, node) for node in softmaxes)
+    name_softmaxes(graph)
+    audit = multiply(graph)
+    softmaxes = [node for node in graph if node.op_type == "Softmax" and _is_of_keys(node.outputs[0])]
+    for softmax in softmaxes:
+        try:
+            _fuse(trace, softmax, block_size)
+        except ExportError as error:
+            trace.by_hand.append(str(error))
+    for node in [node for node in graph if node.op_type == OP_TYPE]:
+        _heads_of_one_size(graph, _rows_and_heads(graph, node))
     masked = [found for node in graph if (found := describe(node)) is not None and found.masked and not found.causal]
     causal = sum(_mask_to_causality(trace, found.node, block_size) for found in masked)
-    if done or causal:
-        RemoveUnusedNodesPass()(trace.model)
-    return {**counted(BY_HAND, len(softmaxes), done), **(counted(CAUSAL_MASK, causal, causal))}
+    RemoveUnusedNodesPass()(trace.model)
+    done = len(softmaxes) - len(trace.by_hand)
+    return {**audit, **counted(BY_HAND, len(softmaxes), done), **counted(CAUSAL_MASK, causal, causal)}
 
 
 def _mask_to_causality(trace: Trace, node: ir.Node, block_size: int) -> bool:
@@ -61,158 +61,174 @@ def _mask_to_causality(trace: Trace, node: ir.Node, block_size: int) -> bool:
             return False
     except ExportError:
         return False
-    attributes = [value for name, value in node.attributes.items() if name != "is_causal"]
-    made = ir.Node("", OP_TYPE, node.inputs[:3], [*attributes, ir.AttrInt64("is_causal", 1)], num_outputs=1)
-    trace.graph.insert_before(node, made)
-    replace(node.outputs[0], made.outputs[0])
-    trace.graph.remove(node, safe=True)
+    _again(trace.graph, node, [*node.inputs[:3]], {"is_causal": 1})
     return True
 
 
-def _fuse(trace: Trace, softmax: ir.Node) -> bool:
+def _fuse(trace: Trace, softmax: ir.Node, block_size: int) -> None:
+    """Before: the softmax of the scores, times values. After: Attention.
+
+    Raises:
+        ExportError: it is something else; the message says what.
+    """
     graph = trace.graph
-    value = softmax.outputs[0]
-    reader = only_reader(value)
-    while reader is not None and reader.op_type in ("Cast", "Identity"):
-        value = reader.outputs[0]
-        reader = only_reader(value)
-    scores = _take_apart(graph, softmax)
-    if reader is None or reader.op_type != "MatMul" or reader.inputs[0] is not value or scores is None:
-        return False
-    if reader.outputs[0].is_graph_output():
-        return False
-    q, key, v = scores.query, _turned(graph, scores.turned_key), reader.inputs[1]
-    if key is None or v is None or v.shape is None or len(v.shape) != len(q.shape or ()) or q.dtype != v.dtype:
-        return False
+    product, v = _product_with_values(softmax)
+    scores = take_apart(Sizes(graph, trace.weights), softmax, block_size)
+    if v.dtype != scores.query.dtype:
+        raise ExportError(f"its queries are {scores.query.dtype}, its values {v.dtype}")
+    tape = Tape()
+    q = to_heads(tape, scores.query)
+    if scores.per_head is not None:
+        q = _scaled(trace, tape, q, scores)
+    k, v = (to_heads(tape, value) for value in (_turned(tape, scores.turned_key), v))
     attributes: dict[str, int | float] = {"scale": scores.scale}
     if scores.softcap:
         attributes["softcap"] = scores.softcap
-    tape = Tape()
-    alone = len(v.shape) == 3  # one head, without an axis for it
-    heads = [_with_head(tape, value) if alone else value for value in (q, key, v)]
-    attended = tape.op(OP_TYPE, [*heads, *([scores.mask] if scores.mask is not None else [])], attributes)
-    attended.type, attended.shape = v.type, heads[0].shape
-    out = tape.op("Squeeze", [attended, constant(tape, [1])]) if alone else attended
-    graph.insert_before(reader, tape.nodes)
-    replace(reader.outputs[0], out)
-    graph.remove(reader, safe=True)
-    return True
+    inputs = [q, k, v]
+    if scores.causal:
+        attributes["is_causal"] = 1
+    elif not scores.sees_all:
+        inputs.append(scores.mask(tape))
+    attended = tape.op(OP_TYPE, inputs, attributes)
+    assert q.shape is not None and v.shape is not None and product.outputs[0].shape is not None
+    attended.type, attended.shape = v.type, ir.Shape([*q.shape[:3], v.shape[3]])
+    out = from_heads(tape, attended, product.outputs[0].shape)
+    graph.insert_before(product, tape.nodes)
+    replace(product.outputs[0], out)
+    graph.remove(product, safe=True)
 
 
-def _with_head(tape: Tape, value: ir.Value) -> ir.Value:
-    """(B,1,T,head_size) of (B,T,head_size)."""
-    made = tape.op("Unsqueeze", [value, constant(tape, [1])])
-    assert value.shape is not None
-    made.type, made.shape = value.type, ir.Shape([value.shape[0], 1, *value.shape[1:]])
+def _product_with_values(softmax: ir.Node) -> tuple[ir.Node, ir.Value]:
+    """The MatMul that alone reads the weights, and the values.
+
+    Raises:
+        ExportError: something else reads them.
+    """
+    weights = softmax.outputs[0]
+    reader = only_reader(weights)
+    while reader is not None and reader.op_type in ("Cast", "Identity", "Reshape"):
+        weights = reader.outputs[0]
+        reader = only_reader(weights)
+    if reader is None:
+        raise ExportError("its weights are read more than once")
+    values = reader.inputs[1] if len(reader.inputs) > 1 else None
+    if reader.op_type != "MatMul" or reader.inputs[0] is not weights or values is None or not _is_square(weights):
+        raise ExportError(f"its weights go through {reader.op_type} before they meet values")
+    if reader.outputs[0].is_graph_output() or reader.outputs[0].shape is None:
+        raise ExportError("it is all that forward returns")
+    return reader, values
+
+
+def _scaled(trace: Trace, tape: Tape, q: ir.Value, scores: Scores) -> ir.Value:
+    """Queries times what each head's scores are multiplied by, a weight (n,1,1)."""
+    assert scores.per_head is not None and q.dtype is not None
+    name = f"{q.name}.scales"
+    stored = ir.Value(name=name, type=q.type, shape=ir.Shape(scores.per_head.shape))
+    trace.graph.initializers[name] = stored
+    trace.weights[name] = torch.from_numpy(scores.per_head).to(ir.tensor_adapters.to_torch_dtype(q.dtype))
+    made = tape.op("Mul", [q, stored])
+    made.type, made.shape = q.type, q.shape
     return made
 
 
-def _take_apart(graph: ir.Graph, softmax: ir.Node) -> _Scores | None:
-    """Follow the scores from the softmax back to their product; None where something else is on the way."""
-    rank = len(softmax.inputs[0].shape or ()) if softmax.inputs[0] is not None else 0
-    if softmax.attributes.get_int("axis", -1) not in (-1, rank - 1):
-        return None
-    value, mask, scale, softcap = softmax.inputs[0], None, 1.0, 0.0
-    while (node := producer(value)) is not None and node.op_type != "MatMul":
-        first = node.inputs[0]
-        other = node.inputs[1] if len(node.inputs) > 1 else None
-        if node.op_type in ("Cast", "Identity"):
-            value = first
-        elif node.op_type == "Mul" and (cap := _softcap(node)) is not None and scale == 1 and not softcap:
-            value, softcap = cap
-        elif node.op_type in ("Mul", "Div") and (factor := _scalar(other)) is not None:
-            scale *= factor if node.op_type == "Mul" else 1 / factor
-            value = first
-        elif (
-            node.op_type in ("Add", "Where")
-            and mask is None
-            and not softcap
-            and (scale == 1 or node.op_type == "Where")
-        ):
-            found = _masked(graph, node) if not softcap else None
-            if found is None:
-                return None
-            value, mask = found
-        else:
-            return None
-    if node is None or node.inputs[0] is None or node.inputs[1] is None:
-        return None
-    query, key = node.inputs[0], node.inputs[1]
-    ranks = [len(v.shape) if v.shape is not None else 0 for v in (query, key)]
-    return _Scores(query, key, scale, softcap, mask) if ranks in ([4, 4], [3, 3]) else None
-
-
-def _masked(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
-    """The scores, and the mask that is added to them or that chooses them."""
-    if node.op_type == "Add":
-        for scores, mask in (node.inputs, node.inputs[::-1]):
-            if scores is not None and mask is not None and _is_square(scores) and not _both_scores(scores, mask):
-                return scores, mask
-        return None
-    chosen, yes, no = node.inputs
-    if chosen is None or yes is None or no is None:
-        return None
-    if _is_hidden(no):
-        return yes, chosen
-    if _is_hidden(yes):
-        inverted = insert_before(node, "Not", [chosen], {}, domain="").outputs[0]
-        inverted.type, inverted.shape = chosen.type, chosen.shape
-        return no, inverted
-    return None
-
-
-def _both_scores(scores: ir.Value, mask: ir.Value) -> bool:
-    """Both are scores: neither is a mask, which is one for all rows of a batch."""
-    return mask.shape == scores.shape and mask.shape is not None and has_batch(mask.shape)
-
-
-def has_batch(shape: ir.Shape) -> bool:
-    return str(shape[0]) == AXIS_B
-
-
-def _softcap(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """x and c of c * tanh(x / c)."""
-    for tanh, factor in (node.inputs, node.inputs[::-1]):
-        cap, inner = _scalar(factor), producer(tanh)
-        if cap is None or inner is None or inner.op_type != "Tanh":
-            continue
-        divided = producer(inner.inputs[0])
-        if divided is not None and divided.op_type == "Div" and _scalar(divided.inputs[1]) == cap:
-            assert divided.inputs[0] is not None
-            return divided.inputs[0], cap
-    return None
-
-
-def _turned(graph: ir.Graph, turned: ir.Value) -> ir.Value | None:
+def _turned(tape: Tape, turned: ir.Value) -> ir.Value:
     """k (..., T, head_size) of its transpose (..., head_size, T)."""
-    transpose = turned.producer()
-    if transpose is None or transpose.op_type != "Transpose" or transpose.inputs[0] is None:
-        return None
-    perm = list(transpose.attributes["perm"].as_ints())
-    swapped = [*range(len(perm) - 2), len(perm) - 1, len(perm) - 2]
-    if perm == swapped:
-        return transpose.inputs[0]
-    back = [perm[axis] for axis in swapped]  # the transpose and its undoing, in one
-    made = ir.node("Transpose", [transpose.inputs[0]], {"perm": back})
-    graph.insert_before(transpose, made)
-    key = made.outputs[0]
     assert turned.shape is not None
+    rank = len(turned.shape)
+    swapped = [*range(rank - 2), rank - 1, rank - 2]
+    transpose, source, perm = turned.producer(), turned, swapped
+    if transpose is not None and transpose.op_type == "Transpose" and transpose.inputs[0] is not None:
+        source = transpose.inputs[0]
+        first = transpose.attributes["perm"].as_ints()
+        perm = [first[axis] for axis in swapped]  # the transpose and its undoing, in one
+    if perm == [*range(rank)]:
+        return source
+    key = tape.op("Transpose", [source], {"perm": perm})
     key.type, key.shape = turned.type, ir.Shape([turned.shape[axis] for axis in swapped])
     return key
 
 
+def _rows_and_heads(graph: ir.Graph, node: ir.Node) -> ir.Node:
+    """Before: Attention of (B * n,1,T,size), heads in the axis of rows. After: of (B,n,T,size), between Reshapes."""
+    q, k, v = node.inputs[:3]
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    shapes_of_mask = mask.shape if mask is not None else ir.Shape([])
+    if not all(is_folded(value) for value in (q, k, v)) or any(node.inputs[4:]) or shapes_of_mask is None:
+        return node
+    if any(str(dim) not in ("1", AXIS_T) for dim in shapes_of_mask):
+        return node
+    tape = Tape()
+    heads: list[ir.Value | None] = [to_heads(tape, value) for value in (q, k, v) if value is not None]
+    graph.insert_before(node, tape.nodes)
+    made, out = _between(graph, node, [*heads, *node.inputs[3:]])
+    query, _, values = heads
+    assert query is not None and values is not None and query.shape is not None and values.shape is not None
+    assert node.outputs[0].shape is not None
+    out.type, out.shape = values.type, ir.Shape([*query.shape[:3], values.shape[3]])
+    back = Tape()
+    rows = from_heads(back, out, node.outputs[0].shape)
+    graph.insert_before(node, back.nodes)
+    replace(node.outputs[0], rows)
+    graph.remove(node, safe=True)
+    return made
+
+
+def _heads_of_one_size(graph: ir.Graph, node: ir.Node) -> None:
+    """Before: Attention whose values are of another size than its keys. After: the narrower ones end in zeros.
+
+    A cache keeps both in one tensor, and so do the fused kernels.
+    """
+    sizes = [value.shape[-1] if value is not None and value.shape else None for value in node.inputs[:3]]
+    q, k, v = node.inputs[:3]
+    if not all(isinstance(size, int) for size in sizes) or sizes[0] != sizes[1] or sizes[1] == sizes[2]:
+        return
+    if q is None or k is None or v is None or any(len(value.shape or ()) != 4 for value in (q, k, v)):
+        return
+    own, narrow = int(str(sizes[0])), int(str(sizes[2]))
+    tape, size = Tape(), max(own, narrow)
+    inputs = [padded(tape, value, size) for value in (q, k, v)]
+    graph.insert_before(node, tape.nodes)
+    scale = node.attributes.get_float("scale", own**-0.5)
+    _, out = _between(graph, node, [*inputs, *node.inputs[3:]], {"scale": scale})
+    old = node.outputs[0]
+    assert q.shape is not None
+    out.type, out.shape = old.type, ir.Shape([*q.shape[:3], size])
+    if narrow < size:
+        back = Tape()
+        zero, end, axis = (constant(back, [number]) for number in (0, narrow, 3))
+        out = back.op("Slice", [out, zero, end, axis])
+        graph.insert_before(node, back.nodes)
+    replace(old, out)
+    graph.remove(node, safe=True)
+
+
+def _again(
+    graph: ir.Graph, node: ir.Node, inputs: list[ir.Value | None], attributes: dict[str, int | float]
+) -> ir.Node:
+    """The node with other inputs and attributes, in its place."""
+    made, out = _between(graph, node, inputs, attributes)
+    replace(node.outputs[0], out)
+    graph.remove(node, safe=True)
+    return made
+
+
+def _between(
+    graph: ir.Graph, node: ir.Node, inputs: list[ir.Value | None], attributes: dict[str, int | float] | None = None
+) -> tuple[ir.Node, ir.Value]:
+    """A copy of the node with other inputs and attributes, in front of it, and what it returns."""
+    own = {name: attribute.value for name, attribute in node.attributes.items()}
+    made = ir.node(node.op_type, inputs, {**own, **(attributes or {})})
+    graph.insert_before(node, made)
+    return made, made.outputs[0]
+
+
+def _is_of_keys(weights: ir.Value) -> bool:
+    """(..., T, T), or a few more columns: of each position for each."""
+    shape = weights.shape
+    return shape is not None and len(shape) > 2 and all(map(has_length, shape[-2:]))
+
+
 def _is_square(value: ir.Value) -> bool:
-    """(..., T, T): scores of each position for each."""
+    """(..., T, T): of each position for each."""
     shape = value.shape
-    return shape is not None and len(shape) in (3, 4) and str(shape[-1]) == str(shape[-2]) == AXIS_T
-
-
-def _scalar(value: ir.Value | None) -> float | None:
-    tensor = value.const_value if value is not None else None
-    return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
-
-
-def _is_hidden(value: ir.Value) -> bool:
-    """Minus infinity, or a number as good as that."""
-    number = _scalar(value)
-    return number is not None and (number == -np.inf or number <= -1e4)
+    return shape is not None and len(shape) > 2 and str(shape[-1]) == str(shape[-2]) == AXIS_T

@@ -69,12 +69,26 @@ def look_up_sizes(trace: Trace, positions: ir.Value, block_size: int) -> None:
         for index, value in enumerate(node.inputs):
             if value is None or value in on_tokens or not length_axes(value):
                 continue
+            if _is_repeated(value):
+                continue
             if node.op_type not in ELEMENTWISE:
-                raise ExportError(f"{node.op_type} meets positions otherwise than element by element")
+                raise ExportError(
+                    f"{node.op_type} ({node.outputs[0].name}) does not combine positions with tokens element by "
+                    "element, so they cannot be counted from what a cache holds"
+                )
             rank = len(node.outputs[0].shape or ())
             if (value, rank) not in rows:
                 rows[value, rank] = _read_at(trace, node, value, rank, positions, block_size, sizes)
             node.replace_input_with(index, rows[value, rank])
+
+
+def _is_repeated(value: ir.Value) -> bool:
+    """The same for every position: what has no axis of T, expanded to as many as there are."""
+    node = value.producer()
+    if node is None or node.op_type not in ("Expand", "ConstantOfShape"):
+        return False
+    source = node.inputs[0]
+    return node.op_type == "ConstantOfShape" or (source is not None and not length_axes(source))
 
 
 def _read_at(
@@ -83,10 +97,16 @@ def _read_at(
     """(B,1,...,T,...) of `rank` axes: the rows of what `value` is for every position, at `positions` (B,T)."""
     (axis, *others) = length_axes(value)
     if others:
-        raise ExportError(f"{node.op_type} takes a mask of (T,T) and tokens: what is seen depends on the tokens")
+        raise ExportError(
+            f"{node.op_type} ({node.outputs[0].name}) makes a mask that depends on the tokens. A mask of padding is "
+            "not needed here, where rows of unequal lengths are kept apart; without it there would be a cache"
+        )
     table = sizes.evaluate(value, T=block_size)
     if any(size != 1 for size in table.shape[:axis]) or table.shape[axis] != block_size:
-        raise ExportError(f"{node.op_type} meets sizes of shape {value.shape}; expected one row a position")
+        raise ExportError(
+            f"{node.op_type} ({node.outputs[0].name}) takes {value.name} of shape {value.shape}, made of sizes; "
+            "expected a row for each position, to be counted from what a cache holds"
+        )
     if table.nbytes > LARGEST_TABLE:
         raise ExportError(f"a table of positions takes {table.nbytes / 1e6:,.0f} MB; expected at most 64")
     after = table.shape[axis + 1 :]
