@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.builders import tiny_nanogpt
 from tests.support.cli import Cli
 
 PATIENCE = 20  # seconds, on a busy machine: what waits for a FIFO waits for ever
@@ -72,3 +73,35 @@ def test_tokens_that_are_no_regular_file_are_refused(name: str, tmp_path: Path) 
     os.mkfifo(tmp_path / name)
     with pytest.raises(GPTExportError, match="not a regular file"):
         read_tokens(tmp_path / name, 100, load_tokenizer("bytes"))
+
+
+LONG = "a" * 5000
+
+
+@pytest.mark.parametrize("name", [LONG, f"{LONG}.onnx", f"{LONG}.engine", f"{LONG}.json"], ids=len)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["inspect", "NAME"],
+        ["onnx", "NAME", "-o", "x"],
+        ["generate", "NAME", "--prompt-ids", "1"],
+        ["parity", "NAME", "--against", "ckpt.pt"],
+        ["parity", "NAME"],
+        ["trt", "NAME", "-o", "x.engine"],
+        ["bench", "NAME", "--against", "ckpt.pt"],
+        ["generate", "b", "--prompt", "a", "--tokenizer", "NAME"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_no_file_can_have_is_refused(
+    command: list[str], name: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = cli(*(name if word == "NAME" else word for word in command))
+    assert "bug" not in ran.err
+    assert ran.code in (1, 2, 4, 5)
+
+
+def test_a_dataset_may_have_a_name_that_no_folder_can_have(cli: Cli, tmp_path: Path) -> None:
+    path = tiny_nanogpt(tmp_path / "ckpt.pt", extra={"config": {"dataset": LONG}})
+    assert cli("inspect", path).code == 0

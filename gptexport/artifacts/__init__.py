@@ -16,6 +16,7 @@ from gptexport.artifacts.graph import SingleGraph, open_graph
 from gptexport_runtime.artifact import ENGINE_SUFFIX, GRAPH_SUFFIX
 from gptexport_runtime.contract.names import MANIFEST_FILE
 from gptexport_runtime.errors import ArtifactError
+from gptexport_runtime.files import is_file, status
 
 __all__ = ["Artifact", "Bundle", "Device", "Engine", "Inspection", "SingleGraph", "Stage", "describe_artifact", "find"]
 
@@ -32,10 +33,10 @@ def find(path: Path) -> Artifact | None:
         ArtifactError: there is one, and it is damaged.
     """
     folder = path.parent if path.name == MANIFEST_FILE else path
-    if (folder / MANIFEST_FILE).is_file():
+    if is_file(folder / MANIFEST_FILE):
         return open_bundle(folder)
     opener = OPENERS.get(path.suffix)
-    return opener(path) if opener is not None and path.is_file() else None
+    return opener(path) if opener is not None and is_file(path) else None
 
 
 def describe_artifact(path: Path) -> Artifact:
@@ -47,6 +48,6 @@ def describe_artifact(path: Path) -> Artifact:
     found = find(path)
     if found is None:
         kinds = ", ".join(OPENERS)
-        what = "does not exist" if not path.exists() else f"is not a bundle (it has no {MANIFEST_FILE}) nor {kinds}"
+        what = "does not exist" if status(path) is None else f"is not a bundle (it has no {MANIFEST_FILE}) nor {kinds}"
         raise ArtifactError(f"{path} {what}. Expected the folder of a bundle, or a file that ends in {kinds}.")
     return found

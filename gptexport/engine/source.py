@@ -79,10 +79,14 @@ def _check_contract(graph: onnx.ModelProto, path: Path) -> None:
             if (name, output) == (INPUT_IDS, LOGITS):
                 return
     shown = ", ".join(
-        f"{name} {onnx.TensorProto.DataType.Name(kind).lower()} ({','.join(str(dim or '?') for dim in dims)})"
-        for name, kind, dims in got
+        f"{name} {_type_name(kind)} ({','.join(str(dim or '?') for dim in dims)})" for name, kind, dims in got
     )
     raise EngineError(f"{path} has {shown}; expected {CONTRACT} with B and T free. Export it with `gptexport onnx`.")
+
+
+def _type_name(kind: int) -> str:
+    known = onnx.TensorProto.DataType.values()
+    return onnx.TensorProto.DataType.Name(kind).lower() if kind in known else f"type {kind}"
 
 
 def _weights(graph: onnx.ModelProto) -> list[tuple[int, int]]:

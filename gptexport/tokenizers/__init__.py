@@ -15,6 +15,7 @@ from gptexport.tokenizers.tokenizer_json import ids_of, parse, read_bytes, read_
 from gptexport.tokenizers.vocabulary import byte_level_bpe, is_vocab, word_piece
 from gptexport_runtime import BackendUnavailableError, GPTExportError
 from gptexport_runtime.contract.names import CHARACTERS
+from gptexport_runtime.files import is_folder, status
 from gptexport_runtime.text import SENTENCEPIECE, Tokenizer, bundle_tokenizer, characters, tokenizer_of_json
 from gptexport_runtime.text import load_tokenizer as load_portable
 
@@ -69,9 +70,9 @@ def tokenizer_to_bundle(name: str) -> BundledTokenizer:
     if name in sizes:
         return BundledTokenizer(name, sizes[name])
     path = Path(name)
-    if not path.exists():
+    if status(path) is None:
         raise TokenizerError(f"{name} is not a tokenizer: expected {READABLE}.")
-    if path.is_dir():
+    if is_folder(path):
         raise TokenizerError(f"{name} is a folder; name the tokenizer's file in it: {READABLE}.")
     match path.suffix:
         case ".pkl" if is_tiktoken(path):

@@ -21,6 +21,7 @@ from gptexport.checkpoints.recognise import ADAPTERS, recognise
 from gptexport.checkpoints.torch_file import corrupt, read_torch_file
 from gptexport.checkpoints.types import Foreign, Stored
 from gptexport.errors import CheckpointError
+from gptexport_runtime.files import is_file
 
 FORMAT = "huggingface"
 OTHER_HEADS = ("multiple_choice_head.", "v_head.")  # of GPT2DoubleHeadsModel, and of trl: they make no logits
@@ -98,7 +99,7 @@ def _read_shards(index: Path) -> tuple[tuple[Path, ...], dict[str, torch.Tensor]
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: no weight_map; expected one from each weight's name to its file.")
     shards = sorted({_shard_name(name, index) for name in weight_map.values()})
-    if missing := [name for name in shards if not (index.parent / name).is_file()]:
+    if missing := [name for name in shards if not is_file(index.parent / name)]:
         raise CheckpointError(
             f"{index}: {len(missing)} of {len(shards)} shards are not there: {', '.join(missing)}. "
             "Copy or download them again."

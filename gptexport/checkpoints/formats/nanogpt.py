@@ -16,6 +16,7 @@ from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.checkpoints.names import clean_state_dict, is_tied
 from gptexport.checkpoints.types import Stored
 from gptexport.errors import CheckpointError
+from gptexport_runtime.files import is_file
 
 FORMAT = "nanogpt"
 GELU = "erf"
@@ -52,7 +53,7 @@ def _characters(config: Any, path: Path) -> Path | None:
     if not isinstance(dataset, str) or not _PLAIN_NAME.fullmatch(dataset):
         return None
     meta = path.resolve().parent.parent / "data" / dataset / "meta.pkl"
-    return meta if meta.is_file() else None
+    return meta if is_file(meta) else None
 
 
 def config_of(fields: Any, *, where: str, gelu: str, tied: bool) -> GPTConfig:

@@ -17,7 +17,7 @@ from gptexport.precision import PRECISIONS, Precision
 from gptexport.staging import write_output
 from gptexport_runtime import GPTExportError
 from gptexport_runtime.contract.document import Format
-from gptexport_runtime.files import read_text
+from gptexport_runtime.files import is_file, read_text
 
 FORMAT = "gptexport-parity"
 FORMAT_VERSION = 1
@@ -61,7 +61,7 @@ class Measured:
 
 def is_measured(path: Path) -> bool:
     """Is it a file of `Measured.save`?"""
-    if not path.is_file() or path.suffix != ".json":
+    if not is_file(path) or path.suffix != ".json":
         return False
     with path.open("rb") as file:
         return f'"format": "{FORMAT}"'.encode() in file.read(99)

@@ -69,7 +69,9 @@ class FileEntry:
 
 def is_plain_name(name: str) -> bool:
     """Is it the name of a file in the same folder, and nothing else?"""
-    return 0 < len(name) <= 255 and name.isprintable() and name not in (".", "..") and not set(name) & SEPARATORS
+    if not name.isprintable() or name in ("", ".", "..") or set(name) & SEPARATORS:
+        return False
+    return len(name.encode()) <= 255  # as filesystems count
 
 
 def read_limit(metadata: Mapping[str, str], key: str, path: Path) -> int | None:
