@@ -63,7 +63,7 @@ def main() -> None:
     rows = _saved(args.out)
     names = [name for name in CATALOGUE if args.only in name and not (args.missing and name in rows)]
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), spawn, initializer=_alone) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), spawn, initializer=alone) as pool:
         for name, row in zip(names, pool.map(look, names), strict=True):
             rows[name] = row
             print(_line(row), flush=True)
@@ -85,7 +85,7 @@ def _json(rows: Mapping[str, Row]) -> str:
     return json.dumps({name: asdict(row) for name, row in rows.items()}, indent=1) + "\n"
 
 
-def _alone() -> None:
+def alone() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
 
