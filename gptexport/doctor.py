@@ -73,9 +73,7 @@ class Health:
 def examine() -> Health:
     """Look at packages and hardware, and load each provider once."""
     probe = probe_providers()
-    problems = []
-    if probe.conflict:
-        problems.append(probe.conflict)
+    problems = [problem for problem in (probe.conflict, *(p.lacks for p in probe.providers)) if problem]
     return Health(
         python=platform.python_version(),
         cores=usable_cores(),

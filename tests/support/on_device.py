@@ -20,6 +20,6 @@ class OnDevice(OrtBackend):
     def __init__(self, artifact: Artifact, cuda: CudaOptions | None = None) -> None:
         self.memory = memory = FakeMemory()
         provider = dataclasses.replace(
-            CUDA, name=CPU.name, bind=lambda: DeviceBinding(memory), options=CPU.options, entries={}
+            CUDA, name=CPU.name, bind=lambda: DeviceBinding(memory), options=CPU.options, entries=CPU.entries
         )
         super().__init__(provider, artifact.graphs, OpenOptions(threads=1, cuda=cuda or CudaOptions()))

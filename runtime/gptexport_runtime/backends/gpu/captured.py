@@ -14,8 +14,8 @@ from typing import Protocol
 
 from gptexport_runtime.backends.gpu.memory import Buffer
 
-# Tokens of a call (B×T) up to which launching kernels is most of the time. A guess: what settles it is the time of a
-# call at 1×128 ... 1×1024 on a GPU, captured and not.
+# Tokens of a call (B×T) up to which launching kernels is most of the time; `CudaOptions.captured_tokens` is another. A
+# guess: what settles it is the time of a call at 1×128 ... 1×1024 on a GPU, captured and not (scripts.gpu.check does it).
 CAPTURED_TOKENS = 256
 # Captured graphs of a session. None is replaced: ONNX Runtime frees them with the session and no sooner.
 MOST_GRAPHS = 16
@@ -55,8 +55,10 @@ class _Shapes(threading.local):
 class CapturedShapes:
     """The captured graphs of a session. Threads take turns."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: int = CAPTURED_TOKENS) -> None:
+        """`tokens`: of the largest call that is captured."""
         self.made = 0  # in all threads
+        self._tokens = tokens
         self._shapes = _Shapes()
 
     def find(self, key: Key, tokens: int, capture: Callable[[int], Captured]) -> Captured | None:
@@ -69,7 +71,7 @@ class CapturedShapes:
         """
         shapes = self._shapes
         found = shapes.captured.get(key)
-        if found is not None or tokens > CAPTURED_TOKENS:
+        if found is not None or tokens > self._tokens:
             return found
         if key not in shapes.once or self.made >= MOST_GRAPHS:
             if len(shapes.once) >= REMEMBERED:

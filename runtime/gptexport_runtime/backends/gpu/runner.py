@@ -15,7 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gptexport_runtime.backends.gpu.captured import COMPARED, Captured, CapturedShapes, Key, Recording
+from gptexport_runtime.backends.gpu.captured import (
+    CAPTURED_TOKENS,
+    COMPARED,
+    Captured,
+    CapturedShapes,
+    Key,
+    Recording,
+)
 from gptexport_runtime.backends.gpu.dlpack import Borrowed
 from gptexport_runtime.backends.gpu.memory import ALIGNMENT, Buffer, DeviceMemory
 from gptexport_runtime.backends.gpu.turns import TURNS
@@ -79,6 +86,7 @@ class DeviceRunner:
         memory: DeviceMemory,
         *,
         captures: bool,
+        captured_tokens: int = CAPTURED_TOKENS,
         required: bool = False,
         what: str,
         stopped: Callable[[], None] = lambda: None,
@@ -86,13 +94,14 @@ class DeviceRunner:
         """
         Args:
             captures: captured graphs are possible.
+            captured_tokens: of the largest call that is captured.
             required: they were asked for, so that it is an error where one goes wrong.
             what: names the graph in errors.
             stopped: called when the session goes on without captured graphs.
         """
         self.memory = memory
         self._captures, self._required, self._what, self._stopped = captures, required, what, stopped
-        self._shapes = CapturedShapes()
+        self._shapes = CapturedShapes(captured_tokens)
         self._inputs = memory.allocate(0)  # of calls that are not captured
 
     @property
@@ -183,7 +192,7 @@ class DeviceRunner:
             raise ExecutionError(f"{what} They were asked for: CudaOptions(graphs=True).")
         warnings.warn(what, RuntimeWarning, stacklevel=2)
         self._captures = False
-        self._shapes = CapturedShapes()
+        self._shapes = CapturedShapes()  # none will be
         self._stopped()
 
     def _put(self, call: Call, inputs: Buffer) -> None:

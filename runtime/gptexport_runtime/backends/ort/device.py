@@ -142,10 +142,17 @@ class _Recording:
 class OrtDeviceRunner:
     """A session whose calls are bound to the GPU's memory. Threads take turns."""
 
-    def __init__(self, program: _Program, memory: DeviceMemory, head: Head, *, required: bool, what: str) -> None:
+    def __init__(
+        self, program: _Program, memory: DeviceMemory, head: Head, *, captured_tokens: int, required: bool, what: str
+    ) -> None:
         self._program, self._memory, self._head = program, memory, head
         self._runner = DeviceRunner(
-            memory, captures=program.captures, required=required, what=what, stopped=program.stop_capturing
+            memory,
+            captures=program.captures,
+            captured_tokens=captured_tokens,
+            required=required,
+            what=what,
+            stopped=program.stop_capturing,
         )
 
     @property
@@ -190,7 +197,8 @@ class DeviceBinding:
         # a loop is control flow, which cannot be captured
         captures = wanted is not False and new_enough and not head.loops
         program = self._program(open_session, captures, bool(wanted), what)
-        return OrtDeviceRunner(program, self.memory, head, required=bool(wanted), what=what)
+        tokens = options.cuda.captured_tokens
+        return OrtDeviceRunner(program, self.memory, head, captured_tokens=tokens, required=bool(wanted), what=what)
 
     def round_capacity(self, capacity: int) -> int:
         return -(-capacity // CAPACITY_STEP) * CAPACITY_STEP

@@ -16,6 +16,7 @@ class ProviderProbe:
     device: str
     loads: bool
     reason: str | None
+    lacks: str | None = None  # what it runs without and would better have
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,14 @@ def probe_providers() -> RuntimeProbe:
     except BackendUnavailableError as error:
         nothing = tuple(ProviderProbe(provider.device, False, str(error)) for provider in in_order)
         return RuntimeProbe(None, found, conflict(found), (), nothing)
-    why_not = {provider.device: provider.why_not(ort) for provider in in_order}
+    tried = [(provider, provider.why_not(ort)) for provider in in_order]
     return RuntimeProbe(
         version=ort.__version__,
         packages=found,
         conflict=conflict(found),
         available=tuple(ort.get_available_providers()),
-        providers=tuple(ProviderProbe(device, reason is None, reason) for device, reason in why_not.items()),
+        providers=tuple(
+            ProviderProbe(provider.device, reason is None, reason, provider.lacks() if reason is None else None)
+            for provider, reason in tried
+        ),
     )

@@ -46,7 +46,7 @@ def open_session(
     session_options.log_severity_level = SILENT
     session_options.intra_op_num_threads = options.threads or provider.threads()
     session_options.enable_mem_pattern = plan
-    entries = dict(provider.entries)
+    entries = dict(provider.entries(options))
     if not optimize:
         session_options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not options.prepack:

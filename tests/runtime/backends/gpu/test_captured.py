@@ -29,6 +29,8 @@ def test_large_shapes_are_not() -> None:
     shapes = CapturedShapes()
     assert [find(shapes, 1, captured.CAPTURED_TOKENS + 1) for _ in range(3)] == [None] * 3
     assert [find(shapes, 2, captured.CAPTURED_TOKENS) for _ in range(2)] == [None, 1]
+    shapes = CapturedShapes(512)
+    assert [find(shapes, 1, 512) for _ in range(2)] == [None, 1] and find(shapes, 3, 513) is None
 
 
 def test_there_are_no_more_than_a_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,8 +159,7 @@ def test_refusal_of_graphs_is_an_error_where_they_were_asked_for(memory: FakeMem
 
 def test_graphs_are_few_and_of_small_shapes(memory: FakeMemory, right: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captured, "MOST_GRAPHS", 2)
-    monkeypatch.setattr(captured, "CAPTURED_TOKENS", 20)
-    opened = Opened(memory)
+    opened = Opened(memory, CudaOptions(captured_tokens=20))
     for shape in ((3, 16), (2, 16), (2, 10), (1, 3), (1, 4), (1, 5)):
         for seed in range(4):
             ids = ids_of(*shape, seed)

@@ -20,7 +20,7 @@ from gptexport_runtime.backends.ort.package import (
     conflict,
     installed_packages,
 )
-from gptexport_runtime.backends.ort.providers.cuda_libraries import why_no_library
+from gptexport_runtime.backends.ort.providers.cuda_libraries import why_no_cudnn, why_no_library
 from gptexport_runtime.backends.ort.providers.provider import Provider
 from gptexport_runtime.backends.ort.providers.trial import why_not_running
 from gptexport_runtime.errors import BackendUnavailableError
@@ -84,6 +84,14 @@ def _options(options: OpenOptions, captures: bool) -> dict[str, str]:
     return found
 
 
+def _entries(options: OpenOptions) -> dict[str, str]:
+    # weights are allocated by themselves and not in the arena, which grows by powers of two
+    found = {"session.use_device_allocator_for_initializers": "1"}
+    if options.cuda.tune_gemms:
+        found["ep.cuda.enable_gemm_auto_tune"] = "1"
+    return found
+
+
 CUDA = Provider(
     device="cuda",
     name="CUDAExecutionProvider",
@@ -93,6 +101,6 @@ CUDA = Provider(
     threads=lambda: 1,  # the CPU computes shapes alone
     opens_at_load=True,
     options=_options,
-    # weights are allocated by themselves and not in the arena, which grows by powers of two
-    entries={"session.use_device_allocator_for_initializers": "1"},
+    entries=_entries,
+    lacks=why_no_cudnn,
 )

@@ -33,6 +33,17 @@ def why_no_library(ort: types.ModuleType) -> str | None:
     )
 
 
+def why_no_cudnn() -> str | None:
+    """None where cuDNN loads; else why not, and what to do about it."""
+    error = load_library(CUDNN) if sys.platform != "win32" else None
+    if error is None:
+        return None
+    return (
+        f"cuDNN does not load: {error}. Operations that need it (convolutions) fail when they run. "
+        "Install it: `pip install nvidia-cudnn-cu13`."
+    )
+
+
 def load_library(library: str) -> str | None:
     """Load a library, and those of the nvidia-* packages that the loader misses for it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ class Provider:
     opens_at_load: bool = False  # `load` opens the logits graph; False: it tries it, and each is opened when needed
     options: Callable[[OpenOptions, bool], Mapping[str, str]] = lambda _options, _captures: {}
     """The provider's own options; the bool: whether CUDA graphs will be captured."""
-    entries: Mapping[str, str] = field(default_factory=dict)  # of the session: its config entries
+    entries: Callable[[OpenOptions], Mapping[str, str]] = lambda _options: {}  # of the session: its config entries
+    lacks: Callable[[], str | None] = lambda: None
+    """What it runs without and would better have, and what to do about it; asked where it runs."""
     library: Callable[[], Path] | None = None
     """The shared library of a provider that comes as a plugin. None: it is built into the package."""
 

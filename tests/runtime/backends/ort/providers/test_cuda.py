@@ -132,7 +132,12 @@ def test_options_are_checked_and_told_to_the_provider() -> None:
     assert CUDA.options(OpenOptions(), False) == {"use_tf32": "0", "enable_cuda_graph": "0", "sdpa_kernel": "19"}
     told = CUDA.options(OpenOptions(cuda=CudaOptions(tf32=True, memory_limit=1 << 30)), True)
     assert (told["use_tf32"], told["gpu_mem_limit"], told["enable_cuda_graph"]) == ("1", str(1 << 30), "1")
+    assert "ep.cuda.enable_gemm_auto_tune" not in CUDA.entries(OpenOptions())
+    tuned = CUDA.entries(OpenOptions(cuda=CudaOptions(tune_gemms=True)))
+    assert (tuned["ep.cuda.enable_gemm_auto_tune"], tuned["session.use_device_allocator_for_initializers"]) == ("1", "1")
     wrongs: tuple[Any, ...] = (0, True, 1.5)
     for wrong in wrongs:
         with pytest.raises(InputError, match=r"memory_limit is .*; expected an integer of 1 or more, or None"):
             CudaOptions(memory_limit=wrong)
+        with pytest.raises(InputError, match=r"captured_tokens is .*; expected an integer of 1 or more"):
+            CudaOptions(captured_tokens=wrong)

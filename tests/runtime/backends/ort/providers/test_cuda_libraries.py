@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gptexport_runtime.backends.ort.providers.cuda_libraries import load_library, why_no_library
+from gptexport_runtime.backends.ort.providers.cuda_libraries import load_library, why_no_cudnn, why_no_library
 
 NEEDS = {  # what the loader finds missing, in the order in which it looks
     "libonnxruntime_providers_cuda.so": ["libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10"],
@@ -75,6 +75,15 @@ def test_library_that_is_nowhere_is_named(loader: Loader, tmp_path: Path) -> Non
     reason = why_no_library(runtime(tmp_path))
     assert reason is not None and reason.startswith("a library that CUDA needs does not load: libcublasLt.so.13: cann")
     assert "pip install onnxruntime-gpu[cuda,cudnn]==1.31.1" in reason
+
+
+def test_cudnn_is_loaded_from_its_package_and_its_absence_is_said(loader: Loader, tmp_path: Path) -> None:
+    """The provider loads without it, so nothing else says so."""
+    assert why_no_cudnn() is None and loader.loaded == ["libcudnn.so.9"]
+    loader.loaded.clear()
+    (tmp_path / "nvidia/cudnn/lib/libcudnn.so.9").unlink()
+    assert "cuDNN does not load: libcudnn.so.9: cannot open" in str(why_no_cudnn())
+    assert why_no_library(runtime(tmp_path)) is None
 
 
 def test_library_that_helps_nothing_is_loaded_once(monkeypatch: pytest.MonkeyPatch, loader: Loader) -> None:

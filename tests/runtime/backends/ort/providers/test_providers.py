@@ -32,7 +32,8 @@ NPU: Provider = Provider(
     bind=lambda: HostBinding("npu", 64),
     tokens_at_once=64,
     threads=lambda: 1,
-    entries={"session.disable_prepacking": "1"},
+    entries=lambda _options: {"session.disable_prepacking": "1"},
+    lacks=lambda: "a faster memory",
 )
 
 
@@ -57,7 +58,9 @@ def test_another_provider_runs_what_is_asked_of_it(listed: list[Provider], expec
         gptexport_runtime.load(bundle, "cpu")
     with pytest.raises(InputError, match="expected one of auto, cpu, cuda, npu"):
         gptexport_runtime.load(TINY, "tpu")
-    assert [provider.device for provider in probe_providers().providers] == ["cpu", "cuda", "npu"]
+    probed = {provider.device: provider for provider in probe_providers().providers}
+    assert list(probed) == ["cpu", "cuda", "npu"]
+    assert (probed["npu"].lacks, probed["cpu"].lacks) == ("a faster memory", None)
 
 
 def test_a_provider_that_does_not_run_says_why(listed: list[Provider]) -> None:
