@@ -71,16 +71,20 @@ def running(
     names: Sequence[str],
     folder: Path,
     environments: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    *,
+    together: bool = True,
 ) -> Iterator[Workers]:
     """A worker for each name, ended with the `with`.
 
     Args:
         command: what starts one, as `command --worker NAME FOLDER`; it must end in `serve`.
         environments: by name, variables that its process has besides.
+        together: all begin at once; False: each when the one before is ready, as it need be where they share a GPU.
     """
     started: dict[str, Worker] = {}
     try:
-        for name in names:  # all begin at once: some compile for minutes
+        reasons: dict[str, str | None] = {}
+        for name in names:
             started[name] = subprocess.Popen(
                 [*command, "--worker", name, str(folder)],
                 stdin=subprocess.PIPE,
@@ -89,7 +93,10 @@ def running(
                 bufsize=1,
                 env={**os.environ, **environments.get(name, {})},
             )
-        missing = {name: reason for name, worker in started.items() if (reason := _why_not(worker)) is not None}
+            if not together:
+                reasons[name] = _why_not(started[name])
+        reasons |= {name: _why_not(worker) for name, worker in started.items() if name not in reasons}
+        missing = {name: reason for name, reason in reasons.items() if reason is not None}
         for name, reason in missing.items():
             print(f"{name}: {reason}", file=sys.stderr)
         yield Workers({name: worker for name, worker in started.items() if name not in missing}, missing)

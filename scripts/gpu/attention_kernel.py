@@ -27,7 +27,7 @@ RUN = """
 import sys
 import numpy as np
 from gptexport_runtime import load
-with load(sys.argv[1], device="cuda") as gpt:
+with load(sys.argv[1], device=sys.argv[3]) as gpt:
     for shape in sys.argv[2].split(","):
         B, T = map(int, shape.split("x"))
         if T <= (gpt.config.block_size or T):
@@ -63,14 +63,14 @@ def unexpected(runs: Sequence[AttentionRun], expected: Mapping[str, Sequence[str
     return wrong if ran & set(expected) else [*wrong, "no attention kernel was named in the log"]
 
 
-def run_and_read(bundle: Path, shapes: str = "1x1,1x128,1x512") -> list[AttentionRun]:
-    """Run a bundle on CUDA in a process of its own, and read which kernels it took.
+def run_and_read(bundle: Path, shapes: str = "1x1,1x128,1x512", device: str = "cuda") -> list[AttentionRun]:
+    """Run a bundle in a process of its own, and read which kernels it took; of a device but CUDA none is named.
 
     Raises:
         subprocess.CalledProcessError: it does not run; what it said is on standard error.
     """
     environment = {**os.environ, DEBUG_INFO: "1"}
-    command = [sys.executable, "-c", RUN, str(bundle), shapes]
+    command = [sys.executable, "-c", RUN, str(bundle), shapes, device]
     ran = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, errors="replace", check=True)
     return read_log(ran.stdout)
 

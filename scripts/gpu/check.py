@@ -1,13 +1,15 @@
-"""On a machine with a GPU: the tests, parity and the benchmarks of gptexport there, and a dated report of them.
+"""On a machine with a GPU: whether gptexport runs there, is right, and how fast it is; with a dated report.
 
-    python -m scripts.gpu.check --quick               # minutes: GPT-2 124M, without max-autotune and the XL shape
-    python -m scripts.gpu.check                       # all
-    python -m scripts.gpu.check --only parity,score   # some of: prepare tests bench score parity kernels decode xl
-    python -m scripts.gpu.check --list                # what each needs and how long it may take
+    python -m scripts.gpu.check                       # as much as fits into 540 s; again for what is not done yet
+    python -m scripts.gpu.check --quick               # fewer rounds, without max-autotune and the XL shape
+    python -m scripts.gpu.check --only parity,score   # these parts, also if they are done
+    python -m scripts.gpu.check --list                # the parts, what each needs and how long it may take
+    python -m scripts.gpu.check --on cpu              # the check itself, tried with a tiny model: no figure counts
 
 Before anything starts, everything that is needed and not there is named; exit code 4 then. A part that fails or takes
 too long is reported, with what it had found, and the others go on. Exit code 0: every target that was measured is met;
-3: one is missed. The report is docs/measurements/gpu-DATE.md and .json.
+3: one is missed. The report is gpu-DATE.md and .json in --out, and the parts' logs beside it; a part that another
+command of the day has done, on the same machine with the same versions, stays in it.
 """
 
 from __future__ import annotations
@@ -15,25 +17,30 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scripts.bench.workers import module, versions
 from scripts.gpu.parts import PARTS, ROOT
-from scripts.gpu.report import MISSED, write_report
+from scripts.gpu.report import MISSED, read_results, report_of, write_report
+from scripts.gpu.setting import GPU, SETTINGS
 
 EXIT_MISSED, EXIT_UNAVAILABLE = 3, 4
+DEADLINE = 540  # seconds: a command on a machine that is lent may take ten minutes
 XL_MEMORY = 24  # GB of the GPU that the XL shape's peers take together
 PART = module("scripts.gpu.parts")
 SHORTEST = 10  # seconds: what is left for a part below that is not worth beginning
@@ -50,45 +57,64 @@ class Plan:
 
 
 PLANS = (
-    Plan("prepare", ("torch",), 240, 100),
-    Plan("tests", ("torch", "cuda", "onnxruntime", "pytest"), 150, 100),
-    Plan("bench", ("cuda", "onnxruntime"), 300, 120),
+    Plan("probe", ("onnxruntime",), 100, 100),
+    Plan("prepare", ("torch", "gptexport"), 200, 150),
+    Plan("kernels", ("cuda", "onnxruntime"), 90, 60),
+    Plan("micro", ("cuda", "onnxruntime"), 120, 90),
+    Plan("parity", ("cuda", "onnxruntime"), 240, 150),
     Plan("score", ("onnxruntime",), 60, 45),
-    Plan("parity", ("cuda", "onnxruntime"), 120, 60),
-    Plan("kernels", ("cuda", "onnxruntime"), 60, 30),
-    Plan("decode", ("onnxruntime",), 45, 30),
-    Plan("xl", ("cuda", "onnxruntime", "memory"), 200, 0),
+    Plan("decode", ("onnxruntime",), 150, 100),
+    Plan("bench", ("cuda", "onnxruntime"), 420, 300),
+    Plan("tuned", ("cuda", "onnxruntime"), 530, 0),
+    Plan("xl", ("cuda", "onnxruntime", "memory"), 530, 0),
+    Plan("memory", ("onnxruntime",), 120, 30),
+    Plan("tests", ("torch", "cuda", "onnxruntime", "pytest"), 170, 100),
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", help="parts, with commas between; `prepare` comes by itself where it is needed")
-    parser.add_argument("--folder", type=Path, help="keep checkpoints and bundles here, for the next time")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "measurements")
-    parser.add_argument("--deadline", type=int, help="seconds for all of it  [default: 780; --quick: 420]")
-    parser.add_argument("--list", action="store_true", help="the plan, and nothing else")
-    args = parser.parse_args()
+    args = arguments()
     plans = choose(args.only, quick=args.quick)
     if args.list:
         print("\n".join(f"{p.name:8} {seconds_of(p, args.quick):4} s  needs {', '.join(p.needs)}" for p in plans))
         return
-    lacking = what_is_missing({need for plan in plans for need in plan.needs})
+    lacking = what_is_missing({need for plan in plans for need in plan.needs}) if args.on == GPU.name else {}
     if lacking:
         print("The GPU check cannot start here:", *(f"  {need}: {why}" for need, why in lacking.items()), sep="\n")
         raise SystemExit(EXIT_UNAVAILABLE)
-    deadline = time.monotonic() + (args.deadline or (420 if args.quick else 780))
-    results: dict[str, Any] = {}
+    deadline = time.monotonic() + args.deadline
     date, command = datetime.date.today().isoformat(), " ".join(["python -m scripts.gpu.check", *sys.argv[1:]])
-    with kept(args.folder) as folder:
-        for plan in plans:
-            limit = min(seconds_of(plan, args.quick), deadline - time.monotonic())
-            print(f"== {plan.name}, at most {max(limit, 0):.0f} s", file=sys.stderr, flush=True)
-            results[plan.name] = run_part(plan.name, folder, limit, quick=args.quick)
-            path, targets = write_report(args.out, results, machine(), command, date)  # after each: nothing is lost
-    print(path.read_text())
+    here = machine(args.on)
+    report = report_of(args.out, here, date)
+    results, sources = read_results(report), code()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for plan in plans:
+        if args.only is None and is_done(plan.name, results):
+            continue
+        limit = min(seconds_of(plan, args.quick), deadline - time.monotonic())
+        print(f"== {plan.name}, at most {max(limit, 0):.0f} s", file=sys.stderr, flush=True)
+        found = run_part(plan.name, args.folder.resolve(), limit, quick=args.quick, on=args.on)
+        results[plan.name] = better({**found, "code": sources}, results.get(plan.name))
+        write_report(report, results, here, command, date)  # after each: nothing is lost
+        keep_log(args.folder / f"{plan.name}.log", args.out)
+        if plan.name == "probe" and found["status"] != "ok":
+            break
+    targets = write_report(report, results, here, command, date)
+    print(report.read_text())
     raise SystemExit(EXIT_MISSED if any(target.verdict == MISSED for target in targets) else 0)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", help="parts, with commas between; `prepare` comes by itself where it is needed")
+    folder = Path(tempfile.gettempdir()) / "gptexport-gpu"
+    parser.add_argument("--folder", type=Path, default=folder, help=f"checkpoints, bundles, logs  [default: {folder}]")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "measurements")
+    parser.add_argument("--deadline", type=int, default=DEADLINE, help=f"seconds for all of it  [default: {DEADLINE}]")
+    parser.add_argument("--on", choices=SETTINGS, default=GPU.name)
+    parser.add_argument("--list", action="store_true", help="the plan, and nothing else")
+    return parser.parse_args()
 
 
 def choose(only: str | None, *, quick: bool) -> list[Plan]:
@@ -97,13 +123,31 @@ def choose(only: str | None, *, quick: bool) -> list[Plan]:
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         raise SystemExit(f"{unknown[0]} is no part; expected some of {', '.join(PARTS)}.")
-    if set(names) - {"tests"}:
+    if set(names) - {"probe", "micro", "xl", "tests"}:
         names.append("prepare")
     return [plan for plan in PLANS if plan.name in names and seconds_of(plan, quick)]
 
 
 def seconds_of(plan: Plan, quick: bool) -> int:
     return plan.quick_seconds if quick else plan.seconds
+
+
+def is_done(name: str, results: dict[str, Any]) -> bool:
+    """By another command of the day; bundles are made again where they are gone, which costs nothing where not."""
+    return name not in ("probe", "prepare") and results.get(name, {}).get("status") == "ok"
+
+
+def better(found: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """What a part has found; or what it had found before, if this time it came to nothing."""
+    return before if before and before.get("data") and not found["data"] else found
+
+
+def keep_log(log: Path, out: Path) -> None:
+    """Beside the report: the folder it was written to does not come back from a machine that is lent."""
+    if log.exists():
+        logs = out / "gpu-logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        shutil.copy(log, logs / log.name)
 
 
 def what_is_missing(needs: set[str]) -> dict[str, str]:
@@ -113,6 +157,15 @@ def what_is_missing(needs: set[str]) -> dict[str, str]:
 
 def _why_no_module(name: str) -> str | None:
     return None if importlib.util.find_spec(name) else f"{name} is not installed: pip install {name}"
+
+
+def _why_not_installed() -> str | None:
+    """An export asks for its own version when it has done everything else."""
+    try:
+        importlib.metadata.version("gptexport")
+    except importlib.metadata.PackageNotFoundError:
+        return "gptexport is not installed, only imported: pip install --no-deps -e . -e runtime"
+    return None
 
 
 def _why_no_torch_cuda() -> str | None:
@@ -157,24 +210,16 @@ def _why_no_memory() -> str | None:
 CHECKS = {
     "torch": lambda: _why_no_module("torch"),
     "pytest": lambda: _why_no_module("pytest"),
+    "gptexport": _why_not_installed,
     "cuda": _why_no_torch_cuda,
     "onnxruntime": _why_no_onnxruntime,
     "memory": _why_no_memory,
 }
 
 
-@contextlib.contextmanager
-def kept(folder: Path | None) -> Iterator[Path]:
-    """The caller's folder, or one that goes away."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder.resolve()
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        yield Path(temporary)
-
-
-def run_part(name: str, folder: Path, limit: float, *, quick: bool, command: Sequence[str] = PART) -> dict[str, Any]:
+def run_part(
+    name: str, folder: Path, limit: float, *, quick: bool, on: str = GPU.name, command: Sequence[str] = PART
+) -> dict[str, Any]:
     """A part in a process of its own, ended with all that it started when its time is over.
 
     Returns: status ("ok", "failed", "stopped" or "not begun"), seconds, data as far as it came, and the reason.
@@ -183,7 +228,7 @@ def run_part(name: str, folder: Path, limit: float, *, quick: bool, command: Seq
         return {"status": "not begun", "seconds": 0.0, "data": {}, "reason": "no time was left; --deadline gives more"}
     result = folder / f"{name}.json"
     result.unlink(missing_ok=True)
-    whole = [*command, name, str(folder), str(result), *(["--quick"] if quick else [])]
+    whole = [*command, name, str(folder), str(result), "--on", on, *(["--quick"] if quick else [])]
     began = time.monotonic()
     with (folder / f"{name}.log").open("w+") as log:
         process = subprocess.Popen(whole, stdout=log, stderr=log, start_new_session=True)
@@ -205,7 +250,13 @@ def run_part(name: str, folder: Path, limit: float, *, quick: bool, command: Seq
     return {"status": status, "seconds": time.monotonic() - began, "data": data, "reason": reason}
 
 
-def machine() -> dict[str, Any]:
+def code() -> str:
+    """Tells one state of the packages from another, which have the same version while they are worked on."""
+    sources = sorted([*(ROOT / "gptexport").rglob("*.py"), *(ROOT / "runtime" / "gptexport_runtime").rglob("*.py")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:12]
+
+
+def machine(on: str) -> dict[str, Any]:
     """What the figures were measured on."""
     from gptexport_runtime.backends.gpu.device import find_gpu
     from gptexport_runtime.errors import BackendUnavailableError
@@ -220,8 +271,10 @@ def machine() -> dict[str, Any]:
         smi = subprocess.run(asked, text=True, capture_output=True, timeout=20).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         smi = "nvidia-smi does not answer"
-    packages = ("gptexport", "gptexport-runtime", "onnxruntime-gpu", "onnxruntime", "torch", "triton", "numpy", "onnx")
+    packages = ("gptexport", "gptexport-runtime", "onnxruntime-gpu", "onnxruntime", "torch", "triton", "transformers")
+    packages += ("numpy", "onnx", "onnx-ir", "onnxscript", "nvidia-cublas", "nvidia-cudnn-cu13")
     return {
+        "measured on": SETTINGS[on].title,
         "GPU": told,
         "driver, memory, clock": smi,
         "host": f"{os.cpu_count()} {platform.machine()} cores, Python {platform.python_version()}",

@@ -2,74 +2,119 @@
 
     python -m scripts.gpu.peers --worker NAME FOLDER      # started by scripts.gpu.parts, through scripts.bench.workers
 
-FOLDER holds `hf` (the checkpoint), `bundle` (of `--target cuda`) and `shapes` (those to warm up at: "8x1024,1x1").
-A call is timed from its start until the device is done with it.
+FOLDER holds `hf` (the checkpoint), `bundle` (of `--target cuda`) and `peers.json`, an `Asked`. A call is timed from its
+start until the device is done with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from scripts.bench.tables import shapes_of
 from scripts.bench.workers import Measure, parse_or_serve
+from scripts.gpu.setting import SETTINGS, Setting
 
 OWN, OWN_PLAIN = "gptexport", "gptexport without CUDA graphs"
-EAGER, COMPILED, TUNED = "eager", "torch.compile", "torch.compile max-autotune"
+OWN_TUNED, OWN_LONGER = "gptexport, products tuned", "gptexport, 512 tokens captured"
+EAGER, COMPILED = "eager", "torch.compile"
+COMPILED_WIDE = "torch.compile, float32 logits"  # what gptexport returns
+GRAPHED = "torch.compile reduce-overhead, float32 logits"  # with CUDA graphs
+TUNED, TUNED_WIDE = "torch.compile max-autotune", "torch.compile max-autotune, float32 logits"
 ENOUGH = 0.05  # seconds of calls that a measurement takes the median of
 MOST_CALLS = 50
 
 Run = Callable[[np.ndarray], object]  # ids (B,T): returns when the device is done
 
 
-def own(folder: Path, *, graphs: bool | None) -> Run:
+@dataclass(frozen=True)
+class Asked:
+    """What a worker is to warm up at, and where."""
+
+    setting: str
+    dtype: str
+    shapes: str  # "8x1024,1x1"
+
+    def write(self, folder: Path) -> None:
+        (folder / "peers.json").write_text(json.dumps(asdict(self)))
+
+    @staticmethod
+    def read(folder: Path) -> Asked:
+        return Asked(**json.loads((folder / "peers.json").read_text()))
+
+
+def own(
+    folder: Path,
+    setting: Setting,
+    _asked: Asked,
+    *,
+    graphs: bool | None = None,
+    tune_gemms: bool = False,
+    captured_tokens: int = 256,
+) -> Run:
     from gptexport_runtime import CudaOptions, load
 
-    gpt = load(folder / "bundle", "cuda", cuda=CudaOptions(graphs=graphs))
+    options = CudaOptions(graphs=graphs, tune_gemms=tune_gemms, captured_tokens=captured_tokens)
+    gpt = load(folder / "bundle", setting.device, cuda=options)
     return lambda ids: gpt.logits(ids, device_output=True)  # complete when it returns
 
 
-def torch_model(folder: Path, mode: str | None) -> Run:
-    """`mode`: None for eager, else torch.compile's."""
+def torch_model(folder: Path, setting: Setting, asked: Asked, *, mode: str | None = None, wide: bool = False) -> Run:
+    """`mode`: None for eager, else torch.compile's. `wide`: the logits are float32, as gptexport's are."""
     import torch
 
     from gptexport.checkpoints import load_checkpoint
 
-    model = load_checkpoint(str(folder / "hf")).model.to(device="cuda", dtype=torch.bfloat16)
-    forward: Callable[[torch.Tensor], object] = model
+    device = setting.torch_device
+    model = load_checkpoint(str(folder / "hf")).model.to(device=device, dtype=getattr(torch, asked.dtype))
+
+    def forward(ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model(ids)
+        return logits.float() if wide else logits
+
+    called: Callable[[torch.Tensor], torch.Tensor] = forward
     if mode is not None:
-        forward = torch.compile(model, mode=mode, dynamic=False)
+        called = torch.compile(forward, mode=mode, dynamic=False)
 
     def run(ids: np.ndarray) -> object:
         with torch.inference_mode():
-            logits = forward(on_device[ids.shape])
-            torch.cuda.synchronize()
+            logits = called(on_device[ids.shape])
+            if device == "cuda":
+                torch.cuda.synchronize()
         return logits
 
-    shapes = shapes_of((folder / "shapes").read_text())
     on_device: dict[tuple[int, ...], torch.Tensor] = {
-        shape: torch.randint(100, shape, device="cuda") for shape in shapes
+        shape: torch.randint(100, shape, device=device) for shape in shapes_of(asked.shapes)
     }
     return run
 
 
-PEERS: dict[str, Callable[[Path], Run]] = {
-    OWN: lambda folder: own(folder, graphs=None),
-    OWN_PLAIN: lambda folder: own(folder, graphs=False),
-    EAGER: lambda folder: torch_model(folder, None),
-    COMPILED: lambda folder: torch_model(folder, "default"),
-    TUNED: lambda folder: torch_model(folder, "max-autotune"),
+PEERS: dict[str, Callable[[Path, Setting, Asked], Run]] = {
+    OWN: own,
+    OWN_PLAIN: partial(own, graphs=False),
+    OWN_TUNED: partial(own, tune_gemms=True),
+    OWN_LONGER: partial(own, captured_tokens=512),
+    EAGER: torch_model,
+    COMPILED: partial(torch_model, mode="default"),
+    COMPILED_WIDE: partial(torch_model, mode="default", wide=True),
+    GRAPHED: partial(torch_model, mode="reduce-overhead", wide=True),
+    TUNED: partial(torch_model, mode="max-autotune"),
+    TUNED_WIDE: partial(torch_model, mode="max-autotune", wide=True),
 }
 
 
 def timed(name: str, folder: Path) -> Measure:
     """Warm up at every shape, which compiles and captures; then seconds of one call at (B,T), a median of several."""
-    run, shapes = PEERS[name](folder), shapes_of((folder / "shapes").read_text())
+    asked = Asked.read(folder)
+    run, shapes = PEERS[name](folder, SETTINGS[asked.setting], asked), shapes_of(asked.shapes)
     batches = {shape: np.random.default_rng(0).integers(0, 100, shape) for shape in shapes}
     for ids in batches.values():
         for _ in range(8):

@@ -21,10 +21,13 @@ class Event:
 
 
 def events_of(call: Callable[[], object]) -> list[Event]:
-    """Run once under the profiler, which sees only what was opened after torch's own CUDA context."""
+    """Run once under the profiler, which sees only what was opened after torch's own CUDA context; none without one."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
+    if not torch.cuda.is_available():
+        call()
+        return []
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         call()
         torch.cuda.synchronize()

@@ -47,6 +47,24 @@ def test_a_worker_that_fails_leaves_the_others(command: list[str], tmp_path: Pat
     assert peaks["good"] > 1
 
 
+def test_workers_can_be_made_ready_one_after_the_other(tmp_path: Path) -> None:
+    """Else they would warm up on one GPU, which disturbs those that time what they choose."""
+    script = tmp_path / "worker.py"
+    at_once = "if name == 'missing':"
+    alone = """began = Path(folder) / "busy"
+    assert not began.exists(), "another is warming up"
+    began.touch(); time.sleep(0.5); began.unlink()
+    if name == 'missing':"""
+    script.write_text(
+        WORKER.replace('if name == "missing":', at_once)
+        .replace(at_once, alone)
+        .replace("import sys\n", "import sys, time\nfrom pathlib import Path\n", 1)
+    )
+    with running([sys.executable, str(script)], ["good", "also good", "missing"], tmp_path, together=False) as workers:
+        assert list(workers.started) == ["good", "also good"]
+        assert workers.missing == {"missing": "ImportError: there is no such peer"}
+
+
 def test_a_failure_that_nobody_expects_ends_the_run(command: list[str], tmp_path: Path) -> None:
     with running(command, ["bad"], tmp_path) as workers, pytest.raises(SystemExit, match="bad failed at 1x2"):
         interleave(workers.started, [(1, 2)], 1)

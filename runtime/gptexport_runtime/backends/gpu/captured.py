@@ -15,7 +15,7 @@ from typing import Protocol
 from gptexport_runtime.backends.gpu.memory import Buffer
 
 # Tokens of a call (B×T) up to which launching kernels is most of the time; `CudaOptions.captured_tokens` is another. A
-# guess: what settles it is the time of a call at 1×128 ... 1×1024 on a GPU, captured and not (scripts.gpu.check does it).
+# guess: what settles it is the time of a call at 1×128 ... 1×1024 on a GPU, captured and not (scripts.gpu.check).
 CAPTURED_TOKENS = 256
 # Captured graphs of a session. None is replaced: ONNX Runtime frees them with the session and no sooner.
 MOST_GRAPHS = 16
