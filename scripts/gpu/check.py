@@ -43,6 +43,10 @@ EXIT_MISSED, EXIT_UNAVAILABLE = 3, 4
 DEADLINE = 540  # seconds: a command on a machine that is lent may take ten minutes
 XL_MEMORY = 24  # GB of the GPU that the XL shape's peers take together
 PART = module("scripts.gpu.parts")
+PACKAGES = (
+    *("gptexport", "gptexport-runtime", "onnxruntime-gpu", "onnxruntime", "torch", "triton", "transformers", "numpy"),
+    *("onnx", "onnx-ir", "onnxscript", "nvidia-cublas", "nvidia-cudnn-cu13"),
+)
 SHORTEST = 10  # seconds: what is left for a part below that is not worth beginning
 
 
@@ -271,14 +275,12 @@ def machine(on: str) -> dict[str, Any]:
         smi = subprocess.run(asked, text=True, capture_output=True, timeout=20).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         smi = "nvidia-smi does not answer"
-    packages = ("gptexport", "gptexport-runtime", "onnxruntime-gpu", "onnxruntime", "torch", "triton", "transformers")
-    packages += ("numpy", "onnx", "onnx-ir", "onnxscript", "nvidia-cublas", "nvidia-cudnn-cu13")
     return {
         "measured on": SETTINGS[on].title,
         "GPU": told,
         "driver, memory, clock": smi,
         "host": f"{os.cpu_count()} {platform.machine()} cores, Python {platform.python_version()}",
-        "versions": ", ".join(f"{name} {value}" for name, value in versions(packages).items()),
+        "versions": ", ".join(f"{name} {value}" for name, value in versions(PACKAGES).items()),
     }
 
 

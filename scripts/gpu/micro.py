@@ -24,7 +24,7 @@ from scripts.gpu.part import Part
 from scripts.gpu.setting import Setting
 
 KINDS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
-BYTES = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
+BYTES: dict[int, int] = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
 MICROSOFT = "com.microsoft"
 RANDOM = 1 << 20  # numbers; longer tensors repeat them
 TRIES, WARM = 20, 5
@@ -59,7 +59,7 @@ class Row:
     outputs: tuple[Tensor, ...]
     weights: tuple[Tensor, ...] = ()
     domain: str = MICROSOFT
-    attributes: Mapping[str, object] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
     flops: float = 0.0
     copies: int = 4
     entries: Mapping[str, str] = field(default_factory=dict)  # of the session
@@ -94,6 +94,10 @@ class Row:
 
 def micro(part: Part) -> None:
     """Every row, and torch's yardsticks where torch has a GPU."""
+    from gptexport_runtime.backends.ort.providers import why_not
+
+    if reason := why_not(part.setting.device):  # which also loads CUDA's libraries
+        raise SystemExit(reason)
     found: list[dict[str, object]] = []
     for row in rows(part.setting):
         try:

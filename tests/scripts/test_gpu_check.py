@@ -13,7 +13,7 @@ import pytest
 
 from scripts.gpu import check
 from scripts.gpu.check import PLANS, choose
-from scripts.gpu.parts import PARTS, ROOT
+from scripts.gpu.parts import GPU_TESTS, PARTS, ROOT
 from scripts.gpu.peers import COMPILED_WIDE, EAGER, GRAPHED, OWN, TUNED_WIDE
 from scripts.gpu.report import MET, MISSED, UNKNOWN, judge, read_results, report_of, write_report
 
@@ -216,3 +216,9 @@ def test_part_that_fails_or_takes_too_long_is_told_with_what_it_found(
 def test_part_for_which_no_time_is_left_does_not_begin(tmp_path: Path) -> None:
     found = check.run_part("xl", tmp_path, 3.0, quick=False)
     assert (found["status"], found["data"]) == ("not begun", {})
+
+
+def test_every_file_with_tests_for_a_gpu_is_run() -> None:
+    mark = "pytest.mark." + "gpu"
+    files = [str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("test_*.py") if mark in file.read_text()]
+    assert sorted(files) == sorted(GPU_TESTS)

@@ -4,7 +4,11 @@
 #include <cuda_runtime_api.h>
 #include <stdlib.h>
 #include <string.h>
+#include "memory.h"
 #undef cudaGetDeviceProperties
+
+// what scripts.gpu.pretend reads: allocations so far, bytes that are allocated, work that was launched, waits
+long pretended_mallocs, pretended_bytes, pretended_launches, pretended_graph_launches, pretended_waits;
 
 static int capability(void) { const char *text = getenv("PRETEND_CAPABILITY"); return text ? atoi(text) : 90; }
 
@@ -41,15 +45,16 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) { *free_bytes = *t
 
 // memory
 cudaError_t cudaMalloc(void **p, size_t n) {
-  *p = aligned_alloc(256, (n + 511) / 256 * 256);
+  *p = map_memory(n);
+  pretended_mallocs++, pretended_bytes += n;
   return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-cudaError_t cudaMallocHost(void **p, size_t n) { return cudaMalloc(p, n); }
-cudaError_t cudaHostAlloc(void **p, size_t n, unsigned flags) { return cudaMalloc(p, n); }
+cudaError_t cudaMallocHost(void **p, size_t n) { *p = map_memory(n); return *p ? cudaSuccess : cudaErrorMemoryAllocation; }
+cudaError_t cudaHostAlloc(void **p, size_t n, unsigned flags) { return cudaMallocHost(p, n); }
 cudaError_t cudaMallocFromPoolAsync(void **p, size_t n, cudaMemPool_t pool, cudaStream_t s) { return cudaMalloc(p, n); }
-cudaError_t cudaFree(void *p) { free(p); return cudaSuccess; }
-cudaError_t cudaFreeHost(void *p) { free(p); return cudaSuccess; }
-cudaError_t cudaFreeAsync(void *p, cudaStream_t s) { free(p); return cudaSuccess; }
+cudaError_t cudaFree(void *p) { pretended_bytes -= size_of_memory(p); unmap_memory(p); return cudaSuccess; }
+cudaError_t cudaFreeHost(void *p) { unmap_memory(p); return cudaSuccess; }
+cudaError_t cudaFreeAsync(void *p, cudaStream_t s) { return cudaFree(p); }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind kind) {
   memmove(to, from, n);
   return cudaSuccess;
@@ -85,9 +90,35 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *n, const
   return cudaSuccess;
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t f, void *data) { f(data); return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t s) { pretended_waits++; return cudaSuccess; }
+cudaError_t cudaLaunchKernel(const void *f, dim3 g, dim3 b, void **a, size_t n, cudaStream_t s) {
+  pretended_launches++;
+  return cudaSuccess;
+}
+cudaError_t __cudaLaunchKernel(cudaKernel_t f, dim3 g, dim3 b, void **a, size_t n, cudaStream_t s) {
+  return cudaLaunchKernel(f, g, b, a, n, s);
+}
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *c, const void *f, void **a) {
+  pretended_launches++;
+  return cudaSuccess;
+}
+cudaError_t cudaLaunchCooperativeKernel(const void *f, dim3 g, dim3 b, void **a, size_t n, cudaStream_t s) {
+  return cudaLaunchKernel(f, g, b, a, n, s);
+}
 int __cudaGetKernel(void **kernel, const void *f) { *kernel = (void *)f; return 0; }
 
+// captured graphs, which are empty
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph) { return new_handle((void **)graph); }
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long flags) {
+  return new_handle((void **)executable);
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t s) { pretended_graph_launches++; return cudaSuccess; }
+
 // cuBLAS
+static int product(void) { pretended_launches++; return 0; }
+#define PRODUCT(name) int name() { return product(); }
+PRODUCT(cublasGemmEx) PRODUCT(cublasSgemm_v2) PRODUCT(cublasGemmStridedBatchedEx) PRODUCT(cublasSgemmStridedBatched)
+PRODUCT(cublasGemmBatchedEx) PRODUCT(cublasSgemmBatched) PRODUCT(cublasLtMatmul)
 int cublasCreate_v2(void **handle) { return new_handle(handle); }
 int cublasLtCreate(void **handle) { return new_handle(handle); }
 int cublasLtMatmulDescCreate(void **handle) { return new_handle(handle); }
