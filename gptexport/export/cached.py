@@ -228,7 +228,7 @@ def attends(trace: Trace, sizes: Sizes, attention: Attention, block_size: int) -
     one = seen.size == block_size**2
     if one and not weighs and (window := _window(seen.reshape(block_size, block_size))) is not None:
         return Within(window) if window < block_size else up_to_its_own
-    return FromTable(_store(trace, value, mask, seen))
+    return FromTable(_store(trace, value, mask, seen, attention.query))
 
 
 def _window(seen: NDArray[np.bool_]) -> int | None:
@@ -238,17 +238,22 @@ def _window(seen: NDArray[np.bool_]) -> int | None:
     return window if (seen == (np.tri(T, dtype=bool) & ~np.tri(T, k=-window, dtype=bool))).all() else None
 
 
-def _store(trace: Trace, value: ir.Value, mask: Mask, seen: NDArray[np.bool_]) -> ir.Value:
-    """The mask as a weight (n,block_size,block_size), with what lies ahead hidden."""
+def _store(trace: Trace, value: ir.Value, mask: Mask, seen: NDArray[np.bool_], query: ir.Value) -> ir.Value:
+    """The mask as a weight (n,block_size,block_size), with what lies ahead hidden; if added, of queries' dtype."""
     name = f"{value.name}.table"
     if name not in trace.graph.initializers:
         hidden = seen if mask.values.dtype == np.bool_ else np.where(seen, mask.values, np.finfo(np.float32).min)
         table = hidden.reshape(-1, *hidden.shape[-2:])
         if table.nbytes > LARGEST_TABLE:
             raise ExportError(f"a mask takes {table.nbytes / 1e6:,.0f} MB as a table; expected at most 64")
-        assert value.dtype is not None
-        trace.weights[name] = torch.from_numpy(table).to(ir.tensor_adapters.to_torch_dtype(value.dtype))
-        trace.graph.initializers[name] = ir.Value(name=name, type=value.type, shape=ir.Shape(table.shape))
+        stored = torch.from_numpy(table)
+        if table.dtype != np.bool_:
+            assert query.dtype is not None
+            dtype = ir.tensor_adapters.to_torch_dtype(query.dtype)
+            stored = stored.clamp(min=torch.finfo(dtype).min).to(dtype)
+        kind = query.type if table.dtype != np.bool_ else ir.TensorType(ir.DataType.BOOL)
+        trace.weights[name] = stored
+        trace.graph.initializers[name] = ir.Value(name=name, type=kind, shape=ir.Shape(table.shape))
     return trace.graph.initializers[name]
 
 

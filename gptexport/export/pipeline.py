@@ -17,12 +17,15 @@ from gptexport.assumptions import ASSUMPTIONS
 from gptexport.casting import Cast
 from gptexport.checkpoints import Checkpoint
 from gptexport.errors import ExportError
+from gptexport.export.attention import OP_TYPE as ATTENTION
 from gptexport.export.attention import attentions
 from gptexport.export.heads import HEAD_GRAPHS
 from gptexport.export.layout import Layout, layout_for
 from gptexport.export.normalize import normalize
 from gptexport.export.rewrites.by_hand import recognise_attention
+from gptexport.export.rewrites.positions import LARGEST_TABLE
 from gptexport.export.settle import HeadExport, Traced, apply_rewrites, verify_graphs
+from gptexport.export.sizes import Sizes
 from gptexport.export.trace import Trace, trace_logits
 from gptexport.export.verify import (
     Run,
@@ -202,8 +205,18 @@ def _derive(logits: Trace, recipe: Recipe, layout: Layout) -> tuple[list[HeadExp
 
 
 def _structure(traced: Traced) -> Traced:
-    """The normalized graph before it is rewritten, without the weights."""
-    return replace(traced, trace=replace(traced.trace, model=traced.trace.model.clone(), weights={}))
+    """The normalized graph before it is rewritten, with no more weights than `decode` looks at: masks and positions."""
+    trace = traced.trace
+    on_tokens = Sizes(trace.graph, trace.weights).on_tokens
+    apart = [node for node in trace.graph if not any(value in on_tokens for value in node.inputs)]
+    masks = {value.name for node in trace.graph if node.op_type == ATTENTION for value in node.inputs[3:] if value}
+    read = {value.name for node in apart for value in node.inputs if value is not None} | masks
+    weights = {
+        name: tensor
+        for name, tensor in trace.weights.items()
+        if name in read and tensor.numel() * tensor.element_size() <= LARGEST_TABLE
+    }
+    return replace(traced, trace=replace(trace, model=trace.model.clone(), weights=weights))
 
 
 def _let_go(bare: Traced, graphs: list[HeadExport]) -> Traced:

@@ -103,10 +103,10 @@ def _undo(graph: HeadExport, traced: Traced, recipe: Recipe, limits: Limits, wei
         attempts.insert(0, ([CACHED], plain, []))
     for undone, chosen, skip in attempts:
         fresh = replace(traced.trace, model=traced.trace.model.clone(), audit={})
-        trace = HEAD_GRAPHS[graph.head.name].build(fresh, chosen)
-        apply_rewrites(trace, recipe, limits, skip)
-        file = write_graph(trace.model, weights, path)
         try:
+            trace = HEAD_GRAPHS[graph.head.name].build(fresh, chosen)
+            apply_rewrites(trace, recipe, limits, skip)
+            file = write_graph(trace.model, weights, path)
             graph.error = _check(path, graph.head, traced.samples, recipe)
         except ExportError:
             continue

@@ -90,7 +90,8 @@ class Sizes:
             tensor = self.weights[value.name]
             tensor = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
             return onnx.numpy_helper.from_array(tensor.contiguous().numpy(), value.name)
-        assert value.const_value is not None
+        if value.const_value is None:
+            raise ExportError(f"{value.name} is a weight that is not in memory any more")
         return ir.to_proto(ir.Tensor(value.const_value.numpy(), name=value.name))
 
 

@@ -76,6 +76,7 @@ def trace_logits(model: nn.Module, *, block_size: int, opset: int = DEFAULT_OPSE
     """
     if block_size < 2:
         raise ExportError(f"block_size is {block_size}; a graph with a dynamic T needs at least 2.")
+    _check_runs(model)
     with _quiet_exporter():
         program, longest = _export_program(_Float32Logits(model).eval(), block_size)
         say_grouped_queries(program)
@@ -132,6 +133,19 @@ def _export_program(model: nn.Module, block_size: int) -> tuple[torch.export.Exp
         raise ExportError(
             "the forward cannot be traced with dynamic B and T. Common causes: control flow that depends on values "
             f"or on T, .item(), or a buffer of fixed length. torch.export says: {reason}"
+        ) from error
+
+
+def _check_runs(model: nn.Module) -> None:
+    """Raise ExportError where forward does not run with its weights as they are, which tracers do not always notice."""
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 1, dtype=torch.long))
+    except Exception as error:  # whatever a user's module raises
+        dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
+        raise ExportError(
+            f"the forward does not run with weights in {' and '.join(dtypes)}: {_reason(error)}. Cast what it computes "
+            "by itself, positions for example, to the dtype of what they meet: cos.to(x.dtype); or export in float32."
         ) from error
 
 

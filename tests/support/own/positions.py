@@ -118,10 +118,11 @@ class FrequenciesInABuffer(Rotary):
 
     def turned(self, x: Tensor) -> Tensor:
         positions = torch.arange(x.shape[-2])[None, None, :].float()
-        angles = (self.get_buffer("inv_freq")[None, :, None] @ positions).transpose(1, 2)
+        angles = (self.get_buffer("inv_freq")[None, :, None].float() @ positions).transpose(1, 2)
         table = torch.cat((angles, angles), dim=-1)
         a, b = x.chunk(2, -1)
-        return x * table.cos().unsqueeze(1) + torch.cat([-b, a], -1) * table.sin().unsqueeze(1)
+        cos, sin = table.cos().to(x.dtype).unsqueeze(1), table.sin().to(x.dtype).unsqueeze(1)
+        return x * cos + torch.cat([-b, a], -1) * sin
 
 
 class EvenAndOdd(Rotary):
