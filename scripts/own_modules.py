@@ -64,12 +64,15 @@ def main() -> None:
     parser = options(__doc__, writes="OUT.md and OUT.json, a row when it is done; rows of an OUT.json are kept")
     parser.add_argument("--only", default="", help="part of a name")
     parser.add_argument("--missing", action="store_true", help="only what OUT.json does not have")
+    parser.add_argument(
+        "--brief", action="store_true", help="without cuda, int8 and parity: what is cached, and why not"
+    )
     args = parser.parse_args()
     rows = _saved(args.out)
     names = [name for name in CATALOGUE if args.only in name and not (args.missing and name in rows)]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), spawn, initializer=alone) as pool:
-        for name, row in zip(names, pool.map(look, names), strict=True):
+        for name, row in zip(names, pool.map(look, names, [args.brief] * len(names)), strict=True):
             rows[name] = row
             print(_line(row), flush=True)
             if args.out is not None:
@@ -111,12 +114,12 @@ def _traced_once() -> Iterator[None]:
         yield
 
 
-def look(name: str) -> Row:
+def look(name: str, brief: bool) -> Row:
     with _traced_once():
-        return _look(name)
+        return _look(name, brief)
 
 
-def _look(name: str) -> Row:
+def _look(name: str, brief: bool) -> Row:
     """Everything about one variant. What fails is noted, and does not end the others."""
     variant = CATALOGUE[name]
     row = Row(variant.group, variant.name)
@@ -134,11 +137,12 @@ def _look(name: str) -> Row:
         row.cached = DECODE.name in done.manifest.graphs
         row.why_not = done.manifest.left_out.get(DECODE.name, "")
         row.cpu = _fused(checkpoint, folder, variant, row, "GroupQueryAttention", target="cpu")
+        row.generates = all(_writes_as_eager(folder / target, checkpoint) for target in ("portable", "cpu"))
+        if brief:
+            return row
         row.cuda = _fused(checkpoint, folder, variant, row, "Attention", target="cuda", dtype="bfloat16")
         if row.cuda == REFUSED:
             row.cuda = f"{_fused(checkpoint, folder, variant, row, 'Attention', target='cuda')}, float32"
-        right = [_writes_as_eager(folder / target, checkpoint) for target in ("portable", "cpu")]
-        row.generates = all(right)
         row.int8 = _int8(checkpoint, folder, row)
         row.parity = _parity(folder, source, row)
     return row

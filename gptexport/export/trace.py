@@ -76,7 +76,7 @@ def trace_logits(model: nn.Module, *, block_size: int, opset: int = DEFAULT_OPSE
     """
     if block_size < 2:
         raise ExportError(f"block_size is {block_size}; a graph with a dynamic T needs at least 2.")
-    _check_runs(model)
+    _check_runs(model, _example(block_size))
     with _quiet_exporter():
         program, longest = _export_program(_Float32Logits(model).eval(), block_size)
         say_grouped_queries(program)
@@ -136,11 +136,11 @@ def _export_program(model: nn.Module, block_size: int) -> tuple[torch.export.Exp
         ) from error
 
 
-def _check_runs(model: nn.Module) -> None:
+def _check_runs(model: nn.Module, example: torch.Tensor) -> None:
     """Raise ExportError where forward does not run with its weights as they are, which tracers do not always notice."""
     try:
         with torch.no_grad():
-            model(torch.zeros(1, 1, dtype=torch.long))
+            model(example)
     except Exception as error:  # whatever a user's module raises
         dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
         raise ExportError(
@@ -156,10 +156,14 @@ def _is_cut(reason: str, block_size: int) -> bool:
     return guard is not None and int(guard[1] or 1) * block_size == int(guard[2])
 
 
+def _example(longest: int) -> torch.Tensor:
+    return torch.zeros(2, min(7, longest), dtype=torch.long)
+
+
 def _export_up_to(model: nn.Module, longest: int) -> torch.export.ExportedProgram:
     B = torch.export.Dim(AXIS_B, min=1)
     T = torch.export.Dim(AXIS_T, min=1, max=longest)
-    example = torch.zeros(2, min(7, longest), dtype=torch.long)
+    example = _example(longest)
     with torch.no_grad(), mask_as_given(), attention_as_onnx_has_it():
         return torch.export.export(model, (example,), dynamic_shapes={INPUT_IDS: {0: B, 1: T}}, strict=False)
 

@@ -51,7 +51,7 @@ def recognised(core: Core) -> tuple[Trace, Counter[str]]:
     run = ReferenceEvaluator(ir.to_proto(trace.model))
     (logits,) = run.run(None, {"input_ids": ids.numpy()})
     with torch.no_grad():
-        np.testing.assert_allclose(logits, model(ids).numpy(), atol=2e-5)
+        np.testing.assert_allclose(np.asarray(logits), model(ids).numpy(), atol=2e-5)
     return trace, ops
 
 
