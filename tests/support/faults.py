@@ -41,11 +41,11 @@ def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
     return found
 
 
-def edit_weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Fault:
+def edit_weight(name: str, change: Callable[[np.ndarray], np.ndarray], *, prefix: str = "transformer.") -> Fault:
     """Replace `transformer.{name}` by what `change` makes of it, which is (out,in) for a linear."""
 
     def fault(model: onnx.ModelProto) -> None:
-        tensor = initializer(model, f"transformer.{name}")
+        tensor = initializer(model, f"{prefix}{name}")
         value = numpy_helper.to_array(tensor).copy()
         flip = tensor.name.endswith(".T")
         made = change(value.T if flip else value)
@@ -60,14 +60,14 @@ def scale_weight(name: str, factor: float) -> Fault:
     return edit_weight(name, lambda w: w * np.float32(factor))
 
 
-def swap_blocks(i: int, j: int) -> Fault:
+def swap_blocks(i: int, j: int, blocks: str = "h") -> Fault:
     """Every weight of block i to block j and back."""
 
     def fault(model: onnx.ModelProto) -> None:
         names = {t.name: t for t in model.graph.initializer}
         for name, tensor in names.items():
-            other = names.get(name.replace(f"h.{i}.", f"h.{j}.", 1))
-            if f"h.{i}." in name and other is not None:
+            other = names.get(name.replace(f"{blocks}.{i}.", f"{blocks}.{j}.", 1))
+            if f"{blocks}.{i}." in name and other is not None:
                 a, b = numpy_helper.to_array(tensor).copy(), numpy_helper.to_array(other).copy()
                 tensor.CopyFrom(numpy_helper.from_array(b, tensor.name))
                 other.CopyFrom(numpy_helper.from_array(a, other.name))

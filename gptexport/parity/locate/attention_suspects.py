@@ -30,8 +30,8 @@ def suspects_of_attention(
     head_size, n_head = q.shape[-1], q.shape[1] if q.dim() == 4 else 1
     usual = scale if scale is not None else head_size**-0.5
 
-    def attend(q: Any, k: Any, v: Any, scale: float = usual) -> torch.Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=scale)
+    def attend(q: Any, k: Any, v: Any, scale: float = usual, mask: Any = attn_mask) -> torch.Tensor:
+        return _attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
 
     def with_scale(value: float) -> Function:
         return lambda q, k, v, *_args, **_kwargs: attend(q, k, v, value)
@@ -40,10 +40,13 @@ def suspects_of_attention(
     for word, value in {**scales, "1/√head size": head_size**-0.5}.items():
         if not math.isclose(value, usual, rel_tol=1e-6):
             yield Suspect(NAME, f"scale of attention {word} ({value:.7g}) for {usual:.7g}", with_scale(value))
+    if q.dim() == 4 and 1 < k.shape[1] < n_head:
+        yield _suspect("key heads in another order: query head h reads h mod n", partial(_by_remainder, attend))
+    yield from _of_windows(attend, attn_mask)
     if is_causal and q.shape[-2] > 1:
         yield _suspect("mask off by one: a token sees the next", partial(_masked, offset=1, scale=usual))
         yield _suspect("mask off by one: a token does not see itself", partial(_masked, offset=-1, scale=usual))
-        yield _suspect("no causal mask: a token sees the future", partial(F.scaled_dot_product_attention, scale=usual))
+        yield _suspect("no causal mask: a token sees the future", partial(_attention, scale=usual))
         for cap in (30.0, 50.0):
             yield _suspect(f"scores capped at {cap:g}", partial(_capped, scale=usual, cap=cap))
     for order in permutations(range(3)):
@@ -59,12 +62,39 @@ def suspects_of_attention(
         yield Fit(NAME, claim.format, partial(_one_head, attend, head), head=head)
 
 
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any) -> torch.Tensor:
+    """Neighbouring queries share a key head where there are fewer of these."""
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.dim() == 4 and q.shape[1] != k.shape[1], **how)
+
+
+def _by_remainder(attend: Function, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    times = q.shape[1] // k.shape[1]
+    return attend(q, k.repeat(1, times, 1, 1), v.repeat(1, times, 1, 1))
+
+
+def _of_windows(attend: Function, mask: Any) -> Iterator[Suspect]:
+    """Where the mask (T,T) lets a token see the last tokens, its own among them."""
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() < 2:
+        return
+    T, window = mask.shape[-1], int(mask[..., -1, :].reshape(-1, mask.shape[-1])[0].sum())
+
+    def within(size: int) -> torch.Tensor:
+        seen = torch.ones(T, T, dtype=torch.bool)
+        return seen.tril() & ~seen.tril(-size)
+
+    if mask.shape[-2] != T or not torch.equal(mask, within(window).expand_as(mask)):
+        return
+    others = {f"window of {size} keys for {window}": within(size) for size in (window + 1, window - 1) if size > 0}
+    for claim, other in {**others, f"no window, for one of {window} keys": within(T)}.items():
+        yield _suspect(claim, partial(attend, mask=other))
+
+
 def _suspect(claim: str, compute: Callable[[Any, Any, Any], torch.Tensor]) -> Suspect:
     return Suspect(NAME, claim, lambda q, k, v, *_args, **_kwargs: compute(q, k, v))
 
 
 def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, offset: int, scale: float) -> torch.Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=_mask(q, offset), scale=scale)
+    return _attention(q, k, v, attn_mask=_mask(q, offset), scale=scale)
 
 
 def _mask(q: torch.Tensor, offset: int) -> torch.Tensor:
@@ -75,6 +105,8 @@ def _mask(q: torch.Tensor, offset: int) -> torch.Tensor:
 
 
 def _capped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float, cap: float) -> torch.Tensor:
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     scores = cap * torch.tanh(q @ k.transpose(-1, -2) * scale / cap)
     return scores.masked_fill(~_mask(q, 0), -torch.inf).softmax(-1) @ v
 

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from gptexport.parity.locate.observe import AlignedValue
 from gptexport.parity.locate.replay import STEP_RATIO, TINY, Replay, StepError, rms_of
+from gptexport.parity.locate.rotary import LAYOUTS, Rotary, find_rotary, turned
+from gptexport.parity.locate.rotary_suspects import NAME as ROTATED_BEFORE
+from gptexport.parity.locate.rotary_suspects import suspects_of_rotary
 from gptexport.parity.locate.step import Step
 from gptexport.parity.locate.suspect import Fit, Function, Suspect
-from gptexport.parity.locate.suspects import NARROW, suspects_of
+from gptexport.parity.locate.suspects import NARROW, gates, suspects_of
 from gptexport.parity.locate.symptoms import difference, only_head, symptom
 from gptexport.parity.names import short
 
@@ -59,11 +63,21 @@ def _tried(step: Step, replay: Replay, stored: Stored) -> Iterator[tuple[str, fl
         return
     calls = {call.function: call for call in step.calls}.values()
     found = [suspect for call in calls for suspect in suspects_of(call.function, call.args, call.kwargs)]
+    found += gates([(call.function, call.args) for call in (*step.earlier, *step.calls)])
+    rotary = find_rotary(replay.model, replay.ids)
+    if rotary is not None and any(call.function == ROTATED_BEFORE for call in calls):
+        found += suspects_of_rotary(rotary, F.scaled_dot_product_attention)
+    for call in {
+        call.function: call for call in step.earlier if call.function not in {c.function for c in calls}
+    }.values():
+        found += suspects_of(call.function, call.args, call.kwargs)
     for suspect in found:
         if isinstance(suspect, Suspect):
             yield suspect.claim, _left(step, suspect.function, suspect.compute)
     if step.skipped is not None:
         yield "its input passed on unchanged: it is skipped", step.left(step.skipped)
+    if rotary is not None:
+        yield from _turned(step, rotary)
     module = replay.model.get_submodule(step.end.module)
     for claim, weights in _others(replay, step.end.module, module):
         yield claim, _left_with_weights(step, module, weights)
@@ -77,6 +91,18 @@ def _tried(step: Step, replay: Replay, stored: Stored) -> Iterator[tuple[str, fl
     yield f"the right values multiplied by {factor:.7g}", step.left(factor * step.expected)
     if stored.weights and step.end.side == "out":
         yield _stored_claim(replay, module, stored), _left_with_weights(step, module, stored.weights)
+
+
+def _turned(step: Step, rotary: Rotary) -> Iterator[tuple[str, float]]:
+    """Heads (B,n,T,D) that were turned by their positions too early: a norm with a gain does not allow it."""
+    T, size = rotary.angles.shape[0], 2 * rotary.angles.shape[1]
+    if step.expected.dim() == 4 and step.expected.shape[2] == T and step.expected.shape[3] >= size:
+        for layout in LAYOUTS:
+            for way in (1, -1):
+                yield (
+                    "turned by its position already here",
+                    step.left(turned(step.expected, way * rotary.angles, layout)),
+                )
 
 
 def _of_integers(step: Step) -> Iterator[tuple[str, float]]:
@@ -115,7 +141,9 @@ def _others(replay: Replay, name: str, module: nn.Module) -> Iterator[tuple[str,
         return
     for other, sibling in replay.model.named_modules():
         weights = {key: value for key, value in sibling._parameters.items() if value is not None}
-        if other != name and BLOCK_NUMBER.search(name) and _without_block(other) == _without_block(name):
+        alike = BLOCK_NUMBER.search(name) and _without_block(other) == _without_block(name)
+        beside = weights and type(sibling) is type(module) and other.rpartition(".")[0] == name.rpartition(".")[0]
+        if other != name and (alike or beside):
             yield f"the weights of {short(other)}", weights
         elif isinstance(module, nn.Linear) and isinstance(sibling, nn.Embedding):
             yield f"a head tied to {short(other)}; the checkpoint's is not", weights

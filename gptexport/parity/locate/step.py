@@ -39,8 +39,9 @@ class Step:
         self._args, self._kwargs = self._arguments()
         # positions are made where the forward begins, before other values are known
         self._everywhere = self._start < 0 or not self.actual.is_floating_point()
-        self.calls: list[Call] = []
-        self.expected = self.run(None, self.calls)
+        self.calls: list[Call] = []  # since the last value that the graph holds
+        self.earlier: list[Call] = []  # before it in the same module, such as the SiLU of a gate
+        self.expected = self.run(None, record=True)
 
     @property
     def skipped(self) -> torch.Tensor | None:
@@ -49,22 +50,25 @@ class Step:
         same = isinstance(first, torch.Tensor) and first.shape == self.expected.shape and first.is_floating_point()
         return first if same else None
 
-    def run(self, swap: tuple[str, Function] | None, calls: list[Call] | None = None) -> torch.Tensor:
+    def run(self, swap: tuple[str, Function] | None, *, record: bool = False) -> torch.Tensor:
         """What the step gives.
 
         Args:
-            swap: the name of a function, and what to compute instead.
-            calls: filled with the functions that are called.
+            swap: the name of a function, and what to compute instead. In all of the module: what was computed before
+                the step is replaced by the graph's own values, and so is what the swap made of it.
+            record: note the functions that are called.
         """
-        mode = _Swapped(swap, calls)
-        mode.active = self._everywhere
+        mode = _Swapped(swap)
+        if record:
+            mode.calls = self.calls if self._everywhere else self.earlier
         result: list[torch.Tensor] = []
 
         def observe(call: int, tensor: torch.Tensor) -> torch.Tensor | None:
             if call == self.end.call:
                 result.append(tensor)
                 raise StopReplay
-            mode.active = call >= self._start or self._everywhere
+            if record and call >= self._start:
+                mode.calls = self.calls
             return replaced(self._replay, call, tensor)
 
         model = self._replay.model
@@ -133,21 +137,18 @@ def _scope(replay: Replay, start: int, end: int) -> tuple[str, int]:
 
 
 class _Swapped(TorchFunctionMode):
-    """While active, one function is another."""
+    """While open, one function is another."""
 
-    def __init__(self, swap: tuple[str, Function] | None, calls: list[Call] | None) -> None:
+    def __init__(self, swap: tuple[str, Function] | None) -> None:
         super().__init__()
-        self.active = False
+        self.calls: list[Call] | None = None  # filled
         self._swap = swap
-        self._calls = calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not self.active:
-            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if self._calls is not None:
-            self._calls.append(Call(name, args, kwargs))
+        if self.calls is not None:
+            self.calls.append(Call(name, args, kwargs))
         if self._swap is not None and name == self._swap[0]:
             return self._swap[1](*args, **kwargs)
         return func(*args, **kwargs)

@@ -6,8 +6,7 @@ only if the graph's error is gone.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from gptexport.parity.locate.attention_suspects import suspects_of_attention
+from gptexport.parity.locate.norm_suspects import suspects_of_layer_norm, suspects_of_rms_norm
 from gptexport.parity.locate.suspect import Fit, Function, Suspect
 from gptexport.parity.measure.float64 import rounded_to
 
@@ -25,7 +25,12 @@ def suspects_of(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """All suspects of one call, the more particular first."""
     makers: dict[str, Callable[..., Iterator[Suspect | Fit]]] = {
         "gelu": _gelu,
-        "layer_norm": _layer_norm,
+        "silu": _silu,
+        "relu": _relu,
+        "square": _square,
+        "tanh": _tanh,
+        "layer_norm": suspects_of_layer_norm,
+        "rms_norm": suspects_of_rms_norm,
         "scaled_dot_product_attention": suspects_of_attention,
         "linear": _linear,
         "embedding": _embedding,
@@ -36,53 +41,61 @@ def suspects_of(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         yield from makers[function](*args, **kwargs)
 
 
+ACTIVATIONS: dict[str, Function] = {
+    "GELU erf": lambda x, *_args, **_: F.gelu(x),
+    "GELU tanh": lambda x, *_args, **_: F.gelu(x, approximate="tanh"),
+    "x·sigmoid(1.702x)": lambda x, *_args, **_: x * torch.sigmoid(1.702 * x),
+    "SiLU": lambda x, *_args, **_: F.silu(x),
+    "ReLU": lambda x, *_args, **_: F.relu(x),
+    "ReLU²": lambda x, *_args, **_: F.relu(x).square(),
+    "no activation": lambda x, *_args, **_: x,
+}
+
+
 def _gelu(x: torch.Tensor, approximate: str = "none") -> Iterator[Suspect]:
-    kinds: dict[str, Function] = {
-        "GELU erf": lambda x, **_: F.gelu(x),
-        "GELU tanh": lambda x, **_: F.gelu(x, approximate="tanh"),
-        "x·sigmoid(1.702x)": lambda x, **_: x * torch.sigmoid(1.702 * x),
-        "SiLU": lambda x, **_: F.silu(x),
-        "ReLU": lambda x, **_: F.relu(x),
-        "ReLU²": lambda x, **_: F.relu(x).square(),
-        "no activation": lambda x, **_: x,
-    }
     expected = "tanh" if approximate == "tanh" else "erf"
-    for kind, compute in kinds.items():
+    for kind, compute in ACTIVATIONS.items():
         if kind != f"GELU {expected}":
             shown = expected if kind.startswith("GELU ") else f"GELU {expected}"
             yield Suspect("gelu", f"{kind} for {shown}", compute)
 
 
-def _layer_norm(
-    x: torch.Tensor, shape: list[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
-) -> Iterator[Suspect]:
-    def suspect(claim: str, compute: Callable[[Any, Any, Any], torch.Tensor]) -> Suspect:
-        def replacement(x: Any, _shape: Any, weight: Any = None, bias: Any = None, *_args: Any) -> torch.Tensor:
-            return compute(x, weight, bias)
-
-        return Suspect("layer_norm", claim, lambda *args, eps=eps, **kwargs: replacement(*args, **kwargs))
-
-    def norm(x: torch.Tensor, weight: Any, bias: Any, eps: float = eps) -> torch.Tensor:
-        return F.layer_norm(x, shape, weight, bias, eps)
-
-    for other in (1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-12, 0.0):
-        if not math.isclose(other, eps):
-            yield suspect(f"LayerNorm epsilon {other:g} for {eps:g}", partial(norm, eps=other))
-    if bias is not None:
-        yield suspect("LayerNorm without its bias", lambda x, w, _b: norm(x, w, None))
-    if weight is not None:
-        yield suspect("LayerNorm without its gain", lambda x, _w, b: norm(x, None, b))
-        yield suspect("LayerNorm with gain 1 + weight", lambda x, w, b: norm(x, 1 + w, b))
-    yield suspect("RMSNorm: the mean is not subtracted", lambda x, w, b: _affine(F.rms_norm(x, shape, w, eps), b))
-    n = math.prod(shape)
-    if n > 1:
-        bessel = math.sqrt((n - 1) / n)
-        yield suspect("LayerNorm divides the variance by C - 1 for C", lambda x, w, b: norm(x * bessel, w, b))
-    yield suspect("no LayerNorm at all", lambda x, _w, _b: x)
+def _silu(*_args: Any, **_kwargs: Any) -> Iterator[Suspect]:
+    for kind, compute in ACTIVATIONS.items():
+        if kind != "SiLU":
+            yield Suspect("silu", f"{kind} for SiLU", compute)
 
 
-def _affine(x: torch.Tensor, bias: Any) -> torch.Tensor:
-    return x if bias is None else x + bias
+def _relu(*_args: Any, **_kwargs: Any) -> Iterator[Suspect]:
+    for kind, compute in ACTIVATIONS.items():
+        if kind != "ReLU":
+            yield Suspect("relu", f"{kind} for ReLU", compute)
+
+
+def _square(*_args: Any, **_kwargs: Any) -> Iterator[Suspect]:
+    yield Suspect("square", "not squared", lambda x: x)
+
+
+def _tanh(*_args: Any, **_kwargs: Any) -> Iterator[Suspect | Fit]:
+    """A softcap c·tanh(x/c), which is all that a GPT has a tanh for."""
+    yield Suspect("tanh", "no softcap", lambda x: x)
+    yield Fit("tanh", lambda a: f"softcap multiplied by {1 / a:.7g}", lambda a: lambda x: torch.tanh(a * x) / a)
+
+
+def gates(calls: Sequence[tuple[str, tuple[Any, ...]]]) -> Iterator[Suspect]:
+    """Suspects of act(gate) * up, found among functions that were called: their names and arguments."""
+    acts = [(_function(name), args[0]) for name, args in calls if name in ("silu", "gelu", "relu", "sigmoid")]
+    for name, factors in calls:
+        if name == "mul" and len(factors) == 2 and all(isinstance(factor, torch.Tensor) for factor in factors):
+            for act, gate in acts:
+                if gate.shape == factors[0].shape and torch.equal(act(gate), factors[0]):
+                    yield Suspect("mul", "gate and up exchanged", lambda _x, up, act=act, gate=gate: gate * act(up))
+                    yield Suspect("mul", "the product with up is missing", lambda x, _up: x)
+
+
+def _function(name: str) -> Function:
+    found: Function = getattr(F, name) if hasattr(F, name) else getattr(torch, name)
+    return found
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> Iterator[Suspect | Fit]:
