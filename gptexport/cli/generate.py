@@ -25,6 +25,7 @@ Steps = Generator[list[int], None, None]  # each step's token of every sample; b
 @click.argument("bundle", type=click.Path(exists=True, path_type=Path))
 @click.option("--prompt", help="Text to continue; - reads it from stdin.")
 @click.option("--prompt-ids", type=Ids(), metavar="1,2,3", help="Token ids to continue.")
+@click.option("--chat", is_flag=True, help="Answer --prompt as a message, in the chat format of the checkpoint.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), help="Most tokens to generate.  [default: until block_size]"
 )
@@ -63,6 +64,7 @@ Steps = Generator[list[int], None, None]  # each step's token of every sample; b
 def generate(
     output: Output,
     bundle: Path,
+    chat: bool,
     ignore_eos: bool,
     prompt: str | None,
     prompt_ids: list[int] | None,
@@ -81,6 +83,7 @@ def generate(
       gptexport generate gpt2/ --prompt "Once upon a time" --temperature 0.8 --top-p 0.95
       gptexport generate gpt2/ --prompt "def main(" --temperature 0 --max-new-tokens 100
       gptexport generate gpt2/ --prompt "Q: Why?" --stop 50256 --stop "Q:"    an id, or a text
+      gptexport generate nanochat/ --chat --prompt "Why is the sky blue?"
       gptexport generate gpt2/ --prompt - --samples 4 --seed 7 < story.txt
       gptexport generate gpt2/ --prompt-ids 15496,11 --json
 
@@ -88,6 +91,8 @@ def generate(
     """
     if (prompt is None) == (prompt_ids is None):
         raise click.UsageError("Pass either --prompt or --prompt-ids.")
+    if chat and prompt is None:
+        raise click.UsageError("--chat answers a message: pass it as --prompt.")
     if options["slide"] and options["max_new_tokens"] is None:
         raise click.UsageError("--slide has no end of its own: pass --max-new-tokens too.")
     from gptexport_runtime import load
@@ -97,7 +102,7 @@ def generate(
     with load(bundle, device=device, threads=threads) as session:
         words = _tokenizer(output, bundle, tokenizer, session, prompt, stop_texts)
         stop_ids = _stop_ids(output, session, words, stop, ignore_eos)
-        ids = prompt_ids if prompt_ids is not None else _encode(prompt or "", words)
+        ids = prompt_ids if prompt_ids is not None else _ids_of(prompt or "", words, session, chat=chat)
         if session.why_slow is not None:
             output.note(f"slow: the whole text is computed again for every token, because {session.why_slow}")
         if show and prompt is not None:
@@ -207,6 +212,22 @@ def _stop_ids(
         shown = ", ".join(f"{words.show(i)} (id {i})" if words and i < words.size else f"id {i}" for i in own)
         output.step(f"ends at {shown}, as the checkpoint says; --ignore-eos goes on")
     return [*own, *(one for one in stop if isinstance(one, int))]
+
+
+def _ids_of(prompt: str, words: Tokenizer | None, session: Session, *, chat: bool) -> list[int]:
+    """A text prompt's ids, and those that the checkpoint says stand around it."""
+    from gptexport_runtime import InputError
+    from gptexport_runtime.contract.manifest import TextEntry
+
+    text = session.manifest.text if session.manifest is not None else TextEntry()
+    if not chat:
+        return [*text.before_prompt, *_encode(prompt, words)]
+    if not text.before_message:
+        raise InputError(
+            "the bundle has no chat format: of what gptexport reads, nanochat's checkpoints with their tokenizer.pkl "
+            "do. Leave out --chat, and write the prompt as the model was trained on it."
+        )
+    return [*text.before_message, *_encode(prompt, words), *text.after_message]
 
 
 def _encode(prompt: str, words: Tokenizer | None) -> list[int]:

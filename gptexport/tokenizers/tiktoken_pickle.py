@@ -9,13 +9,15 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gptexport.errors import TokenizerError
 from gptexport.tokenizers.characters import check_sizes
 from gptexport_runtime.files import open_regular, read_small
+
+T = TypeVar("T")
 
 MAX_BYTES = 64 << 20
 
@@ -53,25 +55,45 @@ def json_of_tiktoken(path: Path) -> bytes:
     Raises:
         TokenizerError: it is none, is damaged, or would run code.
     """
-    try:
-        data = read_small(path, MAX_BYTES)
-        check_sizes(data)
-        found = _Unpickler(io.BytesIO(data)).load()
-        if not isinstance(found, _Encoding):
-            raise ValueError("it is no tiktoken.Encoding")
-        state = found.state
-        if not isinstance(state, Mapping):  # of an encoding that tiktoken itself knows, its name alone
-            raise ValueError(f"it holds {str(state)[:60]!r}, and no ranks")
+
+    def read(state: Mapping[str, Any]) -> dict[str, Any]:
         ranks, special = _ranks(state["mergeable_ranks"]), _special(state["special_tokens"])
         pattern = state["pat_str"]
         if not isinstance(pattern, str):
             raise ValueError(f"pat_str is {pattern!r}")
         if set(special.values()) & set(ranks.values()):
             raise ValueError("a special token has the id of another")
-        made = _json(ranks, special, pattern)
+        return _json(ranks, special, pattern)
+
+    return (json.dumps(_read(path, read), ensure_ascii=False) + "\n").encode()
+
+
+def special_tokens_of(path: Path) -> dict[str, int]:
+    """The ids of the pickled encoding's special tokens, such as `<|bos|>`.
+
+    Raises:
+        TokenizerError: as `json_of_tiktoken`.
+    """
+    return _read(path, lambda state: _special(state["special_tokens"]))
+
+
+def _read(path: Path, read: Callable[[Mapping[str, Any]], T]) -> T:
+    """What `read` makes of the state of a pickled encoding.
+
+    Raises:
+        TokenizerError: it is none, is damaged, or would run code.
+    """
+    try:
+        data = read_small(path, MAX_BYTES)
+        check_sizes(data)
+        found = _Unpickler(io.BytesIO(data)).load()
+        if not isinstance(found, _Encoding):
+            raise ValueError("it is no tiktoken.Encoding")
+        if not isinstance(found.state, Mapping):  # of an encoding that tiktoken itself knows, its name alone
+            raise ValueError(f"it holds {str(found.state)[:60]!r}, and no ranks")
+        return read(found.state)
     except Exception as error:  # a damaged pickle raises whatever its bytes led to
         raise TokenizerError(f"{path} is not a pickled tiktoken.Encoding: {error}.") from error
-    return (json.dumps(made, ensure_ascii=False) + "\n").encode()
 
 
 def _ranks(found: Any) -> dict[bytes, int]:

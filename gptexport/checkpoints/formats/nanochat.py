@@ -18,11 +18,14 @@ from gptexport.checkpoints.formats.huggingface_config import read_json
 from gptexport.checkpoints.names import clean_state_dict
 from gptexport.checkpoints.sizes import shape_of
 from gptexport.checkpoints.types import AssumptionSource, Stored
-from gptexport.errors import CheckpointError, UnknownCheckpointError
+from gptexport.errors import CheckpointError, TokenizerError, UnknownCheckpointError
+from gptexport.tokenizers.tiktoken_pickle import special_tokens_of
+from gptexport_runtime.contract.manifest import TextEntry
 
 FORMAT = "nanochat"
 TOKENIZER = "tokenizer.pkl"
 _NEEDED = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
+_CHAT = ("user_start", "user_end", "assistant_start", "assistant_end")
 _PADDED_TO = 64
 _WTE = "transformer.wte.weight"
 _EXPERIMENTS = ("bigram_embed", "bigram_lambdas", "value_embed.", "value_embed_A", "value_embed_B", "v0_lambdas")
@@ -61,6 +64,8 @@ def read(state: Mapping[Any, Any], path: Path) -> Stored:
     fields = _model_config(meta, meta_path)
     generation = generation_of(weights, path)
     config = _config(fields, weights, generation, meta_path)
+    tokenizer = _tokenizer(path)
+    text, untold = _text(tokenizer, config.vocab_size)
     sure: AssumptionSource = "format" if "softcap" in generation.unsure else "checkpoint"
     return Stored(
         format=FORMAT,
@@ -70,10 +75,11 @@ def read(state: Mapping[Any, Any], path: Path) -> Stored:
         assumed={"softcap": sure},
         weights=_without_padding(weights, config, path),
         files=(path, meta_path),
-        tokenizer=_tokenizer(path),
+        tokenizer=tokenizer,
+        text=text,
         training={name: meta[name] for name in ("step", "val_bpb") if isinstance(meta.get(name), int | float)},
         problems=problems,
-        notes=(f"built as nanochat's code of {generation.since} and later, which the weights tell",),
+        notes=(f"built as nanochat's code of {generation.since} and later, which the weights tell", *untold),
     )
 
 
@@ -190,3 +196,27 @@ def _tokenizer(path: Path) -> Path | None:
         if (folder / TOKENIZER).is_file():
             return folder / TOKENIZER
     return None
+
+
+def _text(tokenizer: Path | None, vocab_size: int) -> tuple[TextEntry, tuple[str, ...]]:
+    """nanochat's documents begin with bos, its answers end at assistant_end; and a note where that is not known."""
+    if tokenizer is None:
+        return TextEntry(), ()
+    try:
+        ids = special_tokens_of(tokenizer)
+    except TokenizerError:
+        return TextEntry(), ()  # whoever puts it into the bundle tells
+    bos, *chat = (ids.get(f"<|{name}|>", vocab_size) for name in ("bos", *_CHAT))
+    if bos >= vocab_size:
+        return TextEntry(), (f"{tokenizer} has no <|bos|> that the model has: texts are not begun with it",)
+    if max(chat) >= vocab_size:
+        return TextEntry(eos_token_ids=(bos,), bos_token_id=bos, before_prompt=(bos,)), ()
+    user_start, user_end, assistant_start, assistant_end = chat
+    entry = TextEntry(
+        eos_token_ids=(assistant_end, bos),
+        bos_token_id=bos,
+        before_prompt=(bos,),
+        before_message=(bos, user_start),
+        after_message=(user_end, assistant_start),
+    )
+    return entry, ()

@@ -50,15 +50,16 @@ class Step:
         same = isinstance(first, torch.Tensor) and first.shape == self.expected.shape and first.is_floating_point()
         return first if same else None
 
-    def run(self, swap: tuple[str, Function] | None, *, record: bool = False) -> torch.Tensor:
+    def run(self, swap: tuple[str, Function] | None, *, earlier: bool = False, record: bool = False) -> torch.Tensor:
         """What the step gives.
 
         Args:
-            swap: the name of a function, and what to compute instead. In all of the module: what was computed before
-                the step is replaced by the graph's own values, and so is what the swap made of it.
+            swap: the name of a function, and what to compute instead.
+            earlier: swap it in all of the module, not since the last value that the graph holds alone.
             record: note the functions that are called.
         """
         mode = _Swapped(swap)
+        mode.active = earlier or self._everywhere
         if record:
             mode.calls = self.calls if self._everywhere else self.earlier
         result: list[torch.Tensor] = []
@@ -67,7 +68,8 @@ class Step:
             if call == self.end.call:
                 result.append(tensor)
                 raise StopReplay
-            if record and call >= self._start:
+            mode.active = mode.active or call >= self._start
+            if record and mode.active:
                 mode.calls = self.calls
             return replaced(self._replay, call, tensor)
 
@@ -141,6 +143,7 @@ class _Swapped(TorchFunctionMode):
 
     def __init__(self, swap: tuple[str, Function] | None) -> None:
         super().__init__()
+        self.active = False
         self.calls: list[Call] | None = None  # filled
         self._swap = swap
 
@@ -149,6 +152,6 @@ class _Swapped(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if self.calls is not None:
             self.calls.append(Call(name, args, kwargs))
-        if self._swap is not None and name == self._swap[0]:
+        if self.active and self._swap is not None and name == self._swap[0]:
             return self._swap[1](*args, **kwargs)
         return func(*args, **kwargs)

@@ -31,9 +31,14 @@ class TextEntry:
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     pad_token_id: int | None = None
+    before_prompt: tuple[int, ...] = ()  # that stand before a text to go on from, if its tokenizer does not put them
+    before_message: tuple[int, ...] = ()  # before a message that is to be answered; none: there is no chat format
+    after_message: tuple[int, ...] = ()  # and after it
 
     def __post_init__(self) -> None:
-        wrong = [i for i in (*self.eos_token_ids, self.bos_token_id, self.pad_token_id) if i is not None and i < 0]
+        around = (*self.before_prompt, *self.before_message, *self.after_message)
+        named = (*self.eos_token_ids, self.bos_token_id, self.pad_token_id)
+        wrong = [i for i in (*named, *around) if i is not None and i < 0]
         if wrong:
             raise ValueError(f"it holds {wrong[0]}; expected token ids")
 
