@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn as nn
@@ -16,7 +17,7 @@ from gptexport.parity.locate.rotary import LAYOUTS, Rotary, find_rotary, turned
 from gptexport.parity.locate.rotary_suspects import NAME as ROTATED_BEFORE
 from gptexport.parity.locate.rotary_suspects import suspects_of_rotary
 from gptexport.parity.locate.step import Step
-from gptexport.parity.locate.suspect import Fit, Function, Suspect
+from gptexport.parity.locate.suspect import Fit, Suspect
 from gptexport.parity.locate.suspects import NARROW, gates, suspects_of
 from gptexport.parity.locate.symptoms import difference, only_head, symptom
 from gptexport.parity.names import short
@@ -67,17 +68,14 @@ def _tried(step: Step, replay: Replay, stored: Stored) -> Iterator[tuple[str, fl
     rotary = find_rotary(replay.model, replay.ids)
     if rotary is not None and any(call.function == ROTATED_BEFORE for call in calls):
         found += suspects_of_rotary(rotary, F.scaled_dot_product_attention)
-    for call in {
-        call.function: call for call in step.earlier if call.function not in {c.function for c in calls}
-    }.values():
-        found += suspects_of(call.function, call.args, call.kwargs)
     for suspect in found:
         if isinstance(suspect, Suspect):
-            yield suspect.claim, _left(step, suspect.function, suspect.compute)
+            yield suspect.claim, _left(step, suspect)
     if step.skipped is not None:
         yield "its input passed on unchanged: it is skipped", step.left(step.skipped)
     if rotary is not None:
         yield from _turned(step, rotary)
+    yield from _earlier(step)
     module = replay.model.get_submodule(step.end.module)
     for claim, weights in _others(replay, step.end.module, module):
         yield claim, _left_with_weights(step, module, weights)
@@ -93,16 +91,22 @@ def _tried(step: Step, replay: Replay, stored: Stored) -> Iterator[tuple[str, fl
         yield _stored_claim(replay, module, stored), _left_with_weights(step, module, stored.weights)
 
 
+def _earlier(step: Step) -> Iterator[tuple[str, float]]:
+    """Functions that the step's own do not name, such as the SiLU of a gate, called before the other factor was."""
+    own = {call.function for call in step.calls}
+    for call in {call.function: call for call in step.earlier if call.function not in own}.values():
+        for suspect in suspects_of(call.function, call.args, call.kwargs):
+            if isinstance(suspect, Suspect):
+                yield suspect.claim, _left(step, suspect, earlier=True)
+
+
 def _turned(step: Step, rotary: Rotary) -> Iterator[tuple[str, float]]:
     """Heads (B,n,T,D) that were turned by their positions too early: a norm with a gain does not allow it."""
     T, size = rotary.angles.shape[0], 2 * rotary.angles.shape[1]
     if step.expected.dim() == 4 and step.expected.shape[2] == T and step.expected.shape[3] >= size:
-        for layout in LAYOUTS:
-            for way in (1, -1):
-                yield (
-                    "turned by its position already here",
-                    step.left(turned(step.expected, way * rotary.angles, layout)),
-                )
+        for layout, way in product(LAYOUTS, (1, -1)):
+            made = turned(step.expected, way * rotary.angles, layout)
+            yield "turned by its position already here", step.left(made)
 
 
 def _of_integers(step: Step) -> Iterator[tuple[str, float]]:
@@ -111,12 +115,12 @@ def _of_integers(step: Step) -> Iterator[tuple[str, float]]:
         for call in step.calls:
             for suspect in suspects_of(call.function, call.args, call.kwargs):
                 if isinstance(suspect, Suspect):
-                    yield suspect.claim, _left(step, suspect.function, suspect.compute)
+                    yield suspect.claim, _left(step, suspect)
 
 
-def _left(step: Step, function: str, compute: Function) -> float:
+def _left(step: Step, suspect: Suspect, *, earlier: bool = False) -> float:
     try:
-        return step.left(step.run((function, compute)))
+        return step.left(step.run((suspect.function, suspect.compute), earlier=earlier))
     except (RuntimeError, IndexError, TypeError):  # the suspect does not fit these shapes
         return float("inf")
 
