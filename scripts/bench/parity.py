@@ -2,6 +2,7 @@
 
     python -m scripts.bench.parity faults          every fault of tests/support/fault_catalogue.py, in two models
     python -m scripts.bench.parity right -n 200    right exports of random configurations
+    python -m scripts.bench.parity right -n 100 --arch llama,nanochat    the same of other architectures, in turn
 
 Seeds are fixed: the same figures on every run, but for what another CPU rounds otherwise.
 """
@@ -12,7 +13,7 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from scripts.bench.tables import table
 from tests.support.builders import random_weights, tiny_nanogpt
 from tests.support.fault_catalogue import catalogue
 from tests.support.faults import tampered
+from tests.support.random_models import RANDOM
 
 MODELS: dict[str, dict[str, Any]] = {
     "A": {"n_layer": 4, "n_head": 4, "n_embd": 48, "block_size": 24, "vocab_size": 97},
@@ -145,25 +147,39 @@ def random_configuration(draw: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def run_right(folder: Path, numbers: range) -> Iterator[Right]:
-    """One for each right export; each number is one configuration, whichever others are run."""
+def random_gpt2(folder: Path, draw: np.random.Generator) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """A checkpoint, its sizes, and the options to read it with."""
     gelus: tuple[str, str] = ("erf", "tanh")
+    sizes = random_configuration(draw)
+    gelu = gelus[int(draw.integers(2))]
+    folder.mkdir(exist_ok=True)
+    return write_checkpoint(folder / "right.pt", **sizes), {**sizes, "gelu": gelu}, {"gelu": gelu}
+
+
+def run_right(folder: Path, numbers: range, archs: Sequence[str] = ("gpt2",)) -> Iterator[Right]:
+    """One for each right export; each number is one configuration, whichever others are run."""
     for number in numbers:
         draw = np.random.default_rng([0, number])
-        sizes = random_configuration(draw)
-        gelu = gelus[int(draw.integers(2))]
-        path = str(write_checkpoint(folder / "right.pt", **sizes))
-        checkpoint = load_checkpoint(path, gelu=gelu)
-        bundle = export_onnx(load_checkpoint(path, gelu=gelu), folder / "right", force=True).path
+        arch = archs[number % len(archs)]
+        if arch in RANDOM:
+            path, options = RANDOM[arch](folder / "source", draw), {}
+            sizes = load_checkpoint(str(path)).config.to_dict()
+        else:
+            path, sizes, options = random_gpt2(folder / "source", draw)
+        checkpoint = load_checkpoint(str(path), **options)
+        bundle = export_onnx(
+            load_checkpoint(str(path), **options), folder / "right", graphs=["logits"], force=True
+        ).path
+        shutil.rmtree(folder / "source")
         graph = bundle / "logits.onnx"
         with load(bundle, device="cpu") as session:
             rules = other_rules(session, checkpoint)
             verdict = judge(measure_parity(session, checkpoint, default_grid(checkpoint.block_size), graph=graph))
         ids = draw.integers(0, checkpoint.vocab_size, (3, min(17, checkpoint.block_size)))
-        steps, wrong = find_wrong_step(checkpoint.model, graph, ids, precision=FLOAT32)
+        steps, wrong = find_wrong_step(checkpoint.model, graph, ids, precision=FLOAT32, right=graph)
         yield Right(
             number=number,
-            sizes={**sizes, "gelu": gelu},
+            sizes=sizes,
             passed=bool(verdict),
             ratio=max(row.noise_ratio for row in verdict.shapes),
             max_ratio=max(row.max_ratio for row in verdict.shapes),
@@ -219,13 +235,14 @@ def main() -> None:
     parser.add_argument("what", choices=["faults", "right"])
     parser.add_argument("-n", type=int, default=200, help="how many right exports")
     parser.add_argument("--skip", type=int, default=0, help="how many of them to leave out, at the beginning")
+    parser.add_argument("--arch", default="gpt2", help="some of: " + ", ".join(("gpt2", *RANDOM)))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.what == "faults":
             print_faults(list(run_faults(Path(folder))))
             return
         exports = []
-        for export in run_right(Path(folder), range(arguments.skip, arguments.n)):
+        for export in run_right(Path(folder), range(arguments.skip, arguments.n), arguments.arch.split(",")):
             exports.append(export)
             sizes = " ".join(f"{key}={export.sizes[key]}" for key in ("n_layer", "n_head", "n_embd", "block_size"))
             failed = "" if export.passed else export

@@ -16,8 +16,8 @@ from tests.support.nanochat_builders import nanochat, state_of
 from tests.tokenizers.test_tiktoken_pickle import pickled
 from tests.tokenizers.test_tiktoken_pickle import state_of as encoding
 
-NAMES = ("bos", "user_start", "user_end", "assistant_start", "assistant_end", "python_start", "python_end")
-NAMES += ("output_start", "output_end")
+CHAT = ["bos", "user_start", "user_end", "assistant_start", "assistant_end"]
+NAMES = [*CHAT, "python_start", "python_end", "output_start", "output_end"]
 SPECIAL = {f"<|{name}|>": 256 + i for i, name in enumerate(NAMES)}
 BOS, USER, END_OF_USER, ASSISTANT, END_OF_ASSISTANT = range(256, 261)
 SAY = ("--max-new-tokens", 3, "--temperature", 0, "--json")
