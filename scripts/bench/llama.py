@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ Case = tuple[int, int, int]  # all logits of 1xT: (0, T, 0); a step behind P tok
 CASES: list[Case] = [(LOGITS, 128, 0), (STEP, 16, 32), (STEP, 512, 32)]
 OWN = "gptexport cpu"
 PACKAGES = ("gptexport", "onnxruntime", "torch", "openvino", "ctranslate2", "llama-cpp-python")
-SIZES: dict[str, int] = {
+SIZES: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
@@ -222,12 +223,12 @@ def timed(name: str, folder: Path) -> Measure:
 
     def measure(kind: int, T: int, count: int) -> float:
         ids = np.random.default_rng(0).integers(1, SIZES["vocab_size"], (1, T))
+        logits, generate = peer.logits, peer.generate
         if kind == LOGITS:
-            return _seconds(lambda: peer.logits(ids)) if peer.logits is not None else float("nan")
-        if peer.generate is None:
+            return float("nan") if logits is None else _seconds(partial(logits, ids))
+        if generate is None:
             return float("nan")
-        generate = peer.generate
-        few, many = (_seconds(lambda n=n: generate(ids, n)) for n in (1, count))
+        few, many = (_seconds(partial(generate, ids, new)) for new in (1, count))
         return (many - few) / (count - 1)
 
     return measure

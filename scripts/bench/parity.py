@@ -161,8 +161,9 @@ def run_right(folder: Path, numbers: range, archs: Sequence[str] = ("gpt2",)) ->
     for number in numbers:
         draw = np.random.default_rng([0, number])
         arch = archs[number % len(archs)]
+        options: dict[str, Any] = {}
         if arch in RANDOM:
-            path, options = RANDOM[arch](folder / "source", draw), {}
+            path = RANDOM[arch](folder / "source", draw)
             sizes = load_checkpoint(str(path)).config.to_dict()
         else:
             path, sizes, options = random_gpt2(folder / "source", draw)

@@ -41,7 +41,7 @@ def random_llama(folder: Path, draw: np.random.Generator) -> Path:
     rope = {"rope_theta": float(draw.choice([1e4, 5e5, 1e6])), **ROPES[int(draw.integers(len(ROPES)))]}
     if "factor" in rope:
         rope["original_max_position_embeddings"] = max(1, block_size // 4)
-    fields = {
+    fields: dict[str, Any] = {
         "model_type": kind,
         "hidden_size": 2 * int(draw.integers(2, 40)),
         "head_dim": sizes["head_size"],
@@ -92,7 +92,7 @@ def random_nanochat(folder: Path, draw: np.random.Generator) -> Path:
     n_embd = sizes["n_head"] * sizes.pop("head_size")
     if n_embd < 32:  # what gates read
         n_embd, sizes["n_head"], sizes["n_kv_head"] = 32, 2, 1
-    fields = {
+    fields: dict[str, Any] = {
         "sequence_len": int(draw.integers(2, 300)),
         "vocab_size": int(draw.integers(2, 1000)),
         "n_layer": int(draw.integers(1, 5)),
@@ -110,7 +110,7 @@ def random_nanochat(folder: Path, draw: np.random.Generator) -> Path:
     return folder / "model_000001.pt"
 
 
-def _heads(draw: np.random.Generator) -> dict[str, int]:
+def _heads(draw: np.random.Generator) -> dict[str, Any]:
     shared, keys = int(draw.integers(1, 4)), int(draw.integers(1, 4))
     return {"n_head": shared * keys, "n_kv_head": keys, "head_size": 2 * int(draw.integers(1, 17))}
 
