@@ -130,6 +130,39 @@ class Shared(nn.Module):
         return logits
 
 
+class Gated(nn.Module):
+    """A SwiGLU as in Llama, and the squared ReLU of nanochat, with biases."""
+
+    block_size, vocab_size = 8, 31
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(31, 8)
+        self.gate, self.up, self.down = nn.Linear(8, 1024), nn.Linear(8, 1024, bias=False), nn.Linear(1024, 8)
+        self.wide, self.narrow = nn.Linear(8, 1024), nn.Linear(1024, 8)
+        self.lm_head = nn.Linear(8, 31, bias=False)
+
+    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+        x = self.wte(idx)
+        x = x + self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+        x = x + self.narrow(nn.functional.relu(self.wide(x)).square())
+        logits: torch.Tensor = self.lm_head(x)
+        return logits
+
+
+def test_hidden_layers_of_llama_and_nanochat_are_widened(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Gated().eval()
+    ids = torch.arange(12).reshape(2, 6)
+    expected = model(ids).detach().numpy()
+    done = export_onnx(own(model, block_size=8, vocab_size=31), tmp_path / "gpt", target="cpu")
+    assert done.manifest.audit[WIDENED] == {"expected": 2, "achieved": 2}
+    graph = onnx.load(tmp_path / "gpt" / "logits.onnx", load_external_data=False).graph
+    assert sum(1024 + LINE in tensor.dims for tensor in graph.initializer) == 7, "five weights and two biases"
+    with gptexport_runtime.load(tmp_path / "gpt") as session:
+        np.testing.assert_allclose(session.logits(ids.numpy()), expected, rtol=0, atol=1e-5)
+
+
 def test_hidden_layers_that_somebody_else_reads_stay_as_they_are(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Shared().eval()
