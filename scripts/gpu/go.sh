@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU, in the project's root: what pack.sh has made is unpacked, and scripts.gpu.check is run.
 #
-#     bash .w/go.sh probe|first|speed|tuned|xl|rest|all
+#     bash .w/go.sh probe|first|speed|tuned|xl|rest [options of scripts.gpu.check]
 #
 # probe: what is there. first: does it run, which kernels, is it right, what costs what. speed: beside eager and
 # torch.compile, then the tests. tuned: beside max-autotune. xl: the large shape. rest: what fits of what is not done.
@@ -23,15 +23,18 @@ if ls .w/whl/*.whl > /dev/null 2>&1; then
 fi
 # this tree first: a part's process must run what is here, and find the versions of what is installed in $SITE
 export PYTHONPATH="$PWD:$PWD/runtime:$SITE${PYTHONPATH:+:$PYTHONPATH}"
-check() { python3 -m scripts.gpu.check --folder "$WORK" --out "$OUT" "$@"; }
-case ${1:-all} in
+WHAT=${1:-rest}
+shift || true
+OPTIONS=("$@")
+check() { python3 -m scripts.gpu.check --folder "$WORK" --out "$OUT" "$@" ${OPTIONS[@]+"${OPTIONS[@]}"}; }
+case $WHAT in
   probe) check --only probe --deadline 120 ;;
   first) check --quick --only probe,kernels,micro,parity,score,decode,memory --deadline 560 ;;
   speed) check --quick --only bench,tests --deadline 570 ;;
   tuned) check --only tuned --deadline 580 ;;
   xl) check --only xl --deadline 580 ;;
-  rest | all) check --deadline 570 ;;
-  *) sed -n '2,10p' "$0"; exit 2 ;;
+  rest) check --deadline 570 ;;
+  *) sed -n '2,9p' "$0"; exit 2 ;;
 esac
 status=$?
 cp "$WORK"/*.xml "$OUT" 2> /dev/null
