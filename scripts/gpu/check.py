@@ -142,8 +142,20 @@ def is_done(name: str, results: dict[str, Any]) -> bool:
 
 
 def better(found: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
-    """What a part has found; or what it had found before, if this time it came to nothing."""
-    return before if before and before.get("data") and not found["data"] else found
+    """What a part has found; and what it had found before, where this time it did not come so far.
+
+    Of other code than now nothing is kept, unless this time nothing was found at all.
+    """
+    if not before or not before.get("data"):
+        return found
+    if not found["data"]:
+        return before
+    if before.get("code") != found.get("code"):
+        return found
+    data = {**before["data"], **found["data"]}
+    if "passes" in before["data"] and "passes" in found["data"]:
+        data["passes"] = {**before["data"]["passes"], **found["data"]["passes"]}
+    return {**found, "data": data}
 
 
 def keep_log(log: Path, out: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,23 @@ def test_what_is_done_is_not_done_again_and_nothing_that_was_found_is_lost() -> 
     done = {"score": {"status": "ok"}, "bench": {"status": "stopped"}, "probe": {"status": "ok"}}
     assert [check.is_done(name, done) for name in ("score", "bench", "xl", "probe")] == [True, False, False, False]
     half, nothing = {"status": "stopped", "data": {"a": 1}}, {"status": "not begun", "data": {}}
-    assert check.better(nothing, half) is half and check.better(half, nothing) is half
-    assert check.better(nothing, None) is nothing
+    assert check.better(nothing, half) is half and check.better(nothing, None) is nothing
+    before = {"code": "1", "data": {"passes": {"first": 1, "second": 2}, "flops": 3}}
+    now = {"code": "1", "data": {"passes": {"first": 4}}}
+    assert check.better(now, before)["data"] == {"passes": {"first": 4, "second": 2}, "flops": 3}
+    changed = {**now, "code": "2"}
+    assert check.better(changed, before) is changed
+
+
+def test_an_export_that_could_not_say_its_version_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bare checkout imports, and has no metadata: every export would end in an error after all its work."""
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    assert check.CHECKS["gptexport"]() is None
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    assert "is not installed, only imported" in str(check.CHECKS["gptexport"]())
 
 
 def test_plan_is_what_was_asked_for_and_what_that_needs() -> None:

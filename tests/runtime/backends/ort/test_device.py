@@ -150,6 +150,18 @@ def test_graph_that_was_asked_for_and_goes_wrong_is_an_error(memory: FakeMemory)
         opened.logits(ids_of(1, 4))
 
 
+def test_session_whose_capture_failed_is_freed(memory: FakeMemory) -> None:
+    """With its weights and its arena: else they are on the GPU twice from then on."""
+    opened = Opened(memory, fault="fails")
+    with pytest.warns(RuntimeWarning, match="goes on without CUDA graphs"):
+        for seed in range(3):
+            opened.logits(ids_of(1, 4, seed))
+    assert len(opened.sessions) == 2
+    old = weakref.ref(opened.sessions.pop(0))
+    gc.collect()
+    assert old() is None and opened.logits(ids_of(1, 4)).shape == (1, 4, V)
+
+
 def test_refusal_of_graphs_is_an_error_where_they_were_asked_for(memory: FakeMemory) -> None:
     assert Opened(memory, fault="refused").asked == [True, False]
     assert Opened(memory, CudaOptions(graphs=False)).asked == [False]

@@ -132,6 +132,7 @@ def test_options_are_checked_and_told_to_the_provider() -> None:
     assert CUDA.options(OpenOptions(), False) == {"use_tf32": "0", "enable_cuda_graph": "0", "sdpa_kernel": "19"}
     told = CUDA.options(OpenOptions(cuda=CudaOptions(tf32=True, memory_limit=1 << 30)), True)
     assert (told["use_tf32"], told["gpu_mem_limit"], told["enable_cuda_graph"]) == ("1", str(1 << 30), "1")
+    assert CUDA.threads() == 1  # each graph has a session, and each session would have a pool of all cores
     assert "ep.cuda.enable_gemm_auto_tune" not in CUDA.entries(OpenOptions())
     tuned = CUDA.entries(OpenOptions(cuda=CudaOptions(tune_gemms=True)))
     assert tuned == {**CUDA.entries(OpenOptions()), "ep.cuda.enable_gemm_auto_tune": "1"}

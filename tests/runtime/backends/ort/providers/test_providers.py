@@ -63,6 +63,13 @@ def test_another_provider_runs_what_is_asked_of_it(listed: list[Provider], expec
     assert (probed["npu"].lacks, probed["cpu"].lacks) == ("a faster memory", None)
 
 
+def test_a_provider_that_runs_is_tried_once(listed: list[Provider]) -> None:
+    """A try opens a session, which takes as long as hundreds of small calls on a GPU."""
+    tried: list[object] = []
+    listed[-1] = dataclasses.replace(NPU, name="counted", why_not=lambda ort: tried.append(ort))
+    assert [providers.why_not("npu") for _ in range(3)] == [None] * 3 and len(tried) == 1
+
+
 def test_a_provider_that_does_not_run_says_why(listed: list[Provider]) -> None:
     listed[:] = [dataclasses.replace(NPU, why_not=lambda _ort: "the NPU is asleep."), CPU]
     with pytest.raises(BackendUnavailableError, match='device="npu" is not available: the NPU is asleep'):
