@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import onnx
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from gptexport.errors import ExportError
@@ -18,6 +19,7 @@ from gptexport.export.write import Weights, write_graph
 from gptexport.recipe import Limits, Recipe
 from gptexport_runtime.contract.heads import LOGITS, Head
 from gptexport_runtime.contract.model import FileEntry
+from gptexport_runtime.errors import BackendUnavailableError
 
 CACHED = "fused attention over the cache"
 
@@ -91,7 +93,21 @@ def verify_graphs(
 def _check(path: Path, head: Head, samples: Sequence[Sample], recipe: Recipe) -> float:
     check_graph(path, head)
     recipe.target.check(path, head)
-    return check_numbers(path, head, samples, recipe)
+    try:
+        return check_numbers(path, head, samples, recipe)
+    except BackendUnavailableError as error:
+        if not recipe.precision.runs_on_cpu or not _casts_to_bfloat16(path):
+            raise
+        raise ExportError(
+            f"the forward computes in bfloat16 by itself, as under autocast, which a CPU has no kernels for: {error} "
+            "Take that out of forward; the dtype of an export is asked for."
+        ) from error
+
+
+def _casts_to_bfloat16(path: Path) -> bool:
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    to = (attribute.i for node in nodes if node.op_type == "Cast" for attribute in node.attribute)
+    return onnx.TensorProto.BFLOAT16 in to
 
 
 def _undo(graph: HeadExport, traced: Traced, recipe: Recipe, limits: Limits, weights: Weights, path: Path) -> bool:

@@ -249,7 +249,6 @@ GROUPS: dict[str, dict[str, Part]] = {
         "start_pos with a default": layers.TakesAStart,
         "hooks": kinds.Hooked,
         "inference_mode": kinds.InferenceMode,
-        "autocast inside": wrapped.Autocast,
     },
 }  # fmt: skip
 
@@ -289,6 +288,7 @@ REFUSED: dict[str, tuple[Make | type[nn.Module], str]] = {
     "start_pos without a default": (wrapped.NeedsAStart, "forward needs start_pos"),
     "a factory that needs arguments": (wrapped.NeedsAConfig, "needs config"),
     "a factory that raises": (wrapped.raises, "out/ckpt.pt"),
+    "autocast inside": (wrapped.Autocast, "computes in bfloat16 by itself"),
     "TorchScript": (wrapped.scripted, "TorchScript"),
     "pooled over T": (wrapped.Pooled, "last position only"),
 }
