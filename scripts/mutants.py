@@ -168,7 +168,6 @@ def survives(mutant: Mutant, tests: Sequence[str], folder: Path) -> bool:
             os.dup2(nowhere, stream)
         sys.meta_path.insert(0, _Finder(module, path))
         options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not gpu", f"--basetemp={folder / 'tmp'}"]
-        os.setpgid(0, 0)
         os._exit(int(pytest.main([*options, *tests])))
     until = time.monotonic() + PATIENCE
     while True:
@@ -176,7 +175,7 @@ def survives(mutant: Mutant, tests: Sequence[str], folder: Path) -> bool:
         if pid:
             return status == 0
         if time.monotonic() > until:
-            os.killpg(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return False
         time.sleep(0.01)

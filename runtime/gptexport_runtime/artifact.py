@@ -171,13 +171,15 @@ def check_file(folder: Path, entry: FileEntry, *, check_hash: bool) -> Identity:
     """
     path = folder / entry.file
     _check_inside(path)
-    if not is_file(path):
-        raise ArtifactError(f"{path} is missing; {MANIFEST_FILE} lists it. Copy the whole folder, or export again.")
     try:
         with open_regular(path) as file:
             found = os.fstat(file.fileno())
             same_size = found.st_size == entry.bytes
             sha256 = hashlib.file_digest(file, "sha256").hexdigest() if check_hash and same_size else entry.sha256
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{path} is missing; {MANIFEST_FILE} lists it. Copy the whole folder, or export again."
+        ) from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not same_size:

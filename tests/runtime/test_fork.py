@@ -40,6 +40,6 @@ main()
 )
 def test_the_child_ends(leave: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
-    command = [sys.executable, "-c", CODE.replace("{leave}", leave), str(TINY)]
+    command = [sys.executable, "-W", "ignore", "-c", CODE.replace("{leave}", leave), str(TINY)]
     ran = subprocess.run(command, timeout=60, capture_output=True, text=True, env=environment)
     assert (ran.returncode, ran.stderr) == (0, "")

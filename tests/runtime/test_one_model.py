@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from gptexport_runtime import ArtifactError, InputError, load
+from gptexport_runtime.files import INTERVAL
 from tests.support.tiny import TINY
 
 IDS = [[1, 2, 3, 4]]
@@ -75,6 +77,7 @@ def test_an_open_graph_gives_no_numbers_of_weights_that_were_written_into(others
         gpt.generate(IDS, max_new_tokens=2, cache=cache)
         with (one / "weights.data").open("r+b") as file:
             file.write((other / "weights.data").read_bytes())
+        time.sleep(2 * INTERVAL)
         with pytest.raises(ArtifactError, match="was written into"):
             gpt.logits(IDS)
         with pytest.raises(ArtifactError, match="was written into"):

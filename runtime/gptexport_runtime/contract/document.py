@@ -67,20 +67,18 @@ class Format:
             raise ArtifactError(f"{where}{error}. It is damaged: {self.again}.") from error
 
 
-def _unreasonable(data: object) -> str | None:
+def _unreasonable(data: dict[str, Any]) -> str | None:
     """What in a document no writer writes, and would be in every reader's way: values at any depth, of any size."""
-    waiting = [(data, 0)]
-    while waiting:
-        value, depth = waiting.pop()
-        if depth > DEPTH:
-            return f"values that are more than {DEPTH} deep"
-        if isinstance(value, int) and value.bit_length() > 63:
-            return f"the number {shown(value, 30)}"
-        if isinstance(value, dict):
-            waiting += [(item, depth + 1) for item in value.values()]
-        elif isinstance(value, list):
-            waiting += [(item, depth + 1) for item in value]
-    return None
+    level: list[Any] = [data]
+    for _ in range(DEPTH):
+        inside = [item for value in level for item in (value.values() if isinstance(value, dict) else value)]
+        for item in inside:
+            if isinstance(item, int) and item.bit_length() > 63:
+                return f"the number {shown(item, 30)}"
+        level = [item for item in inside if isinstance(item, dict | list)]
+        if not level:
+            return None
+    return f"values that are more than {DEPTH} deep"
 
 
 class _Invalid(Exception):
