@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gptexport_runtime import ContextLengthError, InputError
-from gptexport_runtime.inputs import to_batch
+from gptexport_runtime.inputs import check_out, items_of, to_batch
 
 V, BLOCK = 61, 16
 U64 = np.uint64
@@ -107,3 +107,20 @@ def test_int64_ids_are_not_copied() -> None:
 def test_whole_block_is_allowed_and_unknown_block_size_is_not_checked() -> None:
     assert to_batch(np.zeros((1, BLOCK), int), vocab_size=V, block_size=BLOCK).shape == (1, BLOCK)
     assert to_batch(np.zeros((1, 99), int), vocab_size=V, block_size=None).shape == (1, 99)
+
+
+@pytest.mark.parametrize(
+    "out",
+    [np.zeros((2, 3), np.float64), np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32).T, [[0.0] * 3] * 2],
+    ids=["of another type", "of another shape", "not contiguous", "no array"],
+)
+def test_a_buffer_that_is_wrong_in_one_way_is_refused(out: object) -> None:
+    with pytest.raises(InputError, match=r"expected a writable, C-contiguous float32 array of shape \(2, 3\)"):
+        check_out(out, (2, 3))
+    check_out(np.zeros((2, 3), np.float32), (2, 3))
+
+
+@pytest.mark.parametrize("value", [np.array(3), "ab", b"ab", 3, None])
+def test_what_holds_no_items_is_no_list_of_them(value: object) -> None:
+    assert items_of(value) is None
+    assert items_of(np.array([3, 4])) == items_of([3, 4]) == items_of((3, 4)) == [3, 4]
