@@ -189,6 +189,7 @@ def _again(tape: Tape, steps: Sequence[_Step], start: ir.Value) -> ir.Value:
         inputs = [value if index == step.index else source for index, source in enumerate(step.node.inputs)]
         attributes = {name: attribute.value for name, attribute in step.node.attributes.items()}
         value = tape.op(step.node.op_type, inputs, attributes)
+        value.type = step.node.outputs[0].type
     return value
 
 
