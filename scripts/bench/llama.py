@@ -241,10 +241,13 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    args = parse_or_serve(options(__doc__, writes="OUT.md and OUT.json"), timed)
+    parser = options(__doc__, writes="OUT.md and OUT.json")
+    parser.add_argument("--folder", type=Path, help="with every peer's files, as an earlier run wrote them")
+    args = parse_or_serve(parser, timed)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        prepare(folder)
+        folder = args.folder or Path(temporary)
+        if args.folder is None:
+            prepare(folder)
         with running(module("scripts.bench.llama"), list(PEERS), folder) as workers:
             seconds, peaks = interleave(workers.started, CASES, args.rounds)
     load = os.getloadavg()[0]

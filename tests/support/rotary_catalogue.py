@@ -290,7 +290,7 @@ def nanochat_catalogue() -> list[KnownFault]:
         ("softcap missing", renamed("Tanh", "Identity"), "logits", "no softcap"),
         ("softcap 20 for 15", softcap(20.0), "logits", "softcap multiplied by 1.33333"),
         ("ReLU not squared", renamed("Pow", "Add", 1), "h.1.mlp before c_proj", ""),
-        ("no smear", edit("smear_lambda", np.zeros_like), "", ""),
+        ("no smear", edit("smear_lambda", np.zeros_like), "h.0 before attn", "is dropped"),
         ("no backout", edit("backout_lambda", np.zeros_like), "before lm_head", ""),
         ("no value embedding", edit("value_embeds.2.weight", np.zeros_like), "value_embeds.2", ""),
         ("epsilon 1e-5", set_attribute("RMSNormalization", 1, epsilon=1e-5), "h.0", "RMSNorm epsilon 1e-05"),
