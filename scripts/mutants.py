@@ -124,9 +124,9 @@ def _is_text(node: ast.AST) -> bool:
 def _change(node: ast.AST) -> None:
     match node:
         case ast.Compare(ops=[op]):
-            node.ops = [SWAPS[type(op)]()]  # type: ignore[list-item]
+            vars(node)["ops"] = [SWAPS[type(op)]()]
         case ast.BoolOp(op=op) | ast.BinOp(op=op):
-            node.op = SWAPS[type(op)]()  # type: ignore[assignment]
+            vars(node)["op"] = SWAPS[type(op)]()
         case ast.UnaryOp():
             node.op = ast.UAdd()
             node.operand = ast.Call(ast.Name("bool", ast.Load()), [node.operand], [])
