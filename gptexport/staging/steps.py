@@ -150,10 +150,12 @@ def remove_tree(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> bool:
-    """Remove a folder if it is empty. Returns: was it?"""
+    """Remove a folder if it is empty. Returns: was it? One that another process has removed meanwhile was."""
     begin("remove folder", path)
     try:
         path.rmdir()
+    except FileNotFoundError:
+        return True
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise

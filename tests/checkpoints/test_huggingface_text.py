@@ -169,7 +169,8 @@ def test_a_manifest_says_the_ids_and_is_believed_only_if_they_are_some(
 ) -> None:
     bundle, _, end = ending
     data = json.loads((bundle / MANIFEST_FILE).read_text())
-    assert data["text"] == {"eos_token_ids": [end], "bos_token_id": 0, "pad_token_id": None}
+    chat: dict[str, list[int]] = {"before_prompt": [], "before_message": [], "after_message": []}
+    assert data["text"] == {"eos_token_ids": [end], "bos_token_id": 0, "pad_token_id": None, **chat}
     for text in ({"eos_token_ids": ["x"]}, {"eos_token_ids": 5}, {"bos_token_id": -1}, {"pad_token_id": True}):
         (tmp_path / MANIFEST_FILE).write_text(json.dumps({**data, "text": text}))
         with pytest.raises(ArtifactError, match="manifest: text"):

@@ -14,6 +14,7 @@ from gptexport.checkpoints import load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
 from tests.support.cli import Cli
+from tests.support.few import few
 from tests.support.greedy import agreement, fixed_prompts
 
 V, BLOCK = 31, 12
@@ -66,7 +67,7 @@ def write(folder: Path, method: str, body: str) -> str:
     return f"{file}:Other"
 
 
-@pytest.mark.parametrize("body", POSITIONS.values(), ids=POSITIONS)
+@pytest.mark.parametrize("body", few(POSITIONS.values(), 4), ids=POSITIONS)
 def test_positions_come_from_the_cache_however_the_forward_writes_them(tmp_path: Path, body: str) -> None:
     """And a head with a bias is a head."""
     source = write(tmp_path, "positions(self, idx)", body)

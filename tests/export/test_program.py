@@ -16,6 +16,7 @@ from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
 from gptexport.export.trace import trace_logits
 from gptexport_runtime import load
+from tests.support.few import few
 
 Tensor = torch.Tensor
 Operation = Callable[[Tensor], Tensor]
@@ -61,7 +62,7 @@ def computed_in_float32(operation: Operation, dtype: torch.dtype) -> int:
     return sum(1 for node in trace.graph if node.op_type == "Cast") - 1
 
 
-@pytest.mark.parametrize("name", ROUNDED)
+@pytest.mark.parametrize("name", few(ROUNDED, 4))
 def test_a_number_that_16_bits_do_not_hold_stays_float32(name: str) -> None:
     assert computed_in_float32(ROUNDED[name], torch.bfloat16) >= 2
 

@@ -17,7 +17,7 @@ from tests.support import own_modules as own
 from tests.support.faults import tampered
 
 # One of each sort; the others take minutes.
-QUICK = {own.TiedByFunction, own.Multihead, own.FloatMask, own.OwnRMSNorm, own.PaddingMask, own.InsistsOnFloat32}
+QUICK = {own.TiedByFunction, own.Multihead, own.InsistsOnFloat32}
 KINDS = [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in own.KINDS]
 
 

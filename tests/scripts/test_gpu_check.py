@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -158,7 +159,7 @@ def test_an_export_that_could_not_say_its_version_is_not_begun(monkeypatch: pyte
         raise PackageNotFoundError(name)
 
     assert check.CHECKS["gptexport"]() is None
-    monkeypatch.setattr("importlib.metadata.version", missing)
+    monkeypatch.setattr(importlib.metadata, "version", missing)
     assert "is not installed, only imported" in str(check.CHECKS["gptexport"]())
 
 

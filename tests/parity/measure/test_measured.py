@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptexport.cli.app import run
 from gptexport.parity.measure.measured import is_measured, load_measured
 from gptexport.parity.verdict.gates import changed_gates
 from gptexport.parity.verdict.judge import judge
@@ -20,12 +21,13 @@ from tests.support.faults import other_mask, scale_weight, tampered
 SHAPES = ("--shapes", "1x3,2x17")
 
 
-@pytest.fixture
-def saved(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def saved(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a graph that is wrong, by about 25 times the noise."""
-    made = tampered(bundle, tmp_path / "b", scaled_logits(1.00001))
-    path = tmp_path / "parity.json"
-    assert cli("parity", made, "--against", checkpoint, "--save", path, *SHAPES).code == 3
+    folder = tmp_path_factory.mktemp("saved")
+    made = tampered(bundle, folder / "b", scaled_logits(1.00001))
+    path = folder / "parity.json"
+    assert run(["parity", str(made), "--against", str(checkpoint), "--save", str(path), "-q", *SHAPES]) == 3
     return path
 
 
