@@ -89,9 +89,10 @@ def test_a_damaged_file_is_one_clear_error(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("gates", "int7"), ("dtype", "float99")])
-def test_a_precision_nobody_knows(cli: Cli, saved: Path, name: str, value: str) -> None:
-    saved.write_text(json.dumps({**json.loads(saved.read_text()), name: value}))
-    ran = cli("parity", saved)
+def test_a_precision_nobody_knows(cli: Cli, saved: Path, tmp_path: Path, name: str, value: str) -> None:
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps({**json.loads(saved.read_text()), name: value}))
+    ran = cli("parity", changed)
     assert ran.code == 1 and f"{name} '{value}' is not known" in ran.err and "bug" not in ran.err
 
 
@@ -101,11 +102,12 @@ def test_what_is_no_text_is_one_clear_error(cli: Cli, tmp_path: Path) -> None:
     assert ran.code == 2 and "--against" in ran.err, "it is not taken for measurements"
 
 
-def test_columns_of_unequal_length(cli: Cli, saved: Path) -> None:
+def test_columns_of_unequal_length(cli: Cli, saved: Path, tmp_path: Path) -> None:
     data = json.loads(saved.read_text())
     data["stats"][0]["each"]["kl"].pop()
-    saved.write_text(json.dumps(data))
-    ran = cli("parity", saved)
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(data))
+    ran = cli("parity", changed)
     assert ran.code == 1 and "does not hold saved measurements" in ran.err and "bug" not in ran.err
 
 
