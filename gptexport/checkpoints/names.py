@@ -60,9 +60,9 @@ def _outer_prefix(names: Iterable[str]) -> str:
     """
     found = set()
     for name in map(strip_wrappers, names):
-        for own, last in _EMBEDDINGS:
-            if name == last or name.endswith(f".{last}"):
-                before = name.removesuffix(last)
+        for own, ending in _EMBEDDINGS:
+            if f".{name}".endswith(f".{ending}"):
+                before = name.removesuffix(ending)
                 found.add(before.removesuffix(own) if f".{before}".endswith(f".{own}") else before)
     return found.pop() if len(found) == 1 else ""
 

@@ -150,16 +150,16 @@ def onnx(
             "checked": dict(done.manifest.checked),
             "check_relative_rms": done.check_error,
         },
-        f"{out}: {size(done.bytes)}\nnext: {_next(done, checkpoint, {**assumed, **sizes})}",
+        f"{out}: {size(done.bytes)}\nnext: {_next(recipe, out, checkpoint, {**assumed, **sizes})}",
     )
 
 
-def _next(done: Exported, checkpoint: str, options: dict[str, Any]) -> str:
+def _next(recipe: Recipe, out: Path, checkpoint: str, options: dict[str, Any]) -> str:
     """The command that checks what was written, with all that it has to be told."""
     told = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-    runs_on = done.manifest.runs_on
-    device = [] if "cpu" in runs_on else [f"--device={runs_on[0]}"]
-    return shlex.join(["gptexport", "parity", str(done.path), "--against", checkpoint, *told, *device])
+    on_cpu, devices = recipe.target.runs_on_cpu(recipe.precision), recipe.target.runs_on(recipe.precision)
+    device = [] if on_cpu else [f"--device={devices[0]}"]
+    return shlex.join(["gptexport", "parity", str(out), "--against", checkpoint, *told, *device])
 
 
 def _ran(done: Exported) -> str:
