@@ -44,12 +44,16 @@ def build(logits: Trace, recipe: Recipe) -> Trace:
 
 
 def _body(lm_head: LMHead, hidden: ir.Value, targets: ir.Value, chunk: ir.Value) -> ir.Graph:
-    """One trip: log-probs of the next `chunk` positions, appended to those before."""
+    """One trip: log-probs of the next `chunk` positions, appended to those before.
+
+    They begin where those before end. ONNX Runtime knows a shape on the host, where Slice wants it; a product with the
+    number of the trip it would compute on the GPU, and wait for it twice a trip.
+    """
     tape = Tape()
     trip = ir.Value(name="trip", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
     go_on = ir.Value(name="go_on", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
     before = ir.Value(name="before", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["done"]))
-    start = tape.op("Mul", [trip, chunk])
+    start = tape.op("Shape", [before])
     stop = tape.op("Add", [start, chunk])
     rows = tape.op("Slice", [hidden, start, stop, constant(tape, [0])])
     wanted = tape.op("Unsqueeze", [tape.op("Slice", [targets, start, stop, constant(tape, [0])]), constant(tape, [1])])
