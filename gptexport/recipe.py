@@ -38,6 +38,8 @@ class Recipe:
     heads: tuple[Head, ...] | None = None  # None: all, less those that the forward does not allow
     opset: int = DEFAULT_OPSET
     tokenizer: BundledTokenizer | None = None  # goes into the bundle
+    pad_vocab: bool = False  # rows of logits begin on 128 bytes
+    native_logits: bool = False  # logits are not made float32
 
     def __post_init__(self) -> None:
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
@@ -55,6 +57,12 @@ class Recipe:
                 f"{self.precision.word} {self.precision.name} with target {self.target}: its kernels are for {there}. "
                 f"{advice}"
             )
+        if (self.pad_vocab or self.native_logits) and not self.target.lays_out_logits(self.precision):
+            asked = "pad_vocab" if self.pad_vocab else "native_logits"
+            raise ExportError(
+                f"{asked} with target {self.target} in {self.precision.name}: it is for 16-bit floats on a GPU. Pass "
+                "target cuda with dtype bfloat16 or float16, or leave it out."
+            )
 
     @staticmethod
     def of(
@@ -65,6 +73,8 @@ class Recipe:
         graphs: Sequence[str] | None = None,
         opset: int = DEFAULT_OPSET,
         tokenizer: BundledTokenizer | None = None,
+        pad_vocab: bool = False,
+        native_logits: bool = False,
     ) -> Recipe:
         """The recipe that names stand for, as the command line and a manifest spell them.
 
@@ -89,7 +99,15 @@ class Recipe:
             )
         heads = None if graphs is None else tuple(h for h in HEADS.values() if h.name in graphs or h is LOGITS)
         chosen = TARGETS[target] if target else next(each for each in TARGETS.values() if each.takes(precision))
-        return Recipe(target=chosen, precision=precision, heads=heads, opset=opset, tokenizer=tokenizer)
+        return Recipe(
+            target=chosen,
+            precision=precision,
+            heads=heads,
+            opset=opset,
+            tokenizer=tokenizer,
+            pad_vocab=pad_vocab,
+            native_logits=native_logits,
+        )
 
     def wants(self, head: Head) -> bool:
         return self.heads is None or head in self.heads

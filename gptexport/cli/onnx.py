@@ -66,6 +66,16 @@ _TARGETS = "; ".join(f"{target.name}: {target.help}" for target in TARGETS.value
     show_default=True,
     help="ONNX operator set; from 23 on attention is a single node.",
 )
+@click.option(
+    "--pad-vocab",
+    is_flag=True,
+    help="For --target cuda in 16 bits: rows of logits begin on 128 bytes. device_output is a view of longer rows.",
+)
+@click.option(
+    "--native-logits",
+    is_flag=True,
+    help="For --target cuda in 16 bits: logits stay in --dtype, which device_output hands out.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options("onnx")
 def onnx(
@@ -80,6 +90,8 @@ def onnx(
     block_size: int | None,
     tokenizer: str | None,
     opset: int,
+    pad_vocab: bool,
+    native_logits: bool,
     force: bool,
     **assumed: Any,
 ) -> None:
@@ -105,7 +117,15 @@ def onnx(
     from gptexport.staging import check_output
 
     try:
-        recipe = Recipe.of(dtype=dtype, target=target, quantize=quantize, graphs=graphs, opset=opset)
+        recipe = Recipe.of(
+            dtype=dtype,
+            target=target,
+            quantize=quantize,
+            graphs=graphs,
+            opset=opset,
+            pad_vocab=pad_vocab,
+            native_logits=native_logits,
+        )
     except ExportError as error:
         raise click.UsageError(str(error)) from error
     check_output(out, force=force)  # before the seconds that importing torch takes

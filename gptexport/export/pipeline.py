@@ -23,6 +23,7 @@ from gptexport.export.heads import HEAD_GRAPHS
 from gptexport.export.layout import Layout, layout_for
 from gptexport.export.normalize import normalize
 from gptexport.export.rewrites.by_hand import recognise_attention
+from gptexport.export.rewrites.pad_vocab import pad_vocab as pad_rows
 from gptexport.export.rewrites.positions import LARGEST_TABLE
 from gptexport.export.settle import HeadExport, Traced, apply_rewrites, verify_graphs
 from gptexport.export.sizes import Sizes
@@ -67,6 +68,8 @@ def export_onnx(
     graphs: Sequence[str] | None = None,
     tokenizer: BundledTokenizer | None = None,
     opset: int = DEFAULT_OPSET,
+    pad_vocab: bool = False,
+    native_logits: bool = False,
     force: bool = False,
     progress: Progress = lambda _step: None,
 ) -> Exported:
@@ -80,13 +83,26 @@ def export_onnx(
         graphs: names of heads to write into the bundle; the logits are always there. None: all, less those that the
             forward does not allow.
         tokenizer: goes into the bundle.
+        pad_vocab: of target "cuda" in 16 bits: rows of logits begin on 128 bytes, so that a session's
+            `device_output` is a view of longer rows. Its shape stays (B,T,V).
+        native_logits: there too: logits stay in the 16-bit floats that they are computed in. A session's arrays on the
+            host are float32 all the same, with the same numbers; `device_output` has the floats as they are.
 
     Raises:
         ExportError: the model cannot become the contract's graph, or the options do not go together; nothing is
             written.
         OutputExistsError: `out` is there and `force` is not given, or is not gptexport's to replace.
     """
-    recipe = Recipe.of(dtype=dtype, target=target, quantize=quantize, graphs=graphs, opset=opset, tokenizer=tokenizer)
+    recipe = Recipe.of(
+        dtype=dtype,
+        target=target,
+        quantize=quantize,
+        graphs=graphs,
+        opset=opset,
+        tokenizer=tokenizer,
+        pad_vocab=pad_vocab,
+        native_logits=native_logits,
+    )
     return export(checkpoint, out, recipe, force=force, progress=progress)
 
 
@@ -184,6 +200,8 @@ def _trace(
     if quantizer is not None:
         trace.audit.update(quantizer.quantize(trace))
     trace.audit.update(recipe.target.prepare(trace, precision))
+    if recipe.pad_vocab:
+        trace.audit.update(pad_rows(trace))
     parameters = sum(p.numel() for p in checkpoint.model.parameters())
     return Traced(trace, samples, parameters, tuple(notes), recognised)
 

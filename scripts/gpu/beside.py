@@ -21,7 +21,10 @@ from scripts.gpu.peers import (
     EAGER,
     GRAPHED,
     OWN,
+    OWN_LAID_OUT,
     OWN_LONGER,
+    OWN_NATIVE,
+    OWN_PADDED,
     OWN_PLAIN,
     OWN_TUNED,
     TUNED,
@@ -43,6 +46,7 @@ class Pass:
 DEFAULT = Pass("default", (OWN, EAGER, COMPILED))
 SAME_LOGITS = Pass("same logits", (OWN, COMPILED_WIDE, GRAPHED))
 SWITCHES = Pass("switches", (OWN, OWN_PLAIN, OWN_TUNED, OWN_LONGER))
+LAYOUT = Pass("layout of the logits", (OWN, OWN_PADDED, OWN_NATIVE, OWN_LAID_OUT, COMPILED))
 HALF = Pass("float16", (OWN, EAGER, COMPILED_WIDE))
 LARGE = Pass("XL", (OWN, EAGER, COMPILED_WIDE))
 AUTOTUNED = (Pass("max-autotune, float32 logits", (OWN, TUNED_WIDE)), Pass("max-autotune", (OWN, TUNED)))
@@ -52,7 +56,7 @@ def bench(part: Part) -> None:
     """GPT-2 124M, beside eager and torch.compile with its own logits and with float32 ones; and our own switches."""
     setting = part.setting
     part.found(matmul_flop_per_s=matmul_rate(setting.torch_device), flops=flops_of(setting.size, setting.shapes))
-    for each in (DEFAULT, SAME_LOGITS, SWITCHES):
+    for each in (DEFAULT, SAME_LOGITS, SWITCHES, *([LAYOUT] if setting.lays_out_logits else [])):
         measure(part, each, part.folder / setting.dtype, setting.dtype, setting.shapes)
     if setting.other_dtype is not None:
         measure(part, HALF, part.folder / setting.other_dtype, setting.other_dtype, setting.shapes)

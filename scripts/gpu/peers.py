@@ -25,6 +25,10 @@ from scripts.gpu.setting import SETTINGS, Setting
 
 OWN, OWN_PLAIN = "gptexport", "gptexport without CUDA graphs"
 OWN_TUNED, OWN_LONGER = "gptexport, products tuned", "gptexport, 512 tokens captured"
+OWN_PADDED, OWN_NATIVE = "gptexport, padded rows", "gptexport, 16-bit logits"
+OWN_LAID_OUT = "gptexport, padded rows of 16-bit logits"
+# what such a bundle is exported with, by the folder that it lies in, beside those of the dtypes
+LAYOUTS = {"padded": ("--pad-vocab",), "native": ("--native-logits",), "both": ("--pad-vocab", "--native-logits")}
 EAGER, COMPILED = "eager", "torch.compile"
 COMPILED_WIDE = "torch.compile, float32 logits"  # what gptexport returns
 GRAPHED = "torch.compile reduce-overhead, float32 logits"  # with CUDA graphs
@@ -59,11 +63,13 @@ def own(
     graphs: bool | None = None,
     tune_gemms: bool = False,
     captured_tokens: int = 256,
+    layout: str | None = None,
 ) -> Run:
+    """`layout`: one of LAYOUTS; None: logits in float32, one row after the other."""
     from gptexport_runtime import CudaOptions, load
 
     options = CudaOptions(graphs=graphs, tune_gemms=tune_gemms, captured_tokens=captured_tokens)
-    gpt = load(folder / "bundle", setting.device, cuda=options)
+    gpt = load((folder.parent / layout if layout else folder) / "bundle", setting.device, cuda=options)
     return lambda ids: gpt.logits(ids, device_output=True)  # complete when it returns
 
 
@@ -102,6 +108,9 @@ PEERS: dict[str, Callable[[Path, Setting, Asked], Run]] = {
     OWN_PLAIN: partial(own, graphs=False),
     OWN_TUNED: partial(own, tune_gemms=True),
     OWN_LONGER: partial(own, captured_tokens=512),
+    OWN_PADDED: partial(own, layout="padded"),
+    OWN_NATIVE: partial(own, layout="native"),
+    OWN_LAID_OUT: partial(own, layout="both"),
     EAGER: torch_model,
     COMPILED: partial(torch_model, mode="default"),
     COMPILED_WIDE: partial(torch_model, mode="default", wide=True),

@@ -8,6 +8,7 @@ from pathlib import Path
 from scripts.bench.models import write_apart
 from scripts.bench.processes import GPTEXPORT
 from scripts.gpu.part import Part
+from scripts.gpu.peers import LAYOUTS
 
 XL = "xl"  # the folder of the large one
 
@@ -18,6 +19,11 @@ def prepare(part: Part) -> None:
     if error := export(checkpoint, part.setting.size, {part.folder / dtype: dtype for dtype in part.setting.dtypes}):
         raise SystemExit(error)
     part.found(bundles=list(part.setting.dtypes))
+    for folder, options in LAYOUTS.items() if part.setting.lays_out_logits else ():
+        bundle = {part.folder / folder: part.setting.dtype}
+        if error := export(checkpoint, part.setting.size, bundle, "--graphs", "logits", *options):
+            raise SystemExit(error)
+        part.found(bundles=[*part.data["bundles"], folder])
 
 
 def prepare_xl(part: Part) -> Path:

@@ -156,7 +156,7 @@ def _speeds(what: str, data: Mapping[str, Any]) -> list[str]:
     lines = ["", f"## {what}, all logits left on the device", ""]
     lines.append("Median milliseconds of a call, until the device is done; in brackets how many times as fast as it")
     lines.append("gptexport was, the median of ratios within the interleaved rounds of a pass. gptexport's logits are")
-    lines.append("float32.")
+    lines.append("float32, but where its name says otherwise.")
     for name, each in data["passes"].items():
         peers = list(dict.fromkeys(peer for row in each["seconds"].values() for peer in row))
         rows = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from gptexport.architectures.gpt2 import GPTConfig
+from gptexport.precision import PRECISIONS
 from scripts.bench.models import SIZES
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -31,6 +32,11 @@ class Setting:
     new_tokens: int = 64
     growing_calls: int = 10_000
     tokens: int = 8192  # of the micro benchmark's rows
+
+    @property
+    def lays_out_logits(self) -> bool:
+        """Whether a bundle can have logits in 16 bits and in padded rows, as the switches of an export ask for."""
+        return PRECISIONS[self.dtype].bits == 16
 
     @property
     def config(self) -> GPTConfig:

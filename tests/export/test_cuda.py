@@ -363,3 +363,73 @@ def test_the_commands(cli: Cli, source: str, bundle: Path, tmp_path: Path) -> No
     assert ran.code == 0, ran.out + ran.err
     text = cli("inspect", bundle).out
     assert "checked" in text and "run in float32, on the CPU" in text and "not checked: gptexport parity" in text
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_logits_as_they_are_computed(short: bool, source: str, tmp_path: Path) -> None:
+    """The head has columns of zeros up to a multiple of 64; only `logits` shows them; the export has run all graphs."""
+    done = export_onnx(
+        load_checkpoint(source),
+        tmp_path / "gpt",
+        target="cuda",
+        dtype="float16",
+        pad_vocab=True,
+        native_logits=short,
+    )
+    assert done.manifest.audit["LM head of padded rows"] == {"expected": 1, "achieved": 1}
+    V, row = SIZES["vocab_size"], -(-SIZES["vocab_size"] // 64) * 64
+    for name in ("logits", "last", "score", "decode"):
+        model = onnx.load(tmp_path / "gpt" / f"{name}.onnx", load_external_data=False)
+        told = {entry.key: entry.value for entry in model.metadata_props}
+        output = model.graph.output[0].type.tensor_type
+        assert told["gptexport.vocab_size"] == str(V)
+        assert told.get("gptexport.logits_row") == (str(row) if name == "logits" else None)
+        if name == "logits":
+            assert output.shape.dim[2].dim_value == row
+            assert output.elem_type == (onnx.TensorProto.FLOAT16 if short else onnx.TensorProto.FLOAT)
+            assert [node.op_type for node in model.graph.node][-1] == ("FusedMatMul" if short else "Cast")
+        else:
+            assert output.elem_type == onnx.TensorProto.FLOAT
+
+
+class WithBias(torch.nn.Module):
+    """A head of its own with a bias, and a softcap behind it."""
+
+    block_size, vocab_size = 8, 37
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = torch.nn.Embedding(37, 16)
+        self.head = torch.nn.Linear(16, 37)
+
+    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = 15 * torch.tanh(self.head(self.wte(idx)) / 15)
+        return logits
+
+
+def test_a_head_with_bias_and_softcap_is_padded_too(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("from tests.export.test_cuda import WithBias\nmake = WithBias\n")
+    checkpoint = load_checkpoint(f"{tmp_path / 'model.py'}:make")
+    out = tmp_path / "gpt"
+    done = export_onnx(checkpoint, out, target="cuda", dtype="float16", graphs=["logits", "last"], pad_vocab=True)
+    assert done.manifest.audit["LM head of padded rows"]["achieved"] == 1
+    model = onnx.load(out / "logits.onnx", load_external_data=False)
+    assert model.graph.output[0].type.tensor_type.shape.dim[2].dim_value == 64
+
+
+def test_logits_are_laid_out_for_16_bits_on_a_gpu_alone(source: str, tmp_path: Path) -> None:
+    for target in ("cpu", "cuda", None):
+        with pytest.raises(ExportError, match="it is for 16-bit floats on a GPU"):
+            export_onnx(load_checkpoint(source), tmp_path / "gpt", pad_vocab=True, target=target)
+
+
+def test_no_trip_of_score_waits_for_the_gpu(bundle: Path) -> None:
+    """Where a trip begins is a shape, which ONNX Runtime knows on the host."""
+    graph = onnx.load(bundle / "score.onnx", load_external_data=False).graph
+    loop = next(node for node in graph.node if node.op_type == "Loop")
+    body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
+    trip = body.input[0].name
+    assert not any(trip in node.input for node in body.node)
+    by_output = {node.output[0]: node.op_type for node in body.node}
+    starts = {by_output[node.input[1]] for node in body.node if node.op_type == "Slice"}
+    assert starts == {"Shape"}

@@ -43,8 +43,8 @@ def widen_hidden(trace: Trace) -> Audit:
     found = [hidden for node in readers if (hidden := _hidden(node)) is not None]
     for hidden in found:
         for weight in (*hidden.into, *hidden.biases):
-            _pad(trace, weight, (0, LINE))
-        _pad(trace, hidden.out, (0, 0, 0, LINE))
+            pad_weight(trace, weight, (0, LINE))
+        pad_weight(trace, hidden.out, (0, 0, 0, LINE))
         for value in hidden.values:
             assert value.shape is not None and isinstance(value.shape[-1], int)
             value.shape = ir.Shape([*value.shape[:-1], value.shape[-1] + LINE])
@@ -112,7 +112,8 @@ def _tame(node: ir.Node) -> bool:
     return node.op_type != "Pow" or (exponent is not None and exponent.numpy().item() > 0)
 
 
-def _pad(trace: Trace, weight: ir.Value, padding: tuple[int, ...]) -> None:
+def pad_weight(trace: Trace, weight: ir.Value, padding: tuple[int, ...]) -> None:
+    """Zeros around a weight, in place; `padding` as of torch's F.pad."""
     assert weight.name is not None
     trace.weights[weight.name] = F.pad(trace.weights[weight.name], padding)
     weight.shape = ir.Shape(trace.weights[weight.name].shape)

@@ -57,6 +57,7 @@ class Target:
     attend: Callable[[Precision], Attend] = _scatter  # how a cached step writes and reads its cache
     rewrites: Callable[[Precision], Sequence[Rewrite]] = _no_rewrites  # of each head's graph, in this order
     score_chunk: int = 256  # positions whose logits `score` holds at a time
+    lays_out_logits: Callable[[Precision], bool] = lambda _precision: False  # pad_vocab, native_logits
     check: Callable[[Path, Head], None] = _no_check  # raises ExportError for a written graph that it cannot run
     checked: Callable[[], str] | None = None  # what `check` has made sure of, in words
     expected_kernels: Callable[[Precision, Collection[int]], Kernels] = _no_kernels  # for attention, by sizes of heads

@@ -102,6 +102,7 @@ CUDA = Target(
     attend=_attend,
     rewrites=_rewrites,
     score_chunk=2048,  # 0.4 GB of float32 at GPT-2's vocabulary
+    lays_out_logits=lambda precision: precision.bits == 16,
     check=_check,
     checked=_checked,
     expected_kernels=_expected_kernels,

@@ -56,6 +56,7 @@ class Head:
     from_logits: Callable[[Floats, Ids, Ids], Floats]
     """Its output by definition: of logits (B,T,V), ids (B,T) and lengths (B), each row's number of real tokens."""
     loops: bool = False  # has a Loop: cannot be captured as a CUDA graph, and needs no plan of its memory
+    as_computed: bool = False  # its graph may write 16-bit floats, and rows that are longer than V: see META_ROW
     cached: bool = False  # continues the text in a key-value cache, whose tensors follow those of the signature
 
     @property
@@ -100,6 +101,7 @@ LOGITS = Head(
     name="logits",
     signature=Signature({INPUT_IDS: (AXIS_B, AXIS_T)}, names.LOGITS, (AXIS_B, AXIS_T, AXIS_V)),
     from_logits=lambda logits, _ids, _lengths: logits,
+    as_computed=True,
 )
 LAST = Head(
     name="last",

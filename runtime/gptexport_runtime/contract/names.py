@@ -5,7 +5,7 @@ from __future__ import annotations
 INPUT_IDS = "input_ids"  # (B,T) int64
 LENGTHS = "lengths"  # (B) int64: each row's number of real tokens, the rest is padding
 PAST_LENGTHS = "past_lengths"  # (B) int64: how many tokens of each row the cache holds before this call
-LOGITS = "logits"  # (B,T,V) float32; of the graph `last`: (B,V)
+LOGITS = "logits"  # (B,T,V) float32, or as META_ROW says; of the graph `last`: (B,V)
 LOGPROBS = "logprobs"  # (B,T-1) float32: of each token given those before it
 AXIS_B = "B"
 AXIS_T = "T"
@@ -22,6 +22,7 @@ FORMAT_VERSION = 1
 # metadata_props of every graph, so that a bare .onnx knows its limits too
 META_BLOCK_SIZE = "gptexport.block_size"
 META_VOCAB_SIZE = "gptexport.vocab_size"
+META_ROW = "gptexport.logits_row"  # of a graph whose logits have longer rows than V: how many numbers each has
 META_WEIGHTS = "gptexport.weights"  # sha256 of the weights that the graph reads from a file, as contract/seal.py has it
 
 

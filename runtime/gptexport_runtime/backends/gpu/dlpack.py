@@ -9,10 +9,11 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gptexport_runtime.backends.output import Output
 from gptexport_runtime.errors import InputError
 
 CPU, CUDA = 1, 2  # DLDeviceType
-INT, FLOAT = 0, 2  # DLDataTypeCode
+INT = 0  # DLDataTypeCode
 
 
 class _Device(ctypes.Structure):
@@ -81,18 +82,20 @@ def _forget_untaken(capsule: int) -> None:
 _drop_capsule = _Destructor(_forget_untaken)
 
 
-def lend_float32(address: int, shape: tuple[int, ...], device: tuple[int, int], owner: object) -> Any:
-    """A capsule of a C-contiguous float32 tensor; `owner`, which holds the memory, lives until the taker is done."""
-    dims = (ctypes.c_int64 * len(shape))(*shape)
+def lend(address: int, output: Output, device: tuple[int, int], owner: object) -> Any:
+    """A capsule of an output; `owner`, which holds the memory, lives until the taker is done."""
+    shape = output.shape
+    dims, strides = ((ctypes.c_int64 * len(shape))(*sizes) for sizes in (shape, output.strides))
     managed = _Managed()
     managed.tensor.data = address
     managed.tensor.device = _Device(*device)
     managed.tensor.ndim = len(shape)
-    managed.tensor.dtype = _DataType(FLOAT, 32, 1)
+    managed.tensor.dtype = _DataType(*output.kind.dlpack, 1)
     managed.tensor.shape = ctypes.cast(dims, ctypes.POINTER(ctypes.c_int64))
+    managed.tensor.strides = ctypes.cast(strides, ctypes.POINTER(ctypes.c_int64))
     managed.deleter = _give_back
     address_of_struct = ctypes.addressof(managed)
-    _lent[address_of_struct] = (managed, dims, owner)
+    _lent[address_of_struct] = (managed, dims, strides, owner)
     return _new(address_of_struct, _FRESH, ctypes.cast(_drop_capsule, ctypes.c_void_p))
 
 
@@ -158,14 +161,18 @@ class Memory(Protocol):
 
 
 class DeviceLogits:
-    """Logits (B,T,V) float32 where they were computed, the caller's own: `torch.from_dlpack(logits)`, or cupy's.
+    """Logits (B,T,V) where they were computed, the caller's own: `torch.from_dlpack(logits)`, or cupy's.
+
+    float32 and C-contiguous; of a graph that was exported with --native-logits in the dtype of its weights, and with
+    --pad-vocab a view of rows that are longer than V.
 
     Complete when handed over: no stream need wait for another. The memory lives as long as this, or who took it.
     """
 
-    def __init__(self, memory: Memory, shape: tuple[int, ...], device: tuple[int, int]) -> None:
-        self._memory = memory
-        self.shape = shape
+    def __init__(self, memory: Memory, output: Output, device: tuple[int, int]) -> None:
+        self._memory, self._output = memory, output
+        self.shape = output.shape
+        self.dtype = output.kind.name
         self.device = device
 
     def __dlpack__(
@@ -181,11 +188,11 @@ class DeviceLogits:
             raise BufferError("DeviceLogits are handed over without a copy. Copy what takes them.")
         if dl_device is not None and tuple(dl_device) != self.device:
             raise BufferError(f"DeviceLogits are on device {self.device} and stay there; {dl_device} was asked for.")
-        return lend_float32(self._memory.address, self.shape, self.device, self._memory)
+        return lend(self._memory.address, self._output, self.device, self._memory)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device
 
     def __repr__(self) -> str:
         where = "the CPU" if self.device[0] == CPU else f"CUDA device {self.device[1]}"
-        return f"<DeviceLogits float32 {self.shape} on {where}>"
+        return f"<DeviceLogits {self.dtype} {self.shape} on {where}>"

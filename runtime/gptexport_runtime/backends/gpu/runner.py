@@ -26,9 +26,12 @@ from gptexport_runtime.backends.gpu.captured import (
 from gptexport_runtime.backends.gpu.dlpack import Borrowed
 from gptexport_runtime.backends.gpu.memory import ALIGNMENT, Buffer, DeviceMemory
 from gptexport_runtime.backends.gpu.turns import TURNS
+from gptexport_runtime.backends.output import Output
 from gptexport_runtime.errors import ExecutionError
 
 TOLERANCE = 1e-2  # of the largest |value|, between a replay and a run without: garbage, not another order of the sums
+
+FETCHED = 32 << 20  # bytes that are fetched before their floats are widened: a few of the copies' own buffers
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -39,12 +42,12 @@ class Call(ABC):
     """What to compute, and by what library.
 
     feed: int64 inputs by name, contiguous and on the host; or a single one that is borrowed, and on the device.
-    shape: of the output, float32.
+    output: how it lies in memory.
     repeats: calls of this shape may come again, and a captured graph serve them.
     """
 
     feed: Mapping[str, Ids | Borrowed]
-    shape: tuple[int, ...]
+    output: Output
     repeats: bool = True
 
     @abstractmethod
@@ -63,10 +66,6 @@ class Call(ABC):
     def key(self) -> Key:
         """Equal for calls that one captured graph can serve."""
         return tuple(value.shape for value in self.feed.values())
-
-    @property
-    def output_bytes(self) -> int:
-        return 4 * math.prod(self.shape)
 
     @property
     def feed_bytes(self) -> int:
@@ -118,7 +117,7 @@ class DeviceRunner:
         with TURNS:
             captured = self._replay(call)
             output = self._run(call) if captured is None else captured.output
-            self.memory.copies.download(output.address, out)
+            self._fetch(call.output, output, out)
 
     def compute_on_device(self, call: Call) -> Buffer:
         """Into device memory that is the caller's own. Raises: as `compute`."""
@@ -126,12 +125,12 @@ class DeviceRunner:
             captured = self._replay(call)
             if captured is None:
                 return self._run(call)
-            own = self.memory.allocate(call.output_bytes)  # the next replay writes to the same memory
-            self.memory.copies.within([(own.address, captured.output.address, call.output_bytes)])
+            own = self.memory.allocate(call.output.nbytes)  # the next replay writes to the same memory
+            self.memory.copies.within([(own.address, captured.output.address, call.output.nbytes)])
             return own
 
     def _run(self, call: Call) -> Buffer:
-        output = self.memory.allocate(call.output_bytes)
+        output = self.memory.allocate(call.output.nbytes)
         first = next(iter(call.feed.values()))
         if isinstance(first, Borrowed) and first.address % ALIGNMENT == 0:
             call.run(first.address, output.address)
@@ -163,7 +162,7 @@ class DeviceRunner:
         return captured
 
     def _capture(self, call: Call, number: int) -> Captured:
-        inputs, output = self.memory.allocate(call.feed_bytes), self.memory.allocate(call.output_bytes)
+        inputs, output = self.memory.allocate(call.feed_bytes), self.memory.allocate(call.output.nbytes)
         self._put(call, inputs)  # recording may run the call
         try:
             return Captured(inputs, output, call.record(inputs.address, output.address, number))
@@ -172,19 +171,35 @@ class DeviceRunner:
 
     def _compare(self, call: Call, captured: Captured) -> None:
         """Replay, and run without; both must say the same."""
-        replayed, expected = np.empty(call.shape, np.float32), np.empty(call.shape, np.float32)
+        shape = call.output.shape
+        replayed, expected = np.empty(shape, np.float32), np.empty(shape, np.float32)
         try:
             captured.recording.replay()
-            self.memory.copies.download(captured.output.address, replayed)
+            self._fetch(call.output, captured.output, replayed)
             captured.recording.run()
         except ExecutionError as error:
             raise _CaptureFailed(str(error)) from error
-        self.memory.copies.download(captured.output.address, expected)
+        self._fetch(call.output, captured.output, expected)
         captured.compared += 1
         allowed = TOLERANCE * float(np.abs(expected).max())
         difference = float(np.abs(replayed - expected).max())  # NaN where one of them is
         if not difference <= allowed:
             raise _CaptureFailed(f"a replay is off by {difference:.2g}")
+
+    def _fetch(self, output: Output, buffer: Buffer, out: Floats) -> None:
+        """What counts of `output`, which lies in `buffer`, into `out`."""
+        if output.is_plain:
+            self.memory.copies.download(buffer.address, out)
+            return
+        length = output.written[-1]
+        rows = out.reshape(-1, out.shape[-1])
+        at_once = max(1, FETCHED // (length * output.kind.bytes))
+        held = np.empty((min(at_once, len(rows)), length), output.kind.stored)
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
+            part = held[: len(some)]
+            self.memory.copies.download(buffer.address + start * length * output.kind.bytes, part)
+            output.take(part, some)
 
     def _stop(self, reason: str) -> None:
         what = f"{self._what} goes on without CUDA graphs: {reason}"

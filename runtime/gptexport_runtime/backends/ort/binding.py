@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptexport_runtime.backends.gpu.dlpack import Borrowed, DeviceLogits
+from gptexport_runtime.backends.output import Output
 from gptexport_runtime.contract.heads import Head
 
 if TYPE_CHECKING:
@@ -40,15 +41,15 @@ class Runner(Protocol):
     @property
     def captured_graphs(self) -> int: ...
 
-    def run(self, feed: Mapping[str, Ids], output: str, out: Floats, cache: CacheRows | None = None) -> None:
-        """Compute `output` of `feed`, whose first value is (B,T), into `out`.
+    def run(self, feed: Mapping[str, Ids], output: Output, out: Floats, cache: CacheRows | None = None) -> None:
+        """Compute `output` of `feed`, whose first value is (B,T), into `out`, which has the output's shape.
 
         Raises:
             ExecutionError: ONNX Runtime or the device failed.
         """
         ...
 
-    def run_on_device(self, feed: Mapping[str, Ids | Borrowed], output: str, shape: tuple[int, ...]) -> DeviceLogits:
+    def run_on_device(self, feed: Mapping[str, Ids | Borrowed], output: Output) -> DeviceLogits:
         """Like `run`, into memory of its own where the graph runs."""
         ...
 

@@ -14,18 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptexport_runtime.backends.ort.binding import Floats, Ids, Store
+from gptexport_runtime.backends.output import Output
 from gptexport_runtime.contract.names import INPUT_IDS, LENGTHS, PAST_LENGTHS, past_names, present_names
 
 if TYPE_CHECKING:
     from gptexport_runtime.backends.ort.decoder import OrtDecoder
-
-BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: numpy has no name for it
-# by the type of the graph's inputs: the numpy type that holds it, and the type that ONNX Runtime binds it as
-CACHE_TYPES: dict[str, tuple[type[np.generic], Any]] = {
-    "tensor(float)": (np.float32, np.float32),
-    "tensor(float16)": (np.float16, np.float16),
-    "tensor(bfloat16)": (np.uint16, BFLOAT16),
-}
 
 
 class OrtCache:
@@ -47,7 +40,7 @@ class OrtCache:
         (GroupQueryAttention, "batch_size must be 1 when sequence_length > 1 and past context is given".)
         """
         feed = {INPUT_IDS: ids, LENGTHS: lengths, PAST_LENGTHS: past_lengths}
-        self._decoder.runner.run(feed, self._decoder.output, out, CacheRows(self, rows))
+        self._decoder.runner.run(feed, Output(self._decoder.output, out.shape), out, CacheRows(self, rows))
         self._decoder.check()
 
     def keep(self, rows: NDArray[np.int64], length: int) -> None:

@@ -20,6 +20,7 @@ from gptexport_runtime.backends.gpu.runner import Call, DeviceRunner
 from gptexport_runtime.backends.ort.binding import Floats, Ids
 from gptexport_runtime.backends.ort.cache import CacheRows
 from gptexport_runtime.backends.ort.package import first_line, import_onnxruntime
+from gptexport_runtime.backends.output import Output
 from gptexport_runtime.contract.heads import Head
 from gptexport_runtime.errors import BackendUnavailableError, ExecutionError
 
@@ -95,7 +96,6 @@ class _Program:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _OrtCall(Call):
-    output: str
     program: _Program
     cache: CacheRows | None
 
@@ -119,7 +119,8 @@ class _OrtCall(Call):
         for name, value in self.feed.items():
             binding.bind_input(name, self.program.device, 0, np.int64, value.shape, inputs)
             inputs += 8 * math.prod(value.shape)
-        binding.bind_output(self.output, self.program.device, 0, np.float32, self.shape, output)
+        written = self.output
+        binding.bind_output(written.name, self.program.device, 0, written.kind.element, written.written, output)
         return binding
 
 
@@ -163,19 +164,17 @@ class OrtDeviceRunner:
     def captured_graphs(self) -> int:
         return self._runner.captured_graphs
 
-    def run(self, feed: Mapping[str, Ids], output: str, out: Floats, cache: CacheRows | None = None) -> None:
-        self._runner.compute(self._call(feed, output, out.shape, cache), out)
+    def run(self, feed: Mapping[str, Ids], output: Output, out: Floats, cache: CacheRows | None = None) -> None:
+        self._runner.compute(self._call(feed, output, cache), out)
 
-    def run_on_device(self, feed: Mapping[str, Ids | Borrowed], output: str, shape: tuple[int, ...]) -> DeviceLogits:
-        buffer = self._runner.compute_on_device(self._call(feed, output, shape, None))
-        return DeviceLogits(buffer, shape, self._memory.dlpack_device)
+    def run_on_device(self, feed: Mapping[str, Ids | Borrowed], output: Output) -> DeviceLogits:
+        buffer = self._runner.compute_on_device(self._call(feed, output, None))
+        return DeviceLogits(buffer, output, self._memory.dlpack_device)
 
-    def _call(
-        self, feed: Mapping[str, Ids | Borrowed], output: str, shape: tuple[int, ...], cache: CacheRows | None
-    ) -> _OrtCall:
+    def _call(self, feed: Mapping[str, Ids | Borrowed], output: Output, cache: CacheRows | None) -> _OrtCall:
         # of a head with a cache single tokens repeat; prompts are of many lengths, and over many caches
         repeats = not self._head.cached or next(iter(feed.values())).shape[1] == 1
-        return _OrtCall(feed=feed, shape=shape, repeats=repeats, output=output, program=self._program, cache=cache)
+        return _OrtCall(feed=feed, output=output, repeats=repeats, program=self._program, cache=cache)
 
 
 class DeviceBinding:

@@ -22,14 +22,14 @@ class OrtGraph:
         self.info = found.info
         self.runner = runner
         self.output_shape = found.output_shape
-        self._output = head.signature.output
+        self._output_of = found.output_of
         self._check = check
         self._takes_lengths = LENGTHS in head.signature.inputs
 
     def run(self, ids: Ids, lengths: Ids, out: Floats) -> None:
         feed = {INPUT_IDS: ids, LENGTHS: lengths} if self._takes_lengths else {INPUT_IDS: ids}
         try:
-            self.runner.run(feed, self._output, out)
+            self.runner.run(feed, self._output_of(*ids.shape), out)
             self._check()
         except ExecutionError as error:
             if self.info.block_size is not None:
@@ -39,6 +39,6 @@ class OrtGraph:
             ) from error.__cause__
 
     def run_on_device(self, ids: Ids | Borrowed) -> DeviceLogits:
-        logits = self.runner.run_on_device({INPUT_IDS: ids}, self._output, self.output_shape(*ids.shape))
+        logits = self.runner.run_on_device({INPUT_IDS: ids}, self._output_of(*ids.shape))
         self._check()
         return logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from gptexport_runtime.backends.gpu.dlpack import CPU, Borrowed, DeviceLogits
 from gptexport_runtime.backends.ort.binding import Floats, Ids
 from gptexport_runtime.backends.ort.package import first_line
+from gptexport_runtime.backends.output import Output
 from gptexport_runtime.contract.heads import Head
 from gptexport_runtime.errors import ExecutionError
 
@@ -37,7 +39,7 @@ class HostStore:
 class HostArray:
     """An output that stays on the host, as `DeviceLogits` holds it."""
 
-    def __init__(self, array: Floats) -> None:
+    def __init__(self, array: NDArray[Any]) -> None:
         self._array = array
         self.address = int(array.ctypes.data)
 
@@ -51,28 +53,36 @@ class HostRunner:
         self.session = session
         self._what, self._tokens_at_once = what, tokens_at_once
 
-    def run(self, feed: Mapping[str, Ids], output: str, out: Floats, cache: CacheRows | None = None) -> None:
+    def run(self, feed: Mapping[str, Ids], output: Output, out: Floats, cache: CacheRows | None = None) -> None:
         """See binding.Runner. A large batch runs a few rows at a time, but not one with a cache."""
         B, T = next(iter(feed.values())).shape
         rows = max(1, self._tokens_at_once // T)
-        if rows >= B or cache is not None:
-            self._run(feed, output, out, cache)
-            return
+        if cache is not None:
+            rows = B
         for start in range(0, B, rows):
             part = slice(start, start + rows)
-            self._run({name: values[part] for name, values in feed.items()}, output, out[part], None)
+            some = {name: values[part] for name, values in feed.items()}
+            self._take(some, replace(output, shape=out[part].shape), out[part], cache)
 
-    def run_on_device(self, feed: Mapping[str, Ids | Borrowed], output: str, shape: tuple[int, ...]) -> DeviceLogits:
-        out = np.empty(shape, np.float32)
-        self.run({name: values for name, values in feed.items() if isinstance(values, np.ndarray)}, output, out)
-        return DeviceLogits(HostArray(out), shape, (CPU, 0))
+    def run_on_device(self, feed: Mapping[str, Ids | Borrowed], output: Output) -> DeviceLogits:
+        out = np.empty(output.written, output.kind.stored)
+        self._run({name: values for name, values in feed.items() if isinstance(values, np.ndarray)}, output, out, None)
+        return DeviceLogits(HostArray(out), output, (CPU, 0))
 
-    def _run(self, feed: Mapping[str, Ids], output: str, out: Floats, cache: CacheRows | None) -> None:
+    def _take(self, feed: Mapping[str, Ids], output: Output, out: Floats, cache: CacheRows | None) -> None:
+        if output.is_plain:
+            self._run(feed, output, out, cache)
+            return
+        written = np.empty(output.written, output.kind.stored)
+        self._run(feed, output, written, cache)
+        output.take(written.reshape(-1, written.shape[-1]), out.reshape(-1, out.shape[-1]))
+
+    def _run(self, feed: Mapping[str, Ids], output: Output, out: NDArray[Any], cache: CacheRows | None) -> None:
         binding = self.session.io_binding() if cache is None else cache.binding(self.session)
         for name, values in feed.items():
             binding.bind_cpu_input(name, values)
         # bound even when the caller passed no buffer: ONNX Runtime else copies its result into a numpy array
-        binding.bind_output(output, "cpu", 0, np.float32, out.shape, out.ctypes.data)
+        binding.bind_output(output.name, "cpu", 0, output.kind.element, out.shape, out.ctypes.data)
         try:
             self.session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptexport_runtime.backends.output import FLOAT32, FLOAT_TYPES, FloatType, Output
 from gptexport_runtime.contract.heads import Head
 from gptexport_runtime.contract.model import ModelInfo, read_limit
 from gptexport_runtime.contract.names import (
@@ -15,6 +16,7 @@ from gptexport_runtime.contract.names import (
     AXIS_V,
     LOGITS,
     META_BLOCK_SIZE,
+    META_ROW,
     META_VOCAB_SIZE,
 )
 from gptexport_runtime.contract.seal import is_of_another_export
@@ -26,12 +28,19 @@ class GraphSignature:
     """What an open graph says of itself."""
 
     info: ModelInfo
+    output: str  # its name
     axes: tuple[str | int, ...]  # of the output: a name, or a number that the file holds
+    row: int = 0  # see Output
+    kind: FloatType = FLOAT32
 
     def output_shape(self, B: int, T: int) -> tuple[int, ...]:
         """Of the output, for ids (B,T)."""
         sizes = {AXIS_B: B, AXIS_T: T, AXIS_SCORED: T - 1}
         return tuple([axis if isinstance(axis, int) else sizes[axis] for axis in self.axes])
+
+    def output_of(self, B: int, T: int) -> Output:
+        """How the output of ids (B,T) lies in memory."""
+        return Output(self.output, self.output_shape(B, T), self.row, self.kind)
 
 
 FREE = (AXIS_B, AXIS_T, AXIS_SCORED)
@@ -51,7 +60,7 @@ def read_signature(session: Any, path: Path, head: Head) -> GraphSignature:
     if (
         [(value.name, len(value.shape)) for value in (*inputs, *outputs)] != [(n, len(named)) for n, named in axes]
         or {value.type for value in inputs} != {"tensor(int64)"}
-        or {value.type for value in outputs} != {"tensor(float)"}
+        or {value.type for value in outputs} - ({*FLOAT_TYPES} if head.as_computed else {FLOAT32.graph})
         or not all(map(_fits, [axis for _, named in axes for axis in named], _dims((*inputs, *outputs))))
     ):
         raise ArtifactError(
@@ -59,9 +68,12 @@ def read_signature(session: Any, path: Path, head: Head) -> GraphSignature:
             f"expected {expected} with B and T free. Export it with `gptexport onnx`."
         )
     dims = dict(zip(expected.output_axes, outputs[0].shape, strict=True))
-    info = _limits(session.get_modelmeta().custom_metadata_map, dims.get(AXIS_V), path)
+    meta = session.get_modelmeta().custom_metadata_map
+    row = read_limit(meta, META_ROW, path) if head.as_computed else None
+    info = _limits(meta, dims.get(AXIS_V), row, path)
     sizes = {**dims, AXIS_V: info.vocab_size, **{axis: axis for axis in FREE}}
-    return GraphSignature(info, tuple(sizes[axis] for axis in expected.output_axes))
+    axes_of_output = tuple(sizes[axis] for axis in expected.output_axes)
+    return GraphSignature(info, expected.output, axes_of_output, row or 0, FLOAT_TYPES[outputs[0].type])
 
 
 def check_weights(session: Any, path: Path, weights: Path | None) -> None:
@@ -86,8 +98,16 @@ def _fits(axis: str, dim: object) -> bool:
     return axis == AXIS_V or isinstance(dim, int) != (axis in FREE)
 
 
-def _limits(meta: dict[str, str], V: object, path: Path) -> ModelInfo:
+def _limits(meta: dict[str, str], V: object, row: int | None, path: Path) -> ModelInfo:
+    """`V`: of the output, as the file has it; `row`: what the metadata says that it is."""
     block_size, vocab_size = read_limit(meta, META_BLOCK_SIZE, path), read_limit(meta, META_VOCAB_SIZE, path)
+    if row is not None:
+        if row != V or vocab_size is None or vocab_size > row:
+            raise ArtifactError(
+                f"{path} contradicts itself: {META_ROW} is {row} and {META_VOCAB_SIZE} {vocab_size}, but rows of its "
+                f"{LOGITS} have {V} numbers. Export again."
+            )
+        return ModelInfo(vocab_size=vocab_size, block_size=block_size)
     if isinstance(V, int) and vocab_size not in (None, V):
         raise ArtifactError(
             f"{path} contradicts itself: {META_VOCAB_SIZE} is {vocab_size}, but its {LOGITS} have V={V}. Export again."

@@ -17,6 +17,7 @@ from gptexport_runtime.backends.gpu.dlpack import Borrowed, DeviceLogits
 from gptexport_runtime.backends.gpu.memory import DeviceMemory
 from gptexport_runtime.backends.gpu.runner import Call, DeviceRunner
 from gptexport_runtime.backends.gpu.streams import CapturedGraph, Stream
+from gptexport_runtime.backends.output import Output
 from gptexport_runtime.contract.engine import EngineInfo, choose_profile
 from gptexport_runtime.contract.names import INPUT_IDS, LOGITS
 from gptexport_runtime.errors import ExecutionError
@@ -46,13 +47,14 @@ class TrtGraph:
 
     def run_on_device(self, ids: Ids | Borrowed) -> DeviceLogits:
         call = self._call(ids)
-        return DeviceLogits(self._runner.compute_on_device(call), call.shape, self._memory.dlpack_device)
+        return DeviceLogits(self._runner.compute_on_device(call), call.output, self._memory.dlpack_device)
 
     def _call(self, ids: Ids | Borrowed) -> _TrtCall:
         """Raises: InputError: no profile of the engine takes (B,T)."""
         B, T = ids.shape
         profile = choose_profile(self._profiles, B, T)
-        return _TrtCall(feed={INPUT_IDS: ids}, shape=self.output_shape(B, T), contexts=self._contexts, profile=profile)
+        output = Output(LOGITS, self.output_shape(B, T))
+        return _TrtCall(feed={INPUT_IDS: ids}, output=output, contexts=self._contexts, profile=profile)
 
 
 class Contexts:

@@ -13,6 +13,7 @@ from numpy.testing import assert_array_equal
 from gptexport_runtime import InputError
 from gptexport_runtime.backends.gpu import dlpack
 from gptexport_runtime.backends.gpu.dlpack import CPU, DeviceLogits, borrow_ids
+from gptexport_runtime.backends.output import Output
 
 
 class Memory:
@@ -29,7 +30,7 @@ class Memory:
 
 def lend() -> tuple[DeviceLogits, list[str]]:
     freed: list[str] = []
-    return DeviceLogits(Memory(freed), (2, 3, 4), (CPU, 0)), freed
+    return DeviceLogits(Memory(freed), Output("logits", (2, 3, 4)), (CPU, 0)), freed
 
 
 def test_logits_are_lent_without_a_copy_and_live_as_long_as_their_taker() -> None:

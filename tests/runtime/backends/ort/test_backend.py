@@ -17,6 +17,7 @@ from gptexport_runtime.backends.ort.backend import OrtBackend
 from gptexport_runtime.backends.ort.host import HostRunner
 from gptexport_runtime.backends.ort.options import OpenOptions
 from gptexport_runtime.backends.ort.providers.cpu import CPU
+from gptexport_runtime.backends.output import Output
 from gptexport_runtime.contract.heads import LAST, LOGITS, Head, Signature
 from gptexport_runtime.contract.names import AXIS_B, AXIS_T, INPUT_IDS, META_VOCAB_SIZE
 from tests.support.tiny import TINY, V
@@ -59,7 +60,7 @@ def test_a_large_batch_runs_a_few_rows_at_a_time(expected: Any, monkeypatch: pyt
     shapes: list[Any] = []
     run = runner._run
 
-    def watched(feed: Any, output: str, out: Any, cache: Any) -> None:
+    def watched(feed: Any, output: Output, out: Any, cache: Any) -> None:
         shapes.append(feed[INPUT_IDS].shape)
         run(feed, output, out, cache)
 

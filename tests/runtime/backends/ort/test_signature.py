@@ -24,7 +24,7 @@ FOREIGN = {
     "1-D ids": ([value("input_ids", "tensor(int64)", "T")], [LOGITS], "input_ids tensor(int64) [T]"),
     "fixed T": ([value("input_ids", "tensor(int64)", "B", 8)], [LOGITS], "input_ids tensor(int64) [B,8]"),
     "two outputs": ([IDS], [LOGITS, value("loss", "tensor(float)")], "loss tensor(float) []"),
-    "float16 logits": ([IDS], [value("logits", "tensor(float16)", "B", "T", 61)], "logits tensor(float16)"),
+    "float64 logits": ([IDS], [value("logits", "tensor(double)", "B", "T", 61)], "logits tensor(double)"),
     "last position": ([IDS], [value("logits", "tensor(float)", "B", 1, 61)], "logits tensor(float) [B,1,61]"),
     "2-D logits": ([IDS], [value("logits", "tensor(float)", "B", 61)], "logits tensor(float) [B,61]"),
     "no V": ([IDS], [value("logits", "tensor(float)", "B", "T", "V")], "does not tell its vocab_size"),
@@ -51,3 +51,34 @@ def test_a_vocabulary_that_the_graph_leaves_free_is_told_by_its_metadata() -> No
     )
     found = read_signature(session, Path("some.onnx"), heads.LOGITS)
     assert (found.info.vocab_size, found.output_shape(2, 5)) == (61, (2, 5, 61))
+
+
+def padded(row: str, V: int, kind: str = "tensor(bfloat16)") -> SimpleNamespace:
+    meta = {"gptexport.vocab_size": "61", "gptexport.logits_row": row}
+    return SimpleNamespace(
+        get_inputs=lambda: [IDS],
+        get_outputs=lambda: [value("logits", kind, "B", "T", V)],
+        get_modelmeta=lambda: SimpleNamespace(custom_metadata_map=meta),
+    )
+
+
+def test_rows_of_logits_may_be_longer_than_the_vocabulary_if_the_graph_says_so() -> None:
+    found = read_signature(padded("64", 64), Path("some.onnx"), heads.LOGITS)
+    output = found.output_of(2, 5)
+    assert (found.info.vocab_size, output.shape, output.written, output.kind.name, output.nbytes) == (
+        *(61, (2, 5, 61), (2, 5, 64), "bfloat16"),
+        2 * 2 * 5 * 64,
+    )
+    for row, V in (("64", 128), ("60", 60)):
+        with pytest.raises(ArtifactError, match=f"logits_row is {row} and gptexport.vocab_size 61"):
+            read_signature(padded(row, V), Path("some.onnx"), heads.LOGITS)
+
+
+def test_other_heads_are_float32_and_as_long_as_the_vocabulary() -> None:
+    session = SimpleNamespace(
+        get_inputs=lambda: [IDS, value("lengths", "tensor(int64)", "B")],
+        get_outputs=lambda: [value("logits", "tensor(bfloat16)", "B", 61)],
+        get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={}),
+    )
+    with pytest.raises(ArtifactError, match="is not a last graph"):
+        read_signature(session, Path("some.onnx"), heads.LAST)
