@@ -1,5 +1,6 @@
 # make demo   set everything up, train a small GPT, export it, check it, run it without torch; ARCH=gpt2, llama, nanochat
 # make test   set everything up and run the tests
+# make docs   README and docs/ as a site in build/site
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ DEMO := demo
 SECONDS ?= 90
 ARCH ?= gpt2
 
-.PHONY: demo test lint peers clean
+.PHONY: demo test lint docs peers clean
 
 $(VENV)/.done: pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gptexport needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -32,6 +33,13 @@ lint: $(VENV)/.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
+
+# README and docs/ as a site in build/site; a link to nowhere fails
+docs: $(VENV)/.done
+	rm -rf build/pages && mkdir -p build/pages
+	cp -R README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # every runtime that scripts.bench.cpu compares with, away from the others' pins
 peers: .venv-peers/.done

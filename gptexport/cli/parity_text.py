@@ -21,11 +21,7 @@ def result_text(result: ParityResult) -> str:
     parts += [f"NOTE   {note}" for note in verdict.notes]
     parts += _diagnosis(result.diagnosis, passed=verdict.passed)
     if result.gelu is not None and not verdict:
-        exported, assumed = result.gelu.exported, result.gelu.assumed
-        parts.append(
-            f"The artifact was exported with GELU {exported}; this checkpoint's is taken to be {assumed}. "
-            f"If it was trained with {exported}, pass --gelu {exported} here too."
-        )
+        parts.append(result.gelu.advice())
     return "\n\n".join(parts)
 
 

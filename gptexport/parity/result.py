@@ -18,6 +18,12 @@ class GeluMismatch:
     exported: str
     assumed: str
 
+    def advice(self) -> str:
+        return (
+            f"The artifact was exported with GELU {self.exported}; this checkpoint's is taken to be {self.assumed}. "
+            f"If it was trained with {self.exported}, pass --gelu {self.exported} here too."
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParityResult:

@@ -10,9 +10,11 @@ import numpy as np
 from gptexport.parity.locate.replay import STEP_RATIO, StepError
 from gptexport.parity.measure.measured import Measured
 from gptexport.parity.measure.metrics import HISTOGRAM_EDGES, ShapeStats
-from gptexport.parity.report.svg import Axis, Series, dot_chart, line_chart, linear_axis, log_axis
+from gptexport.parity.report.svg import RIGHT, WRONG, Axis, Series, dot_chart, line_chart, linear_axis, log_axis
 from gptexport.parity.report.table import table
 from gptexport.parity.verdict.judge import Verdict
+
+TICKS = 50  # characters that stand side by side below a chart
 
 
 def shapes_chart(verdict: Verdict) -> str:
@@ -23,9 +25,17 @@ def shapes_chart(verdict: Verdict) -> str:
     x = Axis("shape, B×T", -0.5, len(names) - 0.5, [(float(k), name) for k, name in enumerate(names)])
     y = log_axis("noise ratio", ratios, at_least=(0.5, gate or 1.0))
     texts = [f"{name}: {ratio:.3g}" for name, ratio in zip(names, ratios, strict=True)]
-    dots = Series("", range(len(ratios)), [_log10(ratio) for ratio in ratios], "actual")
-    chart = dot_chart("Noise ratio of each shape", x, y, [dots], texts, _log10(gate) if gate else None)
+    dots = _dots([_log10(ratio) for ratio in ratios], [RIGHT if row.passed else WRONG for row in verdict.shapes])
+    chart = dot_chart("Noise ratio of each shape", x, y, dots, texts, _log10(gate) if gate else None)
     return f"<figure>{chart}</figure>"
+
+
+def _dots(values: Sequence[float], marks: Sequence[str]) -> list[Series]:
+    """Two clouds: what is within the gate, and what is over it."""
+    return [
+        Series(mark, range(len(values)), [v if m == mark else np.nan for v, m in zip(values, marks, strict=True)], mark)
+        for mark in (RIGHT, WRONG)
+    ]
 
 
 def _log10(value: float) -> float:
@@ -89,22 +99,29 @@ def _by_position(stats: ShapeStats) -> str:
     return f"<figure>{chart}<figcaption>At each position of the longest row, T = {T}.</figcaption></figure>"
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """`module.model.layers.0` as `layers.0`: without the parents that all have in common."""
+    parts = [name.split(".") for name in names]
+    common = 0
+    while parts and all(len(p) > common + 2 and p[common] == parts[0][common] for p in parts):
+        common += 1
+    return [".".join(p[common:]) for p in parts]
+
+
 def steps_section(steps: Sequence[StepError]) -> str:
     """A dot for each step of the model, over its gate."""
     if not steps:
         return ""
     blocks = [(number, step.block) for number, step in enumerate(steps)]
-    starts = [(n, b) for k, (n, b) in enumerate(blocks) if b and (k == 0 or blocks[k - 1][1] != b)]
-    every = max(1, -(-len(starts) // 8))
-    x = Axis("steps, in order of execution", -0.5, len(steps) - 0.5, [(n, b or "") for n, b in starts[::every]])
+    starts = [(float(n), b) for k, (n, b) in enumerate(blocks) if b and (k == 0 or blocks[k - 1][1] != b)]
+    names = short_names([b for _, b in starts])
+    every = max(1, -(-len(starts) * (2 + max(map(len, names), default=0)) // TICKS))
+    ticks = [(n, name) for (n, _), name in zip(starts, names, strict=True)][::every]
+    x = Axis("steps, in order of execution", -0.5, len(steps) - 0.5, ticks)
     finite = [s.ratio for s in steps if np.isfinite(s.ratio)]
     y = log_axis("× its own noise", finite, at_least=(0.5, STEP_RATIO))
-    groups: list[Series] = []
-    for style, right in (("eager", True), ("actual", False)):
-        values = [
-            float(np.log10(max(min(s.ratio, 10**y.high), 10**y.low))) if s.right is right else np.nan for s in steps
-        ]
-        groups.append(Series("right" if right else "wrong", range(len(steps)), values, style))
+    values = [float(np.log10(max(min(s.ratio, 10**y.high), 10**y.low))) for s in steps]
+    groups = _dots(values, [RIGHT if s.right else WRONG for s in steps])
     names = [f"{s.name}: {s.ratio:.3g} × its noise" for s in steps]
     about = "Error of every step on its own inputs, over its noise"
     chart = dot_chart(about, x, y, groups, names, float(np.log10(STEP_RATIO)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from gptexport.parity.report.table import table
 from gptexport.parity.result import ParityResult
 from gptexport.parity.verdict.judge import Verdict
 from gptexport.parity.verdict.statistics import Mean
+from gptexport.precision import Gates
 from gptexport.staging import write_output
 from gptexport_runtime.text import Tokenizer
 
@@ -39,14 +41,14 @@ def write_report(path: Path, result: ParityResult, tokenizer: Tokenizer | None) 
     sections = [
         _verdict(verdict, measured),
         _wrong_step(diagnosis, passed=verdict.passed),
-        _cause(diagnosis),
+        _cause(result),
         _shapes(verdict),
         _must_not_change(verdict),
         errors_section(measured),
         steps_section(diagnosis.steps),
         _statistics(verdict, real_text=measured.real_text),
         _worst(measured, tokenizer),
-        _environment(measured),
+        _environment(measured, verdict.gates),
         _glossary(),
     ]
     page = (
@@ -97,10 +99,11 @@ def _wrong_step(diagnosis: Diagnosis, *, passed: bool) -> str:
     return f"<section>{''.join(parts)}</section>"
 
 
-def _cause(diagnosis: Diagnosis) -> str:
-    found = diagnosis.attribution
+def _cause(result: ParityResult) -> str:
+    found = result.diagnosis.attribution
+    advice = f"<p><strong>{escape(result.gelu.advice())}</strong></p>" if result.gelu and not result.verdict else ""
     if found is None:
-        return ""
+        return f"<section><h2>What to do</h2>{advice}</section>" if advice else ""
     rows = []
     for result in found.stages:
         mark = {True: "right", False: "wrong", None: "not run"}[result.right]
@@ -108,7 +111,7 @@ def _cause(diagnosis: Diagnosis) -> str:
         rows.append([result.name, mark, amount])
     sentence = found.sentence[:1].upper() + found.sentence[1:]
     stages = table(["stage", "", "× the noise"], rows)
-    return f"<section><h2>The cause</h2><p>{escape(sentence)}.</p>{stages}</section>"
+    return f"<section><h2>The cause</h2><p>{escape(sentence)}.</p>{stages}{advice}</section>"
 
 
 def _shapes(verdict: Verdict) -> str:
@@ -211,8 +214,13 @@ def _tokens(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer | None) -> str
     return "".join(tokenizer.show(int(i)) for i in ids).replace("\n", "⏎").replace(" ", "␣")
 
 
-def _environment(measured: Measured) -> str:
+def _environment(measured: Measured, gates: Gates) -> str:
     rows = [[str(name), str(value)] for name, value in measured.environment.items()]
+    if rows:
+        limits = [
+            f"{name} {value:g}" for name, value in asdict(gates).items() if value is not None and name != "statistical"
+        ]
+        rows += [["ids", "real text" if measured.real_text else "random"], ["gates", ", ".join(limits)]]
     text = f'<div class="hashes">{table(["", ""], rows)}</div>'
     return f"<section><h2>Environment and hashes</h2>{text}</section>" if rows else ""
 

@@ -30,11 +30,12 @@ svg .line { fill: none; stroke-width: 2.2 } svg .fill { opacity: .14; stroke: no
 svg .dot { stroke: var(--paper); stroke-width: .8 }
 svg .line.eager { stroke: var(--eager); stroke-dasharray: 6 4 } svg .line.actual { stroke: var(--actual) }
 svg .eager { fill: var(--eager) } svg .actual { fill: var(--actual) } svg .line { fill: none }
+svg .right { fill: var(--good) } svg .wrong { fill: var(--bad) }
 svg line.gate { stroke: var(--bad); stroke-dasharray: 3 3 } svg text.gate { fill: var(--bad) }
 details { margin: .8rem 0 } summary { cursor: pointer }
 dt { font-weight: 600 } dd { margin: 0 0 .5rem }
 @media (max-width: 40rem) { body { font-size: 15px } svg { font-size: 15px } th, td { padding-right: .7rem }
-  thead th, th[scope=row] { white-space: normal } th[scope=row] { min-width: 5.4rem } }
+  thead th, th[scope=row] { white-space: normal } th[scope=row] { min-width: 6rem; overflow-wrap: anywhere } }
 @media print { :root { --ink: #000; --paper: #fff } main { max-width: none; padding: 0 } body { font-size: 10pt }
   h2 { margin: 1.2rem 0 .3rem; break-after: avoid } figure, tr, header, .charts > * { break-inside: avoid }
   figure { width: 9cm; margin: .4rem 0 } .charts { grid-template-columns: 1fr 1fr }

@@ -9,12 +9,13 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 460, 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 34, 46
+LEFT, MARGIN, TOP, BOTTOM = 58, 12, 34, 46
+RIGHT, WRONG = "right", "wrong"  # styles of dots: within the gate, and over it
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line or one cloud of dots; `style` is a class of the report's CSS: `eager` or `actual`."""
+    """One line or one cloud of dots; `style` is a class of the report's CSS: `eager` or `actual`, `right` or `wrong`."""
 
     label: str
     x: Sequence[float]
@@ -77,8 +78,8 @@ def dot_chart(about: str, x: Axis, y: Axis, series: Sequence[Series], names: Seq
     body = []
     if gate is not None:
         height = y.at(gate, HEIGHT - BOTTOM, TOP)
-        body.append(f'<line class="gate" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        body.append(f'<text class="gate" x="{WIDTH - RIGHT}" y="{height - 5:.1f}" text-anchor="end">gate</text>')
+        body.append(f'<line class="gate" x1="{LEFT}" x2="{WIDTH - MARGIN}" y1="{height:.1f}" y2="{height:.1f}"/>')
+        body.append(f'<text class="gate" x="{WIDTH - MARGIN}" y="{height - 5:.1f}" text-anchor="end">gate</text>')
     for one in series:
         for a, b, name in zip(one.x, one.y, names, strict=True):
             if np.isnan(b):
@@ -89,15 +90,15 @@ def dot_chart(about: str, x: Axis, y: Axis, series: Sequence[Series], names: Seq
 
 
 def _dot(style: str, x: float, y: float, title: str = "") -> str:
-    """A circle of eager's, a diamond of the artifact's: they differ in shape, not in colour alone."""
+    """A circle of what is right, a diamond of what is wrong: they differ in shape, not in colour alone."""
     title = f"<title>{escape(title)}</title>" if title else ""
-    if style == "eager":
+    if style == RIGHT:
         return f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="4">{title}</circle>'
     return f'<path class="dot {style}" d="M{x:.1f} {y - 5.5:.1f}l5.5 5.5l-5.5 5.5l-5.5-5.5z">{title}</path>'
 
 
 def _point(x: Axis, y: Axis, a: float, b: float) -> tuple[float, float]:
-    return x.at(a, LEFT, WIDTH - RIGHT), y.at(b, HEIGHT - BOTTOM, TOP)
+    return x.at(a, LEFT, WIDTH - MARGIN), y.at(b, HEIGHT - BOTTOM, TOP)
 
 
 def _frame(about: str, x: Axis, y: Axis, body: Sequence[str], series: Sequence[Series], *, dots: bool = False) -> str:
@@ -105,15 +106,15 @@ def _frame(about: str, x: Axis, y: Axis, body: Sequence[str], series: Sequence[S
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(about, quote=True)}">']
     for value, text in y.ticks:
         at = y.at(value, floor, TOP)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - MARGIN}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
     for value, text in x.ticks:
-        at = x.at(value, LEFT, WIDTH - RIGHT)
+        at = x.at(value, LEFT, WIDTH - MARGIN)
         parts.append(f'<line class="tick" x1="{at:.1f}" x2="{at:.1f}" y1="{floor}" y2="{floor + 4}"/>')
         parts.append(f'<text x="{at:.1f}" y="{floor + 18}" text-anchor="middle">{escape(text)}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>')
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - MARGIN}" y1="{floor}" y2="{floor}"/>')
     parts += body
-    centre = (LEFT + WIDTH - RIGHT) / 2
+    centre = (LEFT + WIDTH - MARGIN) / 2
     parts.append(f'<text x="{centre}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x.label)}</text>')
     turned = f"translate(13 {middle:.0f}) rotate(-90)"
     parts.append(f'<text transform="{turned}" text-anchor="middle">{escape(y.label)}</text>')

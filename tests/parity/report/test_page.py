@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptexport.parity.report.figures import short_names
 from tests.support.cli import Cli
 from tests.support.faults import set_attribute, tampered
 
+LEGEND = '<path class="dot wrong" d="M204.0 8.5l5.5 5.5l-5.5 5.5l-5.5-5.5z">'
 VOID = {"meta", "circle", "line", "polyline", "polygon", "br"}
 
 
@@ -85,6 +87,8 @@ def test_of_a_pass(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path, tex
         assert heading in words
     assert page.count("<svg") == page.count('role="img"') == page.count("</svg>") == 4
     assert "perplexity of the checkpoint" in words and "median" in words
+    assert 'class="dot right"' in page and 'class="dot wrong"' not in page.replace(LEGEND, "")
+    assert "real text" in words and "noise_ratio 2, max_ratio 4" in words, "what it was judged by"
     assert str(tmp_path) not in page, "a report is passed on; it holds no path of this machine"
     assert [p for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
@@ -96,10 +100,25 @@ def test_of_a_failure(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) 
     page, words = read(report)
     assert words.index("FAIL") < words.index("RMS error is") < words.index("Where it is wrong")
     assert "looks like GELU tanh for erf" in words and "The cause" in words
-    assert page.count('<path class="dot actual"') >= 3, "told from what is right by shape, not by colour alone"
+    assert page.count('<path class="dot wrong"') >= 3, "told from what is right by shape, not by colour alone"
     numbers = page.split('<details class="long">')[1].split("</details>")[0]
     steps = re.findall(r'<th scope="row">([^<]*)</th><td>(right|wrong)</td>', numbers)
     assert ("h.0.mlp.gelu", "wrong") in steps and ("h.0.ln_1", "right") in steps, "what a chart shows, in words too"
+
+
+def test_what_to_do_about_another_gelu(cli: Cli, checkpoint: Path, tmp_path: Path) -> None:
+    assert cli("onnx", checkpoint, "-o", tmp_path / "b", "--gelu", "tanh").code == 0
+    ran = cli("parity", tmp_path / "b", "--against", checkpoint, "--report", tmp_path / "r.html", "--quick")
+    assert ran.code == 3
+    advice = "If it was trained with tanh, pass --gelu tanh here too."
+    assert advice in ran.out and advice in read(tmp_path / "r.html")[1]
+
+
+def test_names_below_a_chart_stand_without_what_they_have_in_common() -> None:
+    assert short_names(["module.model.layers.0", "module.model.layers.1"]) == ["layers.0", "layers.1"]
+    assert short_names(["h.0", "h.1"]) == ["h.0", "h.1"]
+    assert short_names(["a.b.c.0", "a.d.c.0"]) == ["b.c.0", "d.c.0"]
+    assert short_names([]) == []
 
 
 def test_of_nan(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
