@@ -11,7 +11,8 @@ import pytest
 
 from scripts.fuzz import kill, load
 from scripts.fuzz.files import Worker, campaign
-from scripts.fuzz.readers import READERS, Reader, templates
+from scripts.fuzz.readers import READERS, Reader
+from scripts.fuzz.templates import templates
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,17 @@ def llmc(path: Path, *, version: int = 3, **header: int) -> Path:
     """llm.c's `.bin` of the weights of `random_weights`; a field of the header can be given another value."""
     V, T, L, H, C = (SIZES[name] for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"))
     weights = random_weights()
-    fields = {"magic": 20240326, "version": version, "T": T, "V": V, "L": L, "H": H, "C": C, "padded": _PADDED, **header}
+    fields = {
+        "magic": 20240326,
+        "version": version,
+        "T": T,
+        "V": V,
+        "L": L,
+        "H": H,
+        "C": C,
+        "padded": _PADDED,
+        **header,
+    }
     tensors = [torch.cat([weights["transformer.wte.weight"], torch.zeros(_PADDED - V, C)])]
     tensors += [weights["transformer.wpe.weight"]]
     tensors += [weights[f"transformer.h.{layer}.{name}"] for name in _LLMC_ORDER for layer in range(L)]
@@ -143,15 +153,15 @@ def llms_from_scratch_gpt(*, qkv_bias: bool, **sizes: int) -> tuple[dict[str, to
     return state, weights
 
 
-def llama2c(path: Path, **args: Any) -> tuple[Path, Any]:
+def llama2c(path: Path, *, model: Any = None, **args: Any) -> tuple[Path, Any]:
     """llama2.c's ckpt.pt, its rotary pairs interleaved, and transformers' model of the same weights."""
-    model = theirs("Llama", hidden_size=60, tie_word_embeddings=True)
-    weights = weights_of(model)
+    model = model or theirs("Llama", hidden_size=60, tie_word_embeddings=True)
+    weights, heads = weights_of(model), model.config
     for name in weights:
         if name.endswith("q_proj.weight"):
-            weights[name] = to_interleaved(weights[name], 6)
+            weights[name] = to_interleaved(weights[name], heads.num_attention_heads)
         if name.endswith("k_proj.weight"):
-            weights[name] = to_interleaved(weights[name], 2)
+            weights[name] = to_interleaved(weights[name], heads.num_key_value_heads)
     fields = {name: value for name, value in {**_LLAMA2C_ARGS, **args}.items() if value is not ...}
     state = {f"_orig_mod.{name}": weight for name, weight in renamed(weights, _LLAMA2C).items()}
     payload = {"model": state, "model_args": fields, "iter_num": 7, "best_val_loss": torch.tensor(1.5), "config": {}}
