@@ -16,6 +16,7 @@ from tests.support import format_builders, llama_builders, nanochat_builders
 from tests.support.builders import nanogpt_meta, random_weights, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 from tests.support.fake_engine import write_engine
 from tests.support.llama_builders import renamed, save, theirs, weights_of
+from tests.support.texts import byte_level_bpe
 
 GPT: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 16, "vocab_size": 300}
 LLAMA: dict[str, Any] = {
@@ -27,7 +28,7 @@ LLAMA: dict[str, Any] = {
     "head_dim": 4,
     "max_position_embeddings": 16,
 }
-YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 8}
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 2.0, "original_max_position_embeddings": 8}
 LLAMA_3 = {
     "rope_type": "llama3",
     "rope_theta": 5e5,
@@ -74,7 +75,7 @@ def _llamas(root: Path) -> None:
         "mistral": theirs("Mistral", **LLAMA, sliding_window=7),
         "qwen2": theirs("Qwen2", **{**LLAMA, "head_dim": None}, rope_parameters=YARN),
         "qwen3": theirs("Qwen3", **LLAMA, tie_word_embeddings=True),
-        "neox": llama_builders.tiny_neox(num_hidden_layers=1, hidden_size=12, intermediate_size=48),
+        "neox": llama_builders.tiny_neox(num_hidden_layers=1, hidden_size=15, intermediate_size=60),
     }
     for name, model in models.items():
         model.save_pretrained(root / f"hf-{name}")
@@ -100,7 +101,7 @@ def _texts(root: Path) -> None:
     )
     made.decoder = tokenizers.decoders.ByteLevel()
     made.save(str(root / "hf" / "tokenizer.json"))
-    made.model.save(str(_folder(root, "vocab")))
+    byte_level_bpe().model.save(str(_folder(root, "vocab")))
     (root / "vocab" / "config.json").write_text('{"model_type": "gpt2"}')
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "##a", "##b"]
     (_folder(root, "word-piece") / "vocab.txt").write_text("\n".join(words) + "\n")

@@ -111,7 +111,7 @@ def config_of(fields: Mapping[str, Any], path: Path) -> NeoxConfig:
     check_own_code(fields, "GPT-NeoX", path)
     check_refused(fields, path)
     values = {**_DEFAULTS, **fields}
-    if values["hidden_act"] not in ACTIVATIONS:
+    if not isinstance(values["hidden_act"], str) or values["hidden_act"] not in ACTIVATIONS:
         raise CheckpointError(
             f"{path}: hidden_act is {values['hidden_act']!r}; gptexport does the two GELUs: {', '.join(ACTIVATIONS)}."
         )
