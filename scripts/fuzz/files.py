@@ -10,6 +10,7 @@ Exit code 1 if anything but "read" or "refused" came out. What failed is kept in
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -27,7 +28,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, TextIO
 
-from gptexport_runtime import GPTExportError
+from gptexport_runtime import BackendUnavailableError, GPTExportError
 from gptexport_runtime.contract.names import MANIFEST_FILE
 from scripts.fuzz.readers import READERS, Foreign, Reader, reader_of, rehash
 from scripts.fuzz.templates import templates
@@ -199,7 +200,8 @@ def _work(root: Path, job: Job, numbers: range, place: int, log: Path, at: Numbe
     worker = Worker(root, job, place)
     for reader in READERS:  # whatever is imported when first used
         for read in reader.reads:
-            read(worker.prepare(reader))
+            with contextlib.suppress(BackendUnavailableError):  # what reads it is not installed
+                read(worker.prepare(reader))
     worker.watch_itself()
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     with log.open("a", buffering=1) as out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def read_signature(session: Any, path: Path, head: Head) -> GraphSignature:
             f"expected {expected} with B and T free. Export it with `gptexport onnx`."
         )
     dims = dict(zip(expected.output_axes, outputs[0].shape, strict=True))
-    info = _limits(session.get_modelmeta().custom_metadata_map, dims.get(AXIS_V), path)
+    info = _limits(_metadata(session, path), dims.get(AXIS_V), path)
     sizes = {**dims, AXIS_V: info.vocab_size, **{axis: axis for axis in FREE}}
     return GraphSignature(info, tuple(sizes[axis] for axis in expected.output_axes))
 
@@ -70,11 +71,21 @@ def check_weights(session: Any, path: Path, weights: Path | None) -> None:
     Raises:
         ArtifactError: they are of another.
     """
-    if weights is not None and is_of_another_export(weights, session.get_modelmeta().custom_metadata_map):
+    if weights is not None and is_of_another_export(weights, _metadata(session, path)):
         raise ArtifactError(
             f"{weights} belongs to another export than {path.name}: it was replaced, or half of one was copied over "
             "the other. Copy all files again, or export again."
         )
+
+
+def _metadata(session: Any, path: Path) -> Mapping[str, str]:
+    try:
+        found: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise ArtifactError(
+            f"{path} is damaged: its metadata are not UTF-8 ({error.reason}). Copy it again, or export again."
+        ) from error
+    return found
 
 
 def _dims(values: Any) -> list[Any]:

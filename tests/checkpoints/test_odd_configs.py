@@ -1,0 +1,54 @@
+"""Fields of a Hugging Face config of types and sizes that nobody writes: refused in words, whatever the model."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptexport.checkpoints import load_checkpoint
+from gptexport.checkpoints.torch_file import read_torch_file
+from gptexport.errors import CheckpointError
+
+LLAMA = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2}
+QWEN = {**LLAMA, "model_type": "qwen2"}
+NEOX = {"model_type": "gpt_neox"}
+CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (LLAMA, {"architectures": 5}, "architectures is 5; expected a list of names"),
+    (LLAMA, {"architectures": [5]}, "expected a list of names"),
+    (NEOX, {"architectures": True}, "architectures is True; expected a list of names"),
+    (NEOX, {"architectures": [{}]}, "expected a list of names"),
+    (NEOX, {"hidden_act": {}}, "hidden_act is {}; gptexport does the two GELUs"),
+    (NEOX, {"hidden_size": 10**600}, "float"),
+    (
+        QWEN,
+        {
+            "max_position_embeddings": 10**600,
+            "rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": 8},
+        },
+        "max_position_embeddings",
+    ),
+]
+
+
+@pytest.mark.parametrize(("base", "change", "message"), CASES, ids=[message for *_, message in CASES])
+def test_a_field_that_cannot_be_is_named(
+    tmp_path: Path, base: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**base, **change}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(str(tmp_path))
+
+
+def test_a_zip_whose_directory_is_damaged_is_corrupt(tmp_path: Path) -> None:
+    path = tmp_path / "lit_model.pth"
+    torch.save({"a": torch.zeros(1)}, path)
+    path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"PK\x00\x00"))
+    assert zipfile.is_zipfile(path)
+    with pytest.raises(CheckpointError, match="truncated or corrupt"):
+        read_torch_file(path)
