@@ -88,7 +88,14 @@ def _of_other_code(root: Path) -> None:
     args = {"dim": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "max_seq_len": 16}
     llama = theirs("Llama", **LLAMA, tie_word_embeddings=True)
     format_builders.llama2c(_folder(root, "llama2c") / "ckpt.pt", model=llama, **args)
-    fields = {"n_layer": 2, "n_head": 2, "n_query_groups": 1, "head_size": 4, "n_embd": 8, "intermediate_size": 12}
+    fields: dict[str, Any] = {
+        "n_layer": 2,
+        "n_head": 2,
+        "n_query_groups": 1,
+        "head_size": 4,
+        "n_embd": 8,
+        "intermediate_size": 12,
+    }
     format_builders.litgpt(root / "litgpt", theirs("Llama", **LLAMA), block_size=16, **fields)
     channels, lambdas, smear, _ = nanochat_builders.GENERATIONS["2026-03-14"]
     nanochat_builders.nanochat(root / "nanochat", nanochat_builders.state_of(channels, lambdas, smear))

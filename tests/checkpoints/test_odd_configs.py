@@ -16,6 +16,7 @@ from gptexport.errors import CheckpointError
 
 LLAMA = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2}
 QWEN = {**LLAMA, "model_type": "qwen2"}
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8}
 NEOX = {"model_type": "gpt_neox"}
 CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (LLAMA, {"architectures": 5}, "architectures is 5; expected a list of names"),
@@ -24,6 +25,9 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (NEOX, {"architectures": [{}]}, "expected a list of names"),
     (NEOX, {"hidden_act": {}}, "hidden_act is {}; gptexport does the two GELUs"),
     (NEOX, {"hidden_size": 10**600}, "float"),
+    (QWEN, {"rope_theta": 1.0, "rope_scaling": YARN}, "give[s]? no frequencies"),
+    (QWEN, {"rope_scaling": {**YARN, "beta_slow": 1e308}}, r"no frequencies .math domain"),
+    (QWEN, {"rope_scaling": {**YARN, "beta_fast": 1e-320}}, r"no frequencies .cannot convert"),
     (
         QWEN,
         {

@@ -97,7 +97,7 @@ def _fits(axis: str, dim: object) -> bool:
     return axis == AXIS_V or isinstance(dim, int) != (axis in FREE)
 
 
-def _limits(meta: dict[str, str], V: object, path: Path) -> ModelInfo:
+def _limits(meta: Mapping[str, str], V: object, path: Path) -> ModelInfo:
     block_size, vocab_size = read_limit(meta, META_BLOCK_SIZE, path), read_limit(meta, META_VOCAB_SIZE, path)
     if isinstance(V, int) and vocab_size not in (None, V):
         raise ArtifactError(
