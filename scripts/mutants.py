@@ -167,7 +167,18 @@ def survives(mutant: Mutant, tests: Sequence[str], folder: Path) -> bool:
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)
         sys.meta_path.insert(0, _Finder(module, path))
-        options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not gpu", f"--basetemp={folder / 'tmp'}"]
+        options = [
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            "--tb=no",
+            "-m",
+            "not slow and not gpu",
+            f"--basetemp={folder / 'tmp'}",
+        ]
         os._exit(int(pytest.main([*options, *tests])))
     until = time.monotonic() + PATIENCE
     while True:
@@ -202,11 +213,13 @@ def main() -> int:
                 mutants = Random(asked.seed).sample(mutants, asked.sample)
             plain = Mutant(file, 0, "", (ROOT / file).read_text(encoding="utf-8"))
             assert survives(plain, tests, Path(name)), f"the tests of {file} fail as it is"
-            left = [mutant for mutant in sorted(mutants, key=lambda m: m.line) if survives(mutant, tests, Path(name))]
-            print(f"{file}: {len(mutants)} mutants, {len(left)} survive", flush=True)
-            for mutant in left:
-                print(f"    {mutant.line}: {mutant.what}", flush=True)
-            survivors += len(left)
+            left = 0
+            for mutant in sorted(mutants, key=lambda m: m.line):
+                if survives(mutant, tests, Path(name)):
+                    print(f"    {mutant.line}: {mutant.what}", flush=True)
+                    left += 1
+            print(f"{file}: {len(mutants)} mutants, {left} survive", flush=True)
+            survivors += left
     print(f"{survivors} survivors")
     return 0
 

@@ -52,7 +52,7 @@ class LlamaConfig:
         )
         check_windows(self.windows)
         check_positive(self, "norm_eps", "rope_base")
-        check_table(self.block_size)
+        check_table(self.block_size, self.rope_base, self.rope_scaling)
         if self.n_head % self.n_kv_head:
             raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
         if self.head_size % 2:

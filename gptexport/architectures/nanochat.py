@@ -50,7 +50,7 @@ class NanochatConfig:
         check_sizes(self, "block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
         check_windows(self.windows)
         check_positive(self, "rope_base", "qk_gain", "value_gain", "softcap")
-        check_table(self.block_size)
+        check_table(self.block_size, self.rope_base)
         if not isinstance(self.value_channels, int) or not 0 <= self.value_channels <= self.n_embd:
             raise ValueError(f"value_channels is {self.value_channels!r}; expected 0 to n_embd {self.n_embd}")
         if self.smear and self.n_embd < SMEAR_CHANNELS:

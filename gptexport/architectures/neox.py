@@ -53,7 +53,7 @@ class NeoxConfig:
             object.__setattr__(self, "rope_scaling", scaling_of(self.rope_scaling))
         check_sizes(self, "block_size", "vocab_size", "n_layer", "n_head", "n_embd", "n_inner", "rotary_size")
         check_positive(self, "norm_eps", "rope_base")
-        check_table(self.block_size)
+        check_table(self.block_size, self.rope_base, self.rope_scaling)
         GELU.check(self.gelu)
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")

@@ -88,10 +88,14 @@ def rotary_tables(
     return angles.cos() * gain, angles.sin() * gain
 
 
-def check_table(block_size: int) -> None:
-    """Raise ValueError where tables for so many positions are not to be made."""
+def check_table(block_size: int, base: float, scaling: Scaling | None = None) -> None:
+    """Raise ValueError where tables for so many positions are not to be made, or of such numbers cannot be."""
     if block_size > LONGEST:
         raise ValueError(f"block_size is {block_size}; expected at most {LONGEST}, for which rotary tables are made")
+    try:
+        frequencies_of(2, base, scaling)
+    except (ArithmeticError, ValueError) as error:
+        raise ValueError(f"rope_base {base} with {scaling} gives no frequencies ({error})") from error
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

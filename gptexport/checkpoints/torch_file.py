@@ -93,9 +93,12 @@ def read_torch_file(path: Path) -> TorchFile:
         UnsafeCheckpointError: torch's safe unpickler does not take it, for whatever other reason.
         CheckpointError: the file is truncated or corrupt.
     """
-    zipped = zipfile.is_zipfile(path)
-    stored = zipped and _is_stored(path)
-    named = _globals(path) if zipped else ()
+    try:
+        zipped = zipfile.is_zipfile(path)
+        stored = zipped and _is_stored(path)
+        named = _globals(path) if zipped else ()
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise corrupt(path, error) from error
     configs = tuple(name for name in named if _is_config(name))
     if unsafe := tuple(name for name in named if name not in _NUMPY_STAND_INS and name not in configs):
         raise UnsafeGlobalsError(path, unsafe)

@@ -11,7 +11,6 @@ No system renames two files at once, so one rename must be the switch, with a ri
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from gptexport.errors import OutputExistsError
 from gptexport.staging import steps
 from gptexport.staging.files import confirm, put_files
 from gptexport.staging.stage import TOKEN, Stage, identity, is_same
+from gptexport_runtime.artifact import reads_from
 from gptexport_runtime.contract.engine import BEFORE, sidecar_path
 from gptexport_runtime.contract.engine import FORMAT as ENGINE_FORMAT
 from gptexport_runtime.contract.names import META_VOCAB_SIZE
@@ -53,7 +53,7 @@ def check_graph(out: Path, *, force: bool) -> None:
         raise OutputExistsError(f"{out} exists already. Pass --force to replace it, or choose another place.")
     if not _is_our_graph(out):
         raise OutputExistsError(f"{out} was not written by gptexport, which never replaces it. Choose another place.")
-    if os.path.lexists(data) and not (data.is_file() and _names(out, data.name)):
+    if os.path.lexists(data) and not (data.is_file() and reads_from(out, data.name)):
         raise OutputExistsError(f"{data} is there, and {out.name} does not read it. Move it away.")
 
 
@@ -97,7 +97,7 @@ def put_graph(stage: Stage, made: Path, out: Path, *, force: bool) -> None:
     if not out.exists():
         put_files(stage, made, out.parent, [data.name, out.name] if has_data else [out.name])
         return
-    stage.note(DROP, {path.name: path for path in _data_beside(out) if _names(out, path.name)})
+    stage.note(DROP, {path.name: path for path in _data_beside(out) if reads_from(out, path.name)})
     ready = stage.path / GRAPH
     steps.rename_new(made, ready)
     if has_data:
@@ -117,13 +117,13 @@ def settle_graph(stage: Stage) -> None:
     old = stage.noted(DROP)
     for interim in sorted(stage.home.glob(f"*.{stage.token}.data")):
         out = stage.home / interim.name.removesuffix(f".{stage.token}.data")
-        if _names(out, interim.name):
+        if reads_from(out, interim.name):
             _move_home(stage, out, old)
-        if not _names(out, interim.name):
+        if not reads_from(out, interim.name):
             steps.remove(interim)
     for name, who in old.items():
         of, path = DATA_OF.fullmatch(name), stage.home / name
-        if of and identity(path) == who and not _names(stage.home / of[1], name):
+        if of and identity(path) == who and not reads_from(stage.home / of[1], name):
             steps.remove(path)
     for name in (GRAPH, ASIDE, DROP):
         stage.clear(name)
@@ -208,17 +208,6 @@ def _is_our_graph(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         return META_VOCAB_SIZE.encode() in file.read()
-
-
-def _names(graph: Path, name: str) -> bool:
-    """Does the graph read that file? As protobuf writes it: its length, then the string."""
-    text = name.encode("utf-8", "surrogateescape")
-    length = bytes([len(text)]) if len(text) < 128 else bytes([len(text) & 127 | 128, len(text) >> 7])
-    try:
-        with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return data.find(length + text) >= 0
-    except (OSError, ValueError):  # not there, or empty
-        return False
 
 
 def _described(sidecar: Path) -> dict[str, Any] | None:

@@ -138,7 +138,7 @@ def _of_json(path: Path) -> BundledTokenizer:
 
 def _size(made: bytes, path: Path) -> int:
     """How many ids a tokenizer.json has that was made of a file."""
-    return max(ids_of(parse(made, path), path).values()) + 1
+    return max(ids_of(parse(made, path), path).values(), default=-1) + 1
 
 
 def _of_model(path: Path) -> BundledTokenizer:

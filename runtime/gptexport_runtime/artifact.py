@@ -6,6 +6,7 @@ This is the one place that looks at the suffix of a file.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -115,14 +116,37 @@ def open_artifact(path: str | os.PathLike[str], *, verify: bool = False) -> Arti
     if not is_file(path):
         raise ArtifactError(f"{path} is neither a folder nor a regular file.")
     if is_graph(path):
-        data = path.with_name(path.name + DATA_SUFFIX)
-        files = {file: identity(found) for file in (path, data) if (found := status(file)) is not None}
+        files = {file: identity(found) for file in (path, *_data_of(path)) if (found := status(file)) is not None}
         return Artifact(path, path, {heads.LOGITS.name: path}, files=files)
     if is_engine(path):
         return Artifact(path, path, engine=read_sidecar(path))
     raise ArtifactError(
         f"{path} is not a bundle folder, its {MANIFEST_FILE}, an {GRAPH_SUFFIX} file or an {ENGINE_SUFFIX}."
     )
+
+
+def _data_of(graph: Path) -> list[Path]:
+    """The file that a single graph reads its weights from: for a moment, while it is replaced, one of another name."""
+    usual = graph.with_name(graph.name + DATA_SUFFIX)
+    if not is_file(usual) or reads_from(graph, usual.name):
+        return [usual]
+    try:
+        names = [path.name for path in graph.parent.iterdir()]
+    except OSError:
+        return []
+    others = [name for name in names if name.startswith(f"{graph.name}.") and name.endswith(DATA_SUFFIX)]
+    return [graph.with_name(name) for name in others if reads_from(graph, name)]
+
+
+def reads_from(graph: Path, name: str) -> bool:
+    """Does the graph name that file? As protobuf writes a string: its length, then its bytes."""
+    text = name.encode("utf-8", "surrogateescape")
+    length = bytes([len(text)]) if len(text) < 128 else bytes([len(text) & 127 | 128, len(text) >> 7])
+    try:
+        with open_regular(graph) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return data.find(length + text) >= 0
+    except (OSError, ValueError):  # not there, or empty
+        return False
 
 
 def read_manifest(folder: Path) -> Manifest:

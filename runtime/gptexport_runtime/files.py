@@ -133,7 +133,8 @@ def read_small(path: Path, limit: int) -> bytes:
         OSError: as `open_regular`; or it has more than `limit` bytes.
     """
     with open_regular(path) as file:
-        data = file.read(limit + 1)
+        size = os.fstat(file.fileno()).st_size  # as much memory is taken first as is asked for, and `limit` may be said
+        data = file.read(min(limit, size) + 1)
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes, which no such file needs", str(path))
     return data

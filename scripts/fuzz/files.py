@@ -10,6 +10,7 @@ Exit code 1 if anything but "read" or "refused" came out. What failed is kept in
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -20,19 +21,22 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ctypes import c_double, c_longlong
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, TextIO
 
-from gptexport_runtime import GPTExportError
-from scripts.fuzz.readers import READERS, Foreign, Reader, reader_of, rehash, templates
+from gptexport_runtime import BackendUnavailableError, GPTExportError
+from gptexport_runtime.contract.names import MANIFEST_FILE
+from scripts.fuzz.readers import READERS, Foreign, Reader, reader_of, rehash
+from scripts.fuzz.templates import templates
 
 SECONDS, MEMORY = 10.0, 2 << 30
 ASLEEP = 60.0  # seconds, of a process that waits for something
 ROOT = Path(__file__).parents[2]
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # most of an input's time is its disk's elsewhere
 RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "socket.connect")
 
 Job = tuple[int, str | None]  # the seed, and the one reader asked for
@@ -51,14 +55,15 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="this input alone, in this process")
     parser.add_argument("--keep", type=Path, help="a folder for the inputs that failed")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="gptexport-fuzz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="gptexport-fuzz-", dir=IN_MEMORY) as folder:
         root = Path(folder)
         templates(root / "templates")
         job = (asked.seed, asked.reader)
         if asked.only is not None:
             one = Worker(root, job, 0)
-            print(f"{one.reader(asked.only).name}: {one.run(asked.only)}")
-            shutil.copytree(one.place, asked.keep / str(asked.only)) if asked.keep else None
+            reader = one.reader(asked.only)
+            print(f"{reader.name}: {one.run(asked.only)}")
+            shutil.copytree(one.place(reader), asked.keep / str(asked.only)) if asked.keep else None
             return 0
         numbers = range(asked.first, asked.first + asked.count)
         counts, failures = campaign(root, job, numbers, asked.workers, asked.keep)
@@ -98,39 +103,68 @@ def report(counts: Counter[tuple[str, str]], failures: list[dict[str, str]]) -> 
 
 
 class Worker:
-    """Makes inputs, and reads them; in a process of its own, but for one."""
+    """Makes inputs, and reads them; in a process of its own, but for one.
+
+    Every reader has a folder of its own in which one file is written anew for each input, and again for the next.
+    """
 
     def __init__(self, root: Path, job: Job, place: int) -> None:
         self.root, (self.seed, self.only) = root, job
-        self.place = root / f"worker-{place}" / "in"
+        self.folder = root / f"worker-{place}"
+        self.valid: dict[str, dict[str, bytes]] = {}  # of every reader, what its files hold, by their names
+        self.changed: dict[Path, bytes] = {}  # what the last input changed, and what was there
         self.armed = False
         self.misdeeds: list[str] = []
 
     def reader(self, number: int) -> Reader:
         return reader_of(Random(f"{self.seed} {number}"), self.only)
 
+    def place(self, reader: Reader) -> Path:
+        """The folder that its inputs are in."""
+        return self.folder / str(READERS.index(reader)) / "in"
+
+    def prepare(self, reader: Reader) -> Path:
+        """Its folder as it is valid."""
+        place = self.place(reader)
+        if reader.name not in self.valid:
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(self.root / "templates" / reader.template, place)
+            self.valid[reader.name] = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+        for path, data in self.changed.items():
+            _write(path, data)
+        self.changed.clear()
+        return place
+
     def run(self, number: int) -> str:
-        """The outcome of one input, left in `place`; errors that are not gptexport's own come out."""
+        """The outcome of one input, left in its place; errors that are not gptexport's own come out."""
         random = Random(f"{self.seed} {number}")
         reader = reader_of(random, self.only)
-        shutil.rmtree(self.place, ignore_errors=True)
-        shutil.copytree(self.root / "templates" / reader.template, self.place)
-        os.chdir(self.place)
-        name, mutation = random.choice(list(reader.files))
-        path = self.place / name
-        path.write_bytes(mutation(path.read_bytes(), random))
+        place = self.prepare(reader)
+        os.chdir(place)
+        name, mutation = random.choice(reader.files)
+        valid = self.valid[reader.name]
+        self.changed = {place / file: valid[file] for file in ((name, MANIFEST_FILE) if reader.rehash else (name,))}
+        _write(place / name, mutation(valid[name], random))
         if reader.rehash:
-            rehash(self.place, name)
+            rehash(place, name)
         self.misdeeds.clear()
         try:
             self.armed = True
-            reader.read(self.place)
+            random.choice(reader.reads)(place)
         except GPTExportError as error:
             str(error).encode("utf-8", "surrogatepass")
             return "refused"
         finally:
             self.armed = False
+            self._look_round(place, valid)
         return "read"
+
+    def _look_round(self, place: Path, valid: Mapping[str, bytes]) -> None:
+        """Readers write nothing."""
+        for entry in os.scandir(place):
+            if entry.is_file() and entry.name not in valid:
+                self.misdeeds.append(f"wrote {entry.name}")
+                Path(entry).unlink()
 
     def watch_itself(self) -> None:
         """Notice what runs code, and files that are opened elsewhere."""
@@ -149,6 +183,12 @@ class Worker:
         sys.addaudithook(hook)
 
 
+def _write(path: Path, data: bytes) -> None:
+    """A new file: of the old one weights may be mapped."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
 def _work(root: Path, job: Job, numbers: range, place: int, log: Path, at: Number, since: Seconds) -> None:
     """A worker process: from the number that `at` says to the last."""
     os.nice(19)
@@ -159,9 +199,9 @@ def _work(root: Path, job: Job, numbers: range, place: int, log: Path, at: Numbe
     torch.set_num_threads(1)
     worker = Worker(root, job, place)
     for reader in READERS:  # whatever is imported when first used
-        shutil.rmtree(worker.place, ignore_errors=True)
-        shutil.copytree(root / "templates" / reader.template, worker.place)
-        reader.read(worker.place)
+        for read in reader.reads:
+            with contextlib.suppress(BackendUnavailableError):  # what reads it is not installed
+                read(worker.prepare(reader))
     worker.watch_itself()
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     with log.open("a", buffering=1) as out:
@@ -188,16 +228,17 @@ def _outcome(worker: Worker, number: int) -> tuple[str, str, str]:
         place = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
         name = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno} {place.name}"
         return "foreign", name, f"{error!r:.300}"
-    if worker.misdeeds or (worker.place / "OWNED").exists():
-        return "misdeed", worker.misdeeds[0] if worker.misdeeds else "OWNED", ""
+    if worker.misdeeds:
+        return "misdeed", worker.misdeeds[0], ""
     return outcome, "", ""
 
 
 def _log(out: TextIO, worker: Worker, number: int, outcome: str, where: str, what: str) -> None:
-    line = {"number": str(number), "reader": worker.reader(number).name, "outcome": outcome}
+    reader = worker.reader(number)
+    line = {"number": str(number), "reader": reader.name, "outcome": outcome}
     if outcome not in ("read", "refused"):
-        kept = worker.place.parent / f"kept-{number}"
-        shutil.copytree(worker.place, kept, dirs_exist_ok=True)
+        kept = worker.folder / f"kept-{number}"
+        shutil.copytree(worker.place(reader), kept, dirs_exist_ok=True)
         line |= {"where": where, "what": what, "kept": str(kept)}
     print(json.dumps(line), file=out)
 

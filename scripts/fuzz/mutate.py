@@ -8,10 +8,12 @@ import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from random import Random
 from typing import Any
 
 import onnx
+import yaml
 
 Mutation = Callable[[bytes, Random], bytes]
 
@@ -114,6 +116,34 @@ def _edited(value: Any, random: Random) -> Any:
     return "DEEP" if random.random() < 0.02 else random.choice(VALUES)
 
 
+def in_yaml(data: bytes, random: Random) -> bytes:
+    """As in_json, of a YAML file; now and then aliases that double, tags that name code, or the bytes."""
+    found = yaml.safe_load(data)
+    for _ in range(random.choice((1, 1, 1, 2, 3))):
+        found = _edited(found, random)
+    text = yaml.safe_dump(found)
+    match random.randrange(24):
+        case 0:
+            text = text.replace("DEEP", "[" * DEEP + "]" * DEEP)
+        case 1:
+            text += "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+        case 2:
+            text += "x: !!python/object/apply:os.system ['echo owned > OWNED']\n"
+        case 3:
+            return raw(text.encode(), random)
+    return text.encode()
+
+
+def in_header(data: bytes, random: Random) -> bytes:
+    """One of the 32-bit numbers that a file begins with, or its bytes."""
+    if random.random() < 0.3:
+        return raw(data, random)
+    at = 4 * random.choice((*range(8), random.randrange(256)))
+    (value,) = struct.unpack_from("<i", data, at)
+    other = random.choice((0, 1, -1, value + 1, value - 1, value * 2 & 0x7FFFFFFF, 5, 2**31 - 1, -(2**31)))
+    return data[:at] + struct.pack("<i", other) + data[at + 4 :]
+
+
 def in_onnx(data: bytes, random: Random) -> bytes:
     """A field of some message of the graph; now and then the bytes of the file."""
     if random.random() < 0.3:
@@ -214,16 +244,23 @@ HOSTILE_OPCODES = (
 )
 
 
+@cache
+def _records(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
 def in_zip(data: bytes, random: Random) -> bytes:
     """torch.save's archive: its pickle, a record, a name, or its bytes."""
     if random.random() < 0.3:
         return raw(data, random)
+    records = _records(data)
+    names = list(records)
+    chosen = random.choice([*names, *[name for name in names if name.endswith("data.pkl")] * len(names) * 2])
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(out, "w") as made:
-        names = archive.namelist()
-        chosen = random.choice([*names, *[name for name in names if name.endswith("data.pkl")] * len(names) * 2])
-        for name in names:
-            body, to = archive.read(name), name
+    with zipfile.ZipFile(out, "w") as made:
+        for name, record in records.items():
+            body, to = record, name
             if name == chosen:
                 if name.endswith("data.pkl"):
                     body = in_pickle(body, random)
@@ -233,7 +270,8 @@ def in_zip(data: bytes, random: Random) -> bytes:
                     to = random.choice(("../x", "/etc/passwd", name + "x", "archive/code/x.py", "a" * 300))
                 else:
                     body = raw(body, random)
-            made.writestr(to, body, random.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
+            packed = name == chosen and random.random() < 0.3
+            made.writestr(zipfile.ZipInfo(to), body, zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED)
     return out.getvalue()
 
 

@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from io import StringIO
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +19,7 @@ from gptexport_runtime.engine_file import read_engine_info
 from scripts.fuzz import mutate
 from scripts.fuzz.mutate import Mutation
 
+Read = Callable[[Path], None]
 BUG = "This is a bug in gptexport"
 
 
@@ -27,64 +29,18 @@ class Foreign(Exception):
 
 @dataclass(frozen=True)
 class Reader:
-    """`read` is given a folder in which one of `files`, each with its mutation, is not what it was."""
+    """One of `reads` is given a folder in which one of `files`, each with its mutation, is not what it was.
+
+    `covers` is what it reads, by the names in gptexport's registries of formats, models and tokenizers' files.
+    """
 
     name: str
     template: str  # the folder of `templates` that it starts from
     files: Sequence[tuple[str, Mutation]]
-    read: Callable[[Path], None]
+    reads: Sequence[Read]
     weight: int = 1
     rehash: bool = False  # the manifest says what the file is now
-
-
-def templates(root: Path) -> None:
-    """Write the valid files, each kind in a folder of its own. Takes half a minute."""
-    import numpy as np
-    import torch
-
-    from gptexport.checkpoints import load_checkpoint
-    from gptexport.export import export_onnx
-    from gptexport.tokenizers import tokenizer_to_bundle
-    from tests.support.builders import nanogpt_meta, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
-    from tests.support.fake_engine import write_engine
-
-    sizes: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 16, "vocab_size": 300}
-    for name, legacy in (("nanogpt", False), ("legacy", True)):
-        (root / name / "data" / "shakespeare_char").mkdir(parents=True)
-        tiny_nanogpt(root / name / "ckpt.pt", legacy=legacy, **sizes)
-    (root / "build").mkdir()
-    tiny_build_nanogpt(root / "build" / "model_00001.pt", **sizes)
-    for name, safetensors, sharded in (("hf", True, False), ("hf-sharded", True, True), ("hf-bin", False, False)):
-        hf = {key: value for key, value in sizes.items() if key != "block_size"}
-        hf["n_embd"] = 24 if sharded else 8  # shards are of 20 KB
-        tiny_huggingface(root / name, safetensors=safetensors, sharded=sharded, n_positions=16, **hf)
-    (root / "meta").mkdir()
-    nanogpt_meta(root / "meta" / "meta.pkl")
-    _tokenizer(root / "hf" / "tokenizer.json")
-    (root / "tokens").mkdir()
-    np.arange(200, dtype=np.uint16).tofile(root / "tokens" / "val.bin")
-    np.save(root / "tokens" / "val.npy", np.arange(200, dtype=np.uint16))
-    (root / "tokens" / "val.txt").write_text("to be or not to be, that is the question\n" * 20)
-    (root / "engine").mkdir()
-    write_engine(root / "engine")
-    torch.manual_seed(0)
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        words = tokenizer_to_bundle(str(root / "hf" / "tokenizer.json"))
-        export_onnx(load_checkpoint(str(root / "nanogpt" / "ckpt.pt")), root / "bundle", tokenizer=words)
-        export_onnx(load_checkpoint(str(root / "nanogpt" / "ckpt.pt")), root / "graph" / "gpt.onnx")
-        _command("parity", root / "bundle", "--against", root / "nanogpt" / "ckpt.pt", "--save", root / "saved.json")
-    (root / "saved").mkdir()
-    (root / "saved.json").rename(root / "saved" / "saved.json")
-
-
-def _tokenizer(path: Path) -> None:
-    import tokenizers
-
-    made = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocab={chr(97 + i): i for i in range(26)} | {"ab": 26}, merges=[("a", "b")])
-    )
-    made.decoder = tokenizers.decoders.ByteLevel()
-    made.save(str(path))
+    covers: tuple[str, ...] = ()
 
 
 def rehash(folder: Path, name: str) -> None:
@@ -126,9 +82,12 @@ def _calls(session: Session) -> None:
 
 
 def run_bundle(folder: Path) -> None:
-    _refused(lambda: load(folder, "cpu", threads=1, require_parity=True).close())
     with load(folder, "cpu", threads=1) as session:
         _calls(session)
+
+
+def proved_bundle(folder: Path) -> None:
+    load(folder, "cpu", threads=1, require_parity=True).close()
 
 
 def run_graph(folder: Path) -> None:
@@ -151,7 +110,7 @@ def words_of_bundle(folder: Path) -> None:
         words.show(3)
 
 
-def words_of_file(name: str) -> Callable[[Path], None]:
+def words_of_file(name: str) -> Read:
     def read(folder: Path) -> None:
         from gptexport.tokenizers import load_tokenizer, tokenizer_to_bundle
 
@@ -162,33 +121,34 @@ def words_of_file(name: str) -> Callable[[Path], None]:
     return read
 
 
-def inspect(name: str) -> Callable[[Path], None]:
-    def read(folder: Path) -> None:
-        _command("inspect", folder / name)
-        _command("inspect", folder / name, "--json")
-
-    return read
+def inspect(name: str, *options: str) -> Read:
+    return lambda folder: _command("inspect", folder / name, *options)
 
 
-def checkpoint(name: str) -> Callable[[Path], None]:
+def checkpoint(name: str, **choices: Any) -> Read:
+    """As `onnx` begins; what is refused is looked at, too, as `inspect` does."""
+
     def read(folder: Path) -> None:
         import torch
 
         from gptexport.checkpoints import load_checkpoint
         from gptexport.tokenizers import found_with
 
-        _command("inspect", folder / name)
-        loaded = load_checkpoint(str(folder / name))
+        try:
+            loaded = load_checkpoint(str(folder / name), **choices)
+        except GPTExportError:
+            describe(folder)
+            raise
         found_with(loaded)
         with torch.inference_mode():
             loaded.model(torch.zeros(1, 1, dtype=torch.int64))
 
+    describe = inspect(name)
     return read
 
 
-def saved(folder: Path) -> None:
-    _command("parity", folder / "saved.json")
-    _command("parity", folder / "saved.json", "--json", "--gate", "noise_ratio=3")
+def saved(*options: str) -> Read:
+    return lambda folder: _command("parity", folder / "saved.json", *options)
 
 
 def tokens(folder: Path) -> None:
@@ -199,7 +159,7 @@ def tokens(folder: Path) -> None:
         _refused(partial(read_tokens, path, 300, load_tokenizer("bytes")))
 
 
-def source(name: str) -> Callable[[Path], None]:
+def source(name: str) -> Read:
     def read(folder: Path) -> None:
         from gptexport.engine import open_source
 
@@ -217,50 +177,99 @@ def _refused(call: Callable[[], object]) -> None:
 
 
 GRAPHS = [(f"{head}.onnx", mutate.in_onnx) for head in ("logits", "last", "score", "decode")]
-HF = [
-    ("config.json", mutate.in_json),
-    ("generation_config.json", mutate.in_json),
-    ("tokenizer.json", mutate.in_json),
-    ("model.safetensors", mutate.in_safetensors),
+MANIFEST = [("gptexport.json", mutate.in_json), ("gptexport.json", mutate.raw)]
+GRAPH = [("gpt.onnx", mutate.in_onnx)]
+ENGINE = [("gpt.engine.json", mutate.in_json), ("gpt.engine", mutate.raw)]
+CONFIG = ("config.json", mutate.in_json)
+HF = [CONFIG, ("model.safetensors", mutate.in_safetensors)]
+TEXT = [
+    (f"{name}.json", mutate.in_json)
+    for name in ("generation_config", "tokenizer", "tokenizer_config", "special_tokens_map")
 ]
+SHARDS = [("model.safetensors.index.json", mutate.in_json), CONFIG]
+NANOCHAT = [("meta_003750.json", mutate.in_json), ("model_003750.pt", mutate.in_zip)]
+LITGPT = [("model_config.yaml", mutate.in_yaml), ("lit_model.pth", mutate.in_zip)]
+TOKENS = [("val.npy", mutate.in_npy), ("val.bin", mutate.raw), ("val.txt", mutate.in_text)]
+FOREIGN = [(name, mutate.raw) for name in ("a.gguf", "b.npz", "c", "d", "e", "f")]
+GATE = ("--gate", "noise_ratio=3")
+LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def _inspected(name: str) -> tuple[Read, Read]:
+    return inspect(name), inspect(name, "--json")
+
+
+def _format(
+    name: str,
+    template: str,
+    files: Sequence[tuple[str, Mutation]],
+    path: str,
+    covers: tuple[str, ...] = (),
+    **choices: Any,
+) -> Reader:
+    """What checkpoints come in: loaded, or described."""
+    load = checkpoint(path, **choices)
+    return Reader(name, template, files, (load, load, *_inspected(path)), 4, covers=covers)
+
+
+def _zip(name: str) -> list[tuple[str, Mutation]]:
+    return [(name, mutate.in_zip)]
+
+
+FORMATS = (
+    _format("nanoGPT", "nanogpt", _zip("ckpt.pt"), "ckpt.pt", ("nanogpt",)),
+    _format("nanoGPT, legacy", "legacy", [("ckpt.pt", mutate.raw)], "ckpt.pt"),
+    _format("build-nanogpt", "build", _zip("model_00001.pt"), "model_00001.pt", ("build-nanogpt",)),
+    _format("Hugging Face", "hf", [*HF, *TEXT], ".", ("huggingface", "gpt2")),
+    _format("Hugging Face, in shards", "hf-sharded", SHARDS, "."),
+    _format("Hugging Face, pickled", "hf-bin", _zip("pytorch_model.bin"), "."),
+    *(_format(f"Hugging Face, {name}", f"hf-{name}", HF, ".", (name,)) for name in LLAMAS),
+    _format("Hugging Face, GPT-NeoX", "hf-neox", HF, ".", ("gpt_neox",)),
+    _format("llm.c", "llmc", [("model.bin", mutate.in_header)], "model.bin", ("llm.c",)),
+    _format("LitGPT", "litgpt", LITGPT, ".", ("litgpt",)),
+    _format("llama2.c", "llama2c", _zip("ckpt.pt"), "ckpt.pt", ("llama2.c",)),
+    _format("nanochat", "nanochat", NANOCHAT, "model_003750.pt", ("nanochat",)),
+    _format("LLMs-from-scratch", "scratch", _zip("model.pth"), "model.pth", ("llms-from-scratch",), n_head=2),
+    _format("LLMs-from-scratch, Llama", "scratch-llama", _zip("model.pth"), "model.pth", n_head=2),
+    _format("minimind", "minimind", _zip("sft.pth"), "sft.pth", ("minimind",), block_size=16),
+    _format("state_dict", "state-dict", _zip("weights.pt"), "weights.pt", ("state-dict",), n_head=2),
+)
+TOKENIZERS = (
+    ("meta.pkl", "meta", [("meta.pkl", mutate.in_pickle)]),
+    ("tokenizer.json", "hf", TEXT[1:]),
+    ("vocab.json", "vocab", [("merges.txt", mutate.in_text), ("vocab.json", mutate.in_json), CONFIG]),
+    ("vocab.txt", "word-piece", [("vocab.txt", mutate.in_text)]),
+    ("tokenizer.pkl", "tiktoken", [("tokenizer.pkl", mutate.in_pickle)]),
+    ("tokenizer.model", "sentencepiece", [("tokenizer.model", mutate.raw)]),  # refused where its package is not there
+)
 READERS = (
-    Reader("manifest", "bundle", [("gptexport.json", mutate.in_json), ("gptexport.json", mutate.raw)], run_bundle, 12),
-    Reader("manifest, inspected", "bundle", [("gptexport.json", mutate.in_json)], inspect("."), 12),
-    Reader("bundle's graphs", "bundle", [*GRAPHS, ("weights.data", mutate.raw)], run_bundle, 4, rehash=True),
-    Reader("bundle's graphs, inspected", "bundle", GRAPHS, inspect("."), 4, rehash=True),
-    Reader("bundle, built from", "bundle", [("gptexport.json", mutate.in_json), GRAPHS[0]], source("."), 6),
-    Reader("bundle's tokenizer", "bundle", [("tokenizer.json", mutate.in_json)], words_of_bundle, 12, rehash=True),
-    Reader("graph", "graph", [("gpt.onnx", mutate.in_onnx)], run_graph, 4),
-    Reader("graph, inspected", "graph", [("gpt.onnx", mutate.in_onnx)], inspect("gpt.onnx"), 8),
-    Reader("graph, built from", "graph", [("gpt.onnx", mutate.in_onnx)], source("gpt.onnx"), 8),
-    Reader("engine", "engine", [("gpt.engine.json", mutate.in_json), ("gpt.engine", mutate.raw)], run_engine, 12),
-    Reader("engine, inspected", "engine", [("gpt.engine.json", mutate.in_json)], inspect("gpt.engine"), 12),
-    Reader("nanoGPT", "nanogpt", [("ckpt.pt", mutate.in_zip)], checkpoint("ckpt.pt"), 6),
-    Reader("nanoGPT, legacy", "legacy", [("ckpt.pt", mutate.raw)], checkpoint("ckpt.pt"), 3),
-    Reader("build-nanogpt", "build", [("model_00001.pt", mutate.in_zip)], checkpoint("model_00001.pt"), 6),
-    Reader("Hugging Face", "hf", HF, checkpoint("."), 8),
-    Reader(
-        "Hugging Face, in shards",
-        "hf-sharded",
-        [("model.safetensors.index.json", mutate.in_json), ("config.json", mutate.in_json)],
-        checkpoint("."),
-        4,
-    ),
-    Reader("Hugging Face, pickled", "hf-bin", [("pytorch_model.bin", mutate.in_zip)], checkpoint("."), 4),
-    Reader("meta.pkl", "meta", [("meta.pkl", mutate.in_pickle)], words_of_file("meta.pkl"), 12),
-    Reader("tokenizer.json", "hf", [("tokenizer.json", mutate.in_json)], words_of_file("tokenizer.json"), 12),
-    Reader("saved measurements", "saved", [("saved.json", mutate.in_json)], saved, 3),
-    Reader(
-        "token files",
-        "tokens",
-        [("val.npy", mutate.in_npy), ("val.bin", mutate.raw), ("val.txt", mutate.in_text)],
-        tokens,
-        8,
-    ),
+    Reader("manifest", "bundle", MANIFEST, (run_bundle, proved_bundle), 6),
+    Reader("manifest, inspected", "bundle", MANIFEST, _inspected("."), 12),
+    Reader("bundle's graphs", "bundle", [*GRAPHS, ("weights.data", mutate.raw)], (run_bundle,), 3, rehash=True),
+    Reader("bundle's graphs, inspected", "bundle", GRAPHS, _inspected("."), 4, rehash=True),
+    Reader("bundle, built from", "bundle", [MANIFEST[0], GRAPHS[0]], (source("."),), 10),
+    Reader("bundle's tokenizer", "bundle", [("tokenizer.json", mutate.in_json)], (words_of_bundle,), 10, rehash=True),
+    Reader("graph", "graph", GRAPH, (run_graph,), 6),
+    Reader("graph, inspected", "graph", GRAPH, _inspected("gpt.onnx"), 10),
+    Reader("graph, built from", "graph", GRAPH, (source("gpt.onnx"),), 10),
+    Reader("engine", "engine", ENGINE, (run_engine,), 10),
+    Reader("engine, inspected", "engine", ENGINE, _inspected("gpt.engine"), 10),
+    *FORMATS,
+    Reader("own module", "module", [("mine.py", mutate.in_text)], _inspected("mine.py:make"), 4),
+    Reader("foreign files", "foreign", FOREIGN, _inspected("."), 6),
+    *(Reader(name, folder, files, (words_of_file(name),), 12, covers=(name,)) for name, folder, files in TOKENIZERS),
+    Reader("saved measurements", "saved", [("saved.json", mutate.in_json)], (saved(), saved("--json", *GATE)), 3),
+    Reader("token files", "tokens", TOKENS, (tokens,), 8),
 )
 
 
 def reader_of(random: Random, only: str | None = None) -> Reader:
     """One, the light ones more often."""
+    found, weights = _weighted(only)
+    return random.choices(found, cum_weights=weights)[0]
+
+
+@cache
+def _weighted(only: str | None) -> tuple[list[Reader], list[int]]:
     found = [reader for reader in READERS if only is None or reader.name == only]
-    return random.choices(found, [reader.weight for reader in found])[0]
+    return found, list(accumulate(reader.weight for reader in found))

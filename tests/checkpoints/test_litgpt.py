@@ -11,70 +11,9 @@ import yaml
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError, UnknownCheckpointError
-from tests.support.llama_builders import IDX, logits_of, renamed, theirs, tiny_neox, to_interleaved, weights_of
+from tests.support.format_builders import litgpt
+from tests.support.llama_builders import IDX, logits_of, renamed, theirs, tiny_neox, weights_of
 from tests.support.nanogpt_reference import relative_rms
-
-NAMES = {
-    r"model\.embed_tokens\.weight": "transformer.wte.weight",
-    r"lm_head\.weight": "lm_head.weight",
-    r"model\.norm\.weight": "transformer.ln_f.weight",
-    r"model\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)": r"transformer.h.\1.attn.\2.\3",
-    r"model\.layers\.(\d+)\.self_attn\.o_proj\.(weight|bias)": r"transformer.h.\1.attn.proj.\2",
-    r"model\.layers\.(\d+)\.self_attn\.([qk])_norm\.weight": r"transformer.h.\1.attn.norm_\2.weight",
-    r"model\.layers\.(\d+)\.mlp\.gate_proj\.(weight|bias)": r"transformer.h.\1.mlp.fc_1.\2",
-    r"model\.layers\.(\d+)\.mlp\.up_proj\.(weight|bias)": r"transformer.h.\1.mlp.fc_2.\2",
-    r"model\.layers\.(\d+)\.mlp\.down_proj\.(weight|bias)": r"transformer.h.\1.mlp.proj.\2",
-    r"model\.layers\.(\d+)\.input_layernorm\.weight": r"transformer.h.\1.norm_1.weight",
-    r"model\.layers\.(\d+)\.post_attention_layernorm\.weight": r"transformer.h.\1.norm_2.weight",
-}
-CONFIG: dict[str, Any] = {
-    "name": "tiny-llama",
-    "hf_config": {"org": "me", "name": "tiny"},
-    "block_size": 64,
-    "vocab_size": 90,
-    "padded_vocab_size": 97,
-    "padding_multiple": 512,
-    "n_layer": 3,
-    "n_head": 6,
-    "n_query_groups": 2,
-    "head_size": 10,
-    "n_embd": 30,
-    "intermediate_size": 42,
-    "norm_class_name": "RMSNorm",
-    "norm_eps": 1e-5,
-    "parallel_residual": False,
-    "rotary_percentage": 1.0,
-    "rope_base": 10000,
-    "bias": False,
-    "mlp_class_name": "LLaMAMLP",
-    "post_attention_norm": False,
-    "n_expert": 0,
-}
-
-
-def litgpt(
-    path: Path, model: Any, *, legacy: bool = False, interleaved: bool = False, wrapped: bool = False, **config: Any
-) -> Path:
-    """A folder with the weights of transformers' model; `legacy` joins q, k, v group by group."""
-    weights = weights_of(model)
-    if interleaved:
-        for name, weight in weights.items():
-            heads = {"q": 6, "k": 2}.get(name.split(".")[-2].removesuffix("_proj"))
-            weights[name] = to_interleaved(weight, heads) if heads else weight
-    state = renamed(weights, NAMES)
-    for name in [name for name in state if ".attn.q." in name]:
-        q, k, v = (state.pop(name.replace(".attn.q.", f".attn.{part}.")) for part in "qkv")
-        parts = [q, k, v]
-        if legacy:
-            groups = zip(q.chunk(2), k.chunk(2), v.chunk(2), strict=True)
-            parts = [rows for group in groups for rows in group]
-        state[name.replace(".attn.q.", ".attn.attn." if legacy else ".attn.qkv.")] = torch.cat(parts)
-    path.mkdir(exist_ok=True)
-    torch.save({"model": state, "optimizer": {}} if wrapped else state, path / "lit_model.pth")
-    fields = {name: value for name, value in {**CONFIG, **config}.items() if value is not ...}
-    (path / "model_config.yaml").write_text(yaml.dump(fields))
-    return path
-
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

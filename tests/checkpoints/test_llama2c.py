@@ -10,44 +10,9 @@ import torch
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.errors import CheckpointError
-from tests.support.llama_builders import IDX, logits_of, renamed, save, theirs, to_interleaved, weights_of
+from tests.support.format_builders import llama2c
+from tests.support.llama_builders import IDX, logits_of
 from tests.support.nanogpt_reference import relative_rms
-
-NAMES = {
-    r"model\.embed_tokens\.weight": "tok_embeddings.weight",
-    r"lm_head\.weight": "output.weight",
-    r"model\.norm\.weight": "norm.weight",
-    r"model\.layers\.(\d+)\.self_attn\.([qkvo])_proj\.weight": r"layers.\1.attention.w\2.weight",
-    r"model\.layers\.(\d+)\.mlp\.gate_proj\.weight": r"layers.\1.feed_forward.w1.weight",
-    r"model\.layers\.(\d+)\.mlp\.down_proj\.weight": r"layers.\1.feed_forward.w2.weight",
-    r"model\.layers\.(\d+)\.mlp\.up_proj\.weight": r"layers.\1.feed_forward.w3.weight",
-    r"model\.layers\.(\d+)\.input_layernorm\.weight": r"layers.\1.attention_norm.weight",
-    r"model\.layers\.(\d+)\.post_attention_layernorm\.weight": r"layers.\1.ffn_norm.weight",
-}
-ARGS = {
-    "dim": 60,
-    "n_layers": 3,
-    "n_heads": 6,
-    "n_kv_heads": 2,
-    "vocab_size": 97,
-    "multiple_of": 32,
-    "max_seq_len": 64,
-    "dropout": 0.0,
-}
-
-
-def llama2c(path: Path, **args: Any) -> tuple[Path, Any]:
-    model = theirs("Llama", hidden_size=60, tie_word_embeddings=True)
-    weights = weights_of(model)
-    for name in weights:
-        if name.endswith("q_proj.weight"):
-            weights[name] = to_interleaved(weights[name], 6)
-        if name.endswith("k_proj.weight"):
-            weights[name] = to_interleaved(weights[name], 2)
-    fields = {name: value for name, value in {**ARGS, **args}.items() if value is not ...}
-    state = {f"_orig_mod.{name}": weight for name, weight in renamed(weights, NAMES).items()}
-    payload = {"model": state, "model_args": fields, "iter_num": 7, "best_val_loss": torch.tensor(1.5), "config": {}}
-    return save(path, payload), model
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -13,28 +12,11 @@ import transformers
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError
 from tests.support.builders import random_weights
+from tests.support.format_builders import llmc
 from tests.support.nanogpt_reference import relative_rms
 
-V, PADDED, T, L, H, C = 97, 128, 17, 3, 3, 30
+V, T, L, H, C = 97, 17, 3, 3, 30
 IDX = torch.tensor([[5, 0, 96, 31, 31, 7, 2], [1, 2, 3, 4, 5, 6, 90]])
-ORDER = [
-    *("ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight", "attn.c_proj.bias"),
-    *("ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"),
-]
-
-
-def llmc(path: Path, *, version: int = 3, **header: int) -> Path:
-    """The weights of `random_weights`; a field of the header can be given another value."""
-    weights = random_weights(block_size=T, vocab_size=V, n_layer=L, n_embd=C)
-    fields = {"magic": 20240326, "version": version, "T": T, "V": V, "L": L, "H": H, "C": C, "padded": PADDED, **header}
-    padded = torch.cat([weights["transformer.wte.weight"], torch.zeros(PADDED - V, C)])
-    tensors = [padded, weights["transformer.wpe.weight"]]
-    tensors += [weights[f"transformer.h.{layer}.{name}"] for name in ORDER for layer in range(L)]
-    tensors += [weights["transformer.ln_f.weight"], weights["transformer.ln_f.bias"]]
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    data = flat.numpy().tobytes() if version != 5 else flat.to(torch.bfloat16).view(torch.int16).numpy().tobytes()
-    path.write_bytes(np.array([*fields.values()] + [0] * (256 - len(fields)), np.int32).tobytes() + data)
-    return path
 
 
 def theirs(dtype: torch.dtype) -> Any:

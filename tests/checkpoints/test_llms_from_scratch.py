@@ -12,66 +12,18 @@ from gptexport.architectures.rotary import Llama3
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError, UnknownCheckpointError
 from tests.support.builders import SIZES, random_weights
+from tests.support.format_builders import LLMS_FROM_SCRATCH_GPT, LLMS_FROM_SCRATCH_LLAMA, llms_from_scratch_gpt
 from tests.support.llama_builders import IDX, logits_of, renamed, save, theirs, weights_of
 from tests.support.nanogpt_reference import nanogpt_logits, relative_rms
 
 SHORT = torch.tensor([[5, 0, 96, 31, 31, 7, 2], [1, 2, 3, 4, 5, 6, 90]])
-GPT_NAMES = {
-    r"transformer\.wte\.weight": "tok_emb.weight",
-    r"transformer\.wpe\.weight": "pos_emb.weight",
-    r"lm_head\.weight": "out_head.weight",
-    r"transformer\.h\.(\d+)\.attn\.c_proj\.(weight|bias)": r"trf_blocks.\1.att.out_proj.\2",
-    r"transformer\.h\.(\d+)\.attn\.c_attn\.(weight|bias)": r"trf_blocks.\1.att.qkv.\2",
-    r"transformer\.h\.(\d+)\.mlp\.c_fc\.(weight|bias)": r"trf_blocks.\1.ff.layers.0.\2",
-    r"transformer\.h\.(\d+)\.mlp\.c_proj\.(weight|bias)": r"trf_blocks.\1.ff.layers.2.\2",
-    r"transformer\.h\.(\d+)\.ln_([12])\.weight": r"trf_blocks.\1.norm\2.scale",
-    r"transformer\.h\.(\d+)\.ln_([12])\.bias": r"trf_blocks.\1.norm\2.shift",
-    r"transformer\.ln_f\.weight": "final_norm.scale",
-    r"transformer\.ln_f\.bias": "final_norm.shift",
-}
-LLAMA_NAMES = {
-    r"model\.embed_tokens\.weight": "tok_emb.weight",
-    r"lm_head\.weight": "out_head.weight",
-    r"model\.norm\.weight": "final_norm.NORM",
-    r"model\.layers\.(\d+)\.self_attn\.q_proj\.weight": r"trf_blocks.\1.att.W_query.weight",
-    r"model\.layers\.(\d+)\.self_attn\.k_proj\.weight": r"trf_blocks.\1.att.W_key.weight",
-    r"model\.layers\.(\d+)\.self_attn\.v_proj\.weight": r"trf_blocks.\1.att.W_value.weight",
-    r"model\.layers\.(\d+)\.self_attn\.o_proj\.weight": r"trf_blocks.\1.att.out_proj.weight",
-    r"model\.layers\.(\d+)\.self_attn\.([qk])_norm\.weight": r"trf_blocks.\1.att.\2_norm.NORM",
-    r"model\.layers\.(\d+)\.mlp\.gate_proj\.weight": r"trf_blocks.\1.ff.fc1.weight",
-    r"model\.layers\.(\d+)\.mlp\.up_proj\.weight": r"trf_blocks.\1.ff.fc2.weight",
-    r"model\.layers\.(\d+)\.mlp\.down_proj\.weight": r"trf_blocks.\1.ff.fc3.weight",
-    r"model\.layers\.(\d+)\.input_layernorm\.weight": r"trf_blocks.\1.norm1.NORM",
-    r"model\.layers\.(\d+)\.post_attention_layernorm\.weight": r"trf_blocks.\1.norm2.NORM",
-}
-
-
-def gpt_model(*, qkv_bias: bool, **sizes: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A GPTModel's state_dict, and the same weights under GPT's names."""
-    fields: dict[str, Any] = {**SIZES, **sizes}
-    weights = random_weights(**fields, tied=False)
-    if not qkv_bias:
-        for name in weights:
-            if name.endswith("c_attn.bias"):
-                weights[name] = torch.zeros_like(weights[name])
-    state = renamed(weights, GPT_NAMES)
-    for name in [name for name in state if ".att.qkv." in name]:
-        joined = state.pop(name)
-        if not qkv_bias and name.endswith("bias"):
-            continue
-        for part, rows in zip(("W_query", "W_key", "W_value"), joined.chunk(3), strict=True):
-            state[name.replace("qkv", part)] = rows.clone()
-    for layer in range(SIZES["n_layer"]):
-        T = SIZES["block_size"]
-        state[f"trf_blocks.{layer}.att.mask"] = torch.triu(torch.ones(T, T), diagonal=1)
-    return state, weights
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_a_gpt_model_computes_the_books_forward(tmp_path: Path, qkv_bias: bool, wrapped: bool) -> None:
-    state, weights = gpt_model(qkv_bias=qkv_bias)
+    state, weights = llms_from_scratch_gpt(qkv_bias=qkv_bias)
     payload: Any = {"model_state_dict": state, "optimizer_state_dict": {"state": {}}} if wrapped else state
     checkpoint = load_checkpoint(str(save(tmp_path / "model.pth", payload)), n_head=3)
     expected = nanogpt_logits(weights, SHORT, n_layer=3, n_head=3, gelu="tanh")
@@ -87,7 +39,7 @@ def test_the_fast_gpt_model_is_read_too(tmp_path: Path) -> None:
     weights = random_weights(**fields, tied=False)
     norms = {"scale": "weight", "shift": "bias"}
     state = {}
-    for name, weight in renamed(weights, GPT_NAMES).items():
+    for name, weight in renamed(weights, LLMS_FROM_SCRATCH_GPT).items():
         stem, _, last = name.rpartition(".")
         state[f"{stem.replace('out_proj', 'proj')}.{norms.get(last, last)}"] = weight
     checkpoint = load_checkpoint(str(save(tmp_path / "model.pth", state)), n_head=3)
@@ -96,7 +48,7 @@ def test_the_fast_gpt_model_is_read_too(tmp_path: Path) -> None:
 
 
 def test_the_number_of_heads_is_asked_for(tmp_path: Path) -> None:
-    path = save(tmp_path / "model.pth", gpt_model(qkv_bias=True)[0])
+    path = save(tmp_path / "model.pth", llms_from_scratch_gpt(qkv_bias=True)[0])
     with pytest.raises(CheckpointError, match=r"n_embd 30\) do not say how many heads.*pass n_head"):
         load_checkpoint(str(path))
     with pytest.raises(CheckpointError, match="n_embd 30 is not a multiple of n_head 7"):
@@ -106,7 +58,7 @@ def test_the_number_of_heads_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_of_a_width_that_openai_trained_it_is_known(tmp_path: Path) -> None:
-    state, _ = gpt_model(qkv_bias=False, n_embd=768, n_layer=3)
+    state, _ = llms_from_scratch_gpt(qkv_bias=False, n_embd=768, n_layer=3)
     checkpoint = load_checkpoint(str(save(tmp_path / "model.pth", state)))
     assert checkpoint.config.to_dict()["n_head"] == 12
     assert any("n_head taken as 12" in note for note in checkpoint.notes)
@@ -114,14 +66,14 @@ def test_of_a_width_that_openai_trained_it_is_known(tmp_path: Path) -> None:
 
 def test_a_classifier_is_refused(tmp_path: Path) -> None:
     """Of chapter 6: two classes for a head."""
-    state, _ = gpt_model(qkv_bias=True)
+    state, _ = llms_from_scratch_gpt(qkv_bias=True)
     state |= {"out_head.weight": torch.zeros(2, 30), "out_head.bias": torch.zeros(2)}
     with pytest.raises(CheckpointError, match=r"(?s)mis-shaped\s+lm_head\.weight.*|unexpected\s+lm_head\.bias"):
         load_checkpoint(str(save(tmp_path / "review_classifier.pth", state)), n_head=3)
 
 
 def test_a_missing_block_and_an_incomplete_bias_are_told(tmp_path: Path) -> None:
-    state, _ = gpt_model(qkv_bias=True)
+    state, _ = llms_from_scratch_gpt(qkv_bias=True)
     del state["trf_blocks.1.att.W_key.bias"]
     state = {name: weight for name, weight in state.items() if not name.startswith("trf_blocks.0.")}
     with pytest.raises(CheckpointError, match=r"(?s)missing\s+transformer\.h\.0.*unexpected.*W_query\.bias"):
@@ -140,7 +92,7 @@ LLAMA3_SCALING = {
 
 def llama_model(kind: str, norm: str, **config: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     model = theirs(kind, **config)
-    names = {pattern: target.replace("NORM", norm) for pattern, target in LLAMA_NAMES.items()}
+    names = {pattern: target.replace("NORM", norm) for pattern, target in LLMS_FROM_SCRATCH_LLAMA.items()}
     return model, renamed(weights_of(model), names)
 
 

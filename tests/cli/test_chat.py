@@ -12,8 +12,8 @@ from gptexport.export import export_onnx
 from gptexport.tokenizers import found_with
 from tests.support.builders import tiny_nanogpt
 from tests.support.cli import Cli
+from tests.support.format_builders import pickled
 from tests.support.nanochat_builders import nanochat, state_of
-from tests.tokenizers.test_tiktoken_pickle import pickled
 from tests.tokenizers.test_tiktoken_pickle import state_of as encoding
 
 CHAT = ["bos", "user_start", "user_end", "assistant_start", "assistant_end"]

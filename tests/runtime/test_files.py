@@ -64,3 +64,9 @@ def test_a_path_is_a_string_or_a_path(value: object) -> None:
     with pytest.raises(InputError, match=r"path is .*; expected a string"):
         as_path(value)
     assert as_path("a/b") == Path("a/b") == as_path(Path("a/b"))
+
+
+def test_as_much_memory_is_taken_as_the_file_has(tmp_path: Path) -> None:
+    """And not what somebody says that it has: a sidecar, of its engine."""
+    (tmp_path / "small").write_bytes(b"abc")
+    assert read_small(tmp_path / "small", 1 << 62) == b"abc"

@@ -134,3 +134,33 @@ def test_a_fifo_in_a_bundle_is_refused_and_not_waited_for(bundle: Path, name: st
     os.mkfifo(bundle / name)
     with pytest.raises(ArtifactError):
         load(bundle, "cpu")
+
+
+def test_a_lone_graph_is_of_the_data_that_it_names(others: tuple[Path, Path], tmp_path: Path) -> None:
+    """While one is replaced its data have another name for a moment, and those of the old one the usual name."""
+    import onnx
+
+    one, other = others
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    model = onnx.load(str(one / "logits.onnx"), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "gpt.onnx.0123.data"
+    (lone / "gpt.onnx").write_bytes(model.SerializeToString())
+    shutil.copy(one / "weights.data", lone / "gpt.onnx.0123.data")
+    shutil.copy(other / "weights.data", lone / "gpt.onnx.data")
+    with load(lone / "gpt.onnx", "cpu") as gpt, load(one, "cpu") as same:
+        assert np.array_equal(gpt.logits(IDS), same.logits(IDS))
+    shutil.copy(other / "weights.data", lone / "gpt.onnx.0123.data")
+    with pytest.raises(ArtifactError, match="belongs to another export"):
+        load(lone / "gpt.onnx", "cpu").logits(IDS)
+
+
+def test_metadata_that_are_not_text_are_damaged(bundles: dict[str, Path], tmp_path: Path) -> None:
+    data = (bundles["portable"] / "logits.onnx").read_bytes()
+    shutil.copy(bundles["portable"] / "weights.data", tmp_path)
+    (tmp_path / "gpt.onnx").write_bytes(data.replace(b"gptexport.vocab_size", b"g\xfftexport.vocab_size"))
+    with pytest.raises(ArtifactError, match="its metadata are not UTF-8"):
+        load(tmp_path / "gpt.onnx", "cpu")

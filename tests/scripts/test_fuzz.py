@@ -9,9 +9,15 @@ from random import Random
 
 import pytest
 
+from gptexport.checkpoints.formats import huggingface_neox
+from gptexport.checkpoints.formats.huggingface_llama_config import MODEL_TYPES
+from gptexport.checkpoints.formats.huggingface_text import TOKENIZER_FILES
+from gptexport.checkpoints.readers import CONTAINERS, PAYLOADS
+from gptexport_runtime import BackendUnavailableError
 from scripts.fuzz import kill, load
 from scripts.fuzz.files import Worker, campaign
-from scripts.fuzz.readers import READERS, Reader, templates
+from scripts.fuzz.readers import READERS, Reader
+from scripts.fuzz.templates import templates
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +25,29 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
     templates(folder / "templates")
     return folder
+
+
+def test_every_format_has_a_fuzzer() -> None:
+    covered = {name for reader in READERS for name in reader.covers}
+    formats = {*CONTAINERS, *PAYLOADS, *MODEL_TYPES, huggingface_neox.MODEL_TYPE}
+    tokenizers = {*TOKENIZER_FILES} - {"spiece.model", "sentencepiece.bpe.model"}  # a tokenizer.model by other names
+    assert formats | tokenizers <= covered
+
+
+@pytest.mark.slow
+def test_a_fuzzer_begins_with_what_it_is_said_to_read(root: Path, tmp_path: Path) -> None:
+    worker = Worker(root, (1, None), 0)
+    for reader in READERS:
+        for read in reader.reads:
+            _read_or_refused(read, worker.prepare(reader))
+
+
+def _read_or_refused(read: Callable[[Path], None], place: Path) -> None:
+    """What is valid is read, but where what reads it is not installed."""
+    try:
+        read(place)
+    except BackendUnavailableError as error:
+        assert "sentencepiece" in str(error)
 
 
 @pytest.mark.slow

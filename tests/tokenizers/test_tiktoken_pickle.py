@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from gptexport.tokenizers import tokenizer_to_bundle
 from gptexport.tokenizers.tiktoken_pickle import json_of_tiktoken
 from gptexport_runtime import GPTExportError
 from gptexport_runtime.text import load_tokenizer
+from tests.support.format_builders import pickled
 
 PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -60,32 +59,6 @@ def trained(size: int) -> dict[bytes, int]:
         ranks[best[0] + best[1]] = len(ranks)
         words = [merged([bytes([byte]) for byte in b"".join(word)], ranks) for word in words]
     return ranks
-
-
-def pickled(path: Path, state: Any, *, module: str = "tiktoken.core", name: str = "Encoding") -> Path:
-    """As tiktoken pickles an Encoding: its class by name, and its state."""
-    kind = type(
-        name,
-        (),
-        {
-            "__module__": module,
-            "__qualname__": name,
-            "__getstate__": lambda self: state,
-            "__setstate__": lambda self, value: None,
-        },
-    )
-    made = types.ModuleType(module)
-    setattr(made, name, kind)
-    before = {part: sys.modules.get(part) for part in (module.split(".")[0], module)}
-    sys.modules.update({module.split(".")[0]: types.ModuleType(module.split(".")[0]), module: made})
-    try:
-        path.write_bytes(pickle.dumps(kind()))
-    finally:
-        for part, old in before.items():
-            del sys.modules[part]
-            if old is not None:
-                sys.modules[part] = old
-    return path
 
 
 def state_of(ranks: dict[bytes, int], **changes: Any) -> dict[str, Any]:

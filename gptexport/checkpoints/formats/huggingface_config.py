@@ -79,14 +79,12 @@ def check_architecture(fields: Mapping[str, Any], path: Path) -> None:
     Raises:
         UnknownCheckpointError: it is another model; it is named.
     """
-    model_type, architectures = fields.get("model_type"), fields.get("architectures") or []
+    model_type, architectures = fields.get("model_type"), architectures_of(fields, path)
     if model_type not in (None, "gpt2"):
         raise UnknownCheckpointError(
             f"{path}: a Hugging Face checkpoint of model_type {model_type!r}; gptexport reads 'gpt2'. "
             "Another GPT can be exported through its own code: `gptexport onnx module.py:factory`."
         )
-    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
-        raise CheckpointError(f"{path}: architectures is {architectures!r}; expected a list of names.")
     if architectures and not any(name in _ARCHITECTURES for name in architectures):
         raise UnknownCheckpointError(
             f"{path}: architectures is {architectures!r}, a model without GPT-2's language model head; expected one of "
@@ -95,6 +93,18 @@ def check_architecture(fields: Mapping[str, Any], path: Path) -> None:
     if model_type is None and not architectures and not {"n_embd", "n_layer", "n_head"} & set(fields):
         raise UnknownCheckpointError(f"{path}: no model_type, and no field of GPT-2's; gptexport reads 'gpt2'.")
     check_own_code(fields, "GPT-2", path)
+
+
+def architectures_of(fields: Mapping[str, Any], path: Path) -> list[str]:
+    """The classes that a config names; empty: it names none.
+
+    Raises:
+        CheckpointError: they are no list of names.
+    """
+    architectures = fields.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise CheckpointError(f"{path}: architectures is {architectures!r}; expected a list of names.")
+    return architectures
 
 
 def check_own_code(fields: Mapping[str, Any], title: str, path: Path) -> None:

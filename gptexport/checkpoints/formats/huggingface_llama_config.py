@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptexport.architectures.llama import LlamaConfig
-from gptexport.checkpoints.formats.huggingface_config import check_own_code, check_refused
+from gptexport.checkpoints.formats.huggingface_config import architectures_of, check_own_code, check_refused
 from gptexport.checkpoints.formats.huggingface_rope import rope_of
 from gptexport.errors import CheckpointError, UnknownCheckpointError
 
@@ -176,7 +176,7 @@ def config_of(fields: Fields, path: Path) -> LlamaConfig:
 
 
 def _check_architecture(fields: Fields, kind: ModelType, path: Path) -> None:
-    architectures = fields.get("architectures") or []
+    architectures = architectures_of(fields, path)
     if architectures and f"{kind.name}ForCausalLM" not in architectures and f"{kind.name}Model" not in architectures:
         raise UnknownCheckpointError(
             f"{path}: architectures is {architectures!r}, a model without the language model's head; expected "

@@ -14,7 +14,12 @@ import torch
 from gptexport.architectures import neox
 from gptexport.architectures.neox import NeoxConfig
 from gptexport.checkpoints.formats.huggingface import read_weights
-from gptexport.checkpoints.formats.huggingface_config import ACTIVATIONS, check_own_code, check_refused
+from gptexport.checkpoints.formats.huggingface_config import (
+    ACTIVATIONS,
+    architectures_of,
+    check_own_code,
+    check_refused,
+)
 from gptexport.checkpoints.formats.huggingface_rope import Names, rope_of
 from gptexport.checkpoints.formats.huggingface_text import text_of
 from gptexport.checkpoints.formats.llama_names import renamed
@@ -102,7 +107,7 @@ def config_of(fields: Mapping[str, Any], path: Path) -> NeoxConfig:
         CheckpointError: a field has a value of the wrong kind, or asks for something that gptexport does not do.
         UnknownCheckpointError: it is a model without the language model's head.
     """
-    architectures = fields.get("architectures") or []
+    architectures = architectures_of(fields, path)
     if architectures and not {"GPTNeoXForCausalLM", "GPTNeoXModel"} & set(architectures):
         raise UnknownCheckpointError(
             f"{path}: architectures is {architectures!r}, a model without the language model's head; expected "
@@ -111,7 +116,7 @@ def config_of(fields: Mapping[str, Any], path: Path) -> NeoxConfig:
     check_own_code(fields, "GPT-NeoX", path)
     check_refused(fields, path)
     values = {**_DEFAULTS, **fields}
-    if values["hidden_act"] not in ACTIVATIONS:
+    if not isinstance(values["hidden_act"], str) or values["hidden_act"] not in ACTIVATIONS:
         raise CheckpointError(
             f"{path}: hidden_act is {values['hidden_act']!r}; gptexport does the two GELUs: {', '.join(ACTIVATIONS)}."
         )
@@ -132,7 +137,7 @@ def config_of(fields: Mapping[str, Any], path: Path) -> NeoxConfig:
             tied=values["tie_word_embeddings"],
             norm_eps=values["layer_norm_eps"],
         )
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:  # of the rotary size, by sizes not checked yet
         message = str(error)
         for theirs, ours in (*_SIZES.items(), ("layer_norm_eps", "norm_eps"), ("rotary_emb_base", "rope_base")):
             message = message.replace(ours, theirs)

@@ -88,7 +88,10 @@ def _llama3(rope: Fields, fields: Fields, path: Path) -> Llama3:
 def _yarn(rope: Fields, fields: Fields, path: Path) -> Yarn:
     original = positive_integer(rope[_ORIGINAL], _ORIGINAL, path)
     given = rope.get("factor")
-    factor = fields["max_position_embeddings"] / original if given is None else positive_number(given, "factor", path)
+    longest = fields["max_position_embeddings"] if given is None else 1
+    factor = positive_number(longest, "max_position_embeddings", path) / original
+    if given is not None:
+        factor = positive_number(given, "factor", path)
     gain = rope.get("attention_factor")
     if gain is None:
         mscale, everywhere = rope.get("mscale"), rope.get("mscale_all_dim")

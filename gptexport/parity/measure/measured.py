@@ -76,6 +76,8 @@ def load_measured(path: Path) -> Measured:
     try:
         data = SAVED_FORMAT.load(read_text(path, MOST_BYTES), str(path))
         saved = SAVED_FORMAT.build(_Saved, data, "measured")
+        if not saved.stats and not saved.mismatch:
+            raise ValueError("it has no stats")
         return Measured(
             precision=_precision(gates=saved.gates, dtype=saved.dtype),
             real_text=saved.real_text,
@@ -86,7 +88,7 @@ def load_measured(path: Path) -> Measured:
             mismatch=saved.mismatch,
             environment=saved.environment,
         )
-    except (GPTExportError, ValueError) as error:
+    except (GPTExportError, ValueError, OverflowError) as error:  # past what a column of integers holds
         said = str(error).removesuffix(".")
         raise GPTExportError(
             f"{path} does not hold saved measurements: {said}. Save them again with --save."

@@ -131,7 +131,8 @@ def _by_row(stats: Sequence[ShapeStats]) -> tuple[Group, ...]:
         return ()
     column = vars(widest.each)
     B = widest.shape[0]
-    return tuple(_group(f"row {row} of {B}", column, column["row"] % B == row) for row in range(B))
+    rows = column["row"] % B  # those that were measured: a saved file says any B
+    return tuple(_group(f"row {row} of {B}", column, rows == row) for row in np.unique(rows))
 
 
 def _group(name: str, column: dict[str, Column], chosen: npt.NDArray[np.bool_]) -> Group:

@@ -99,6 +99,11 @@ def _annotations(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
+@cache
+def _parts(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(annotation), get_args(annotation)
+
+
 def _dataclass(cls: type[_T], data: object) -> _T:
     if not isinstance(data, dict):
         raise _Invalid(f"is {shown(data)}; expected an object")
@@ -122,7 +127,7 @@ def _dataclass(cls: type[_T], data: object) -> _T:
 
 def _value(annotation: Any, value: object) -> Any:
     """`value` as the annotation wants it: a plain type, a dataclass, Mapping, tuple, Any, or a union of these."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
+    origin, arguments = _parts(annotation)
     if annotation is Any:
         return value
     if origin in (Union, types.UnionType):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +102,32 @@ def test_what_is_no_text_is_one_clear_error(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_bytes(b"\xfd\xff" * 99)
     ran = cli("parity", tmp_path / "p.json")
     assert ran.code == 2 and "--against" in ran.err, "it is not taken for measurements"
+
+
+def _no_stats(data: dict[str, Any]) -> None:
+    data["stats"] = []
+
+
+def _an_id_past_int64(data: dict[str, Any]) -> None:
+    data["stats"][0]["each"]["expected_top"][0] = 1e308
+
+
+@pytest.mark.parametrize("change", [_no_stats, _an_id_past_int64])
+def test_numbers_that_no_run_gives(
+    cli: Cli, saved: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    data = json.loads(saved.read_text())
+    change(data)
+    (tmp_path / "changed.json").write_text(json.dumps(data))
+    ran = cli("parity", tmp_path / "changed.json")
+    assert ran.code == 1 and "does not hold saved measurements" in ran.err and "bug" not in ran.err
+
+
+def test_a_batch_that_is_only_said_costs_nothing(cli: Cli, saved: Path, tmp_path: Path) -> None:
+    data = json.loads(saved.read_text())
+    data["stats"][0]["shape"] = [2**62, 1]
+    (tmp_path / "changed.json").write_text(json.dumps(data))
+    assert cli("parity", tmp_path / "changed.json").code == 3
 
 
 def test_columns_of_unequal_length(cli: Cli, saved: Path, tmp_path: Path) -> None:

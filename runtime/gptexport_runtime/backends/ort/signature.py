@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def read_signature(session: Any, path: Path, head: Head) -> GraphSignature:
             f"expected {expected} with B and T free. Export it with `gptexport onnx`."
         )
     dims = dict(zip(expected.output_axes, outputs[0].shape, strict=True))
-    meta = session.get_modelmeta().custom_metadata_map
+    meta = _metadata(session, path)
     row = read_limit(meta, META_ROW, path) if head.as_computed else None
     info = _limits(meta, dims.get(AXIS_V), row, path)
     sizes = {**dims, AXIS_V: info.vocab_size, **{axis: axis for axis in FREE}}
@@ -82,11 +83,21 @@ def check_weights(session: Any, path: Path, weights: Path | None) -> None:
     Raises:
         ArtifactError: they are of another.
     """
-    if weights is not None and is_of_another_export(weights, session.get_modelmeta().custom_metadata_map):
+    if weights is not None and is_of_another_export(weights, _metadata(session, path)):
         raise ArtifactError(
             f"{weights} belongs to another export than {path.name}: it was replaced, or half of one was copied over "
             "the other. Copy all files again, or export again."
         )
+
+
+def _metadata(session: Any, path: Path) -> Mapping[str, str]:
+    try:
+        found: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise ArtifactError(
+            f"{path} is damaged: its metadata are not UTF-8 ({error.reason}). Copy it again, or export again."
+        ) from error
+    return found
 
 
 def _dims(values: Any) -> list[Any]:
@@ -98,7 +109,7 @@ def _fits(axis: str, dim: object) -> bool:
     return axis == AXIS_V or isinstance(dim, int) != (axis in FREE)
 
 
-def _limits(meta: dict[str, str], V: object, row: int | None, path: Path) -> ModelInfo:
+def _limits(meta: Mapping[str, str], V: object, row: int | None, path: Path) -> ModelInfo:
     """`V`: of the output, as the file has it; `row`: what the metadata says that it is."""
     block_size, vocab_size = read_limit(meta, META_BLOCK_SIZE, path), read_limit(meta, META_VOCAB_SIZE, path)
     if row is not None:

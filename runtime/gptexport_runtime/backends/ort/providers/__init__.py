@@ -68,6 +68,11 @@ def find_provider(device: str, runs_on: Collection[str]) -> Provider | None:
         raise BackendUnavailableError(f'device="{device}" is not available: {reason}')
     for provider in PROVIDERS:
         wanted = device in (AUTO, provider.device) and (not runs_on or provider.device in runs_on)
-        if wanted and why_not(provider.device) is None:
+        if wanted and _is_there(provider) and why_not(provider.device) is None:
             return provider
     return None
+
+
+def _is_there(provider: Provider) -> bool:
+    """Was ONNX Runtime built with it, or does it come as a plug-in? `why_not` takes its time to say why not."""
+    return provider.library is not None or provider.name in import_onnxruntime().get_available_providers()
