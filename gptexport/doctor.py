@@ -26,11 +26,12 @@ PACKAGES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
+    "onnxruntime-ep-openvino",
     "tensorrt",
     "tensorrt-rtx",
     "huggingface_hub",
 )
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Provider:
     name: str
     loads: bool
     reason: str | None  # why not
+    about: str | None = None  # the provider's version, and what the device can do
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Health:
     providers: list[Provider]
     engines: list[EngineLibrary]
     problems: list[str]
+    export_with: str | None = None  # the options of `gptexport onnx` for what is fastest here
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,9 +83,10 @@ def examine() -> Health:
         memory=_memory(),
         instructions=_instructions(),
         versions={name: _version(name) for name in PACKAGES},
-        providers=[Provider(p.device, p.loads, p.reason) for p in probe.providers],
+        providers=[Provider(p.device, p.loads, p.reason, p.about) for p in probe.providers],
         engines=[_engine_library(edition) for edition in EDITIONS.values()],
         problems=problems,
+        export_with=probe.export_with,
     )
 
 

@@ -25,7 +25,9 @@ def doctor(output: Output) -> None:
     machine = facts(
         [("cores", health.cores), ("memory", health.memory), ("instructions", " ".join(health.instructions))]
     )
-    providers = table([(p.name, "yes" if p.loads else "no") for p in health.providers], ("device", "runs"))
+    providers = table(
+        [(p.name, "yes" if p.loads else "no", p.about or "") for p in health.providers], ("device", "runs", "with")
+    )
     engines = table(
         [(e.name, e.version or "–", e.builds, "yes" if e.runs else "no") for e in health.engines],
         ("engines", "version", "builds for", "runs"),
@@ -34,5 +36,6 @@ def doctor(output: Output) -> None:
     reasons += [(each.name, each.reason) for each in health.engines]
     why = facts([(f"why not {name}", reason) for name, reason in reasons])
     problems = "\n".join(f"problem: {problem}" for problem in health.problems) or "no problems found"
-    parts = [machine, versions, providers, engines, why, problems]
+    best = f"fastest here: gptexport onnx CHECKPOINT {health.export_with}" if health.export_with else ""
+    parts = [machine, versions, providers, engines, why, best, problems]
     output.result({"ok": True, **health.to_dict()}, "\n\n".join(filter(None, parts)))

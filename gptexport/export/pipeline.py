@@ -300,6 +300,7 @@ def _describe(
         tokenizer=tokenizer,
         text=checkpoint.text,
         runs_on=target.runs_on(precision),
+        on_cpu=tuple(graph.head.name for graph in graphs if graph.head.cached and target.cached_on_cpu),
     )
 
 

@@ -37,8 +37,8 @@ def load(
 
     Args:
         path: a bundle's folder, its `gptexport.json`, an `.onnx` or an `.engine` file.
-        device: "cpu", "cuda" or "auto", which is CUDA where CUDA works, else the CPU. "cuda" never falls back to the
-            CPU.
+        device: "cpu", "cuda", "openvino" or "auto", which is the first of those that the bundle is for and that works
+            here. Only "auto" falls back to another. "openvino" is the CPU by OpenVINO, for bundles of that target.
         threads: of the CPU for one call, 1 to 1024; None: as many as this process may use, so that `taskset` or a
             container's limits choose both how many and which; on a GPU one.
         prepack: keep the weights a second time in memory, laid out as the CPU's kernels read them. False: use them
@@ -85,8 +85,14 @@ def open_backend(artifact: Artifact, device: str, options: OpenOptions) -> Backe
     provider = find_provider(device, artifact.runs_on)
     if provider is None:
         raise _not_for_this_device(artifact, device)
+    manifest = artifact.manifest
     return OrtBackend(
-        provider, artifact.graphs, options, weights=artifact.weights, check_unchanged=artifact.check_unchanged
+        provider,
+        artifact.graphs,
+        replace(options, dtype=manifest.dtype) if manifest is not None else options,
+        weights=artifact.weights,
+        on_cpu=manifest.on_cpu if manifest is not None else (),
+        check_unchanged=artifact.check_unchanged,
     )
 
 

@@ -29,6 +29,7 @@ from scripts.bench.peers import PEERS, prepare, vocab_size
 from scripts.bench.tables import Shape, options, shapes_of, speed, table, write
 from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running, versions
 
+NOT_FLOAT32 = ("int8", "bf16", "bf16 (our graph)")
 OWN, BASELINE = "gptexport cpu", "eager"
 PACKAGES = ("gptexport", "onnxruntime", "torch", "openvino", "ctranslate2", "mobius-onnx")
 
@@ -130,7 +131,7 @@ def beside_fastest(seconds: Seconds[Shape]) -> dict[Shape, tuple[str, float]]:
     """By shape: the fastest peer in float32, and the speed of the CPU's graph relative to it."""
     found = {}
     for shape, by_name in seconds.items():
-        peers = [name for name in by_name if not name.startswith("gptexport") and "int8" not in name]
+        peers = [name for name in by_name if not name.startswith("gptexport") and not name.endswith(NOT_FLOAT32)]
         if peers and OWN in by_name:
             fastest = min(peers, key=lambda name: statistics.median(by_name[name]))
             found[shape] = (fastest, speed(by_name[OWN], by_name[fastest]))

@@ -61,6 +61,8 @@ def prepare(folder: Path, size: str) -> None:
         "gptexport portable": [*export, str(folder / "portable")],
         "gptexport cpu": [*export, str(folder / "cpu"), "--target", "cpu"],
         "gptexport int8": [*export, str(folder / "int8"), "--target", "cpu", "--quantize", "int8"],
+        "gptexport openvino": [*export, str(folder / "openvino"), "--target", "openvino"],
+        "gptexport openvino bf16": [*export, str(folder / "openvino16"), "--target", "openvino", "--dtype", "bfloat16"],
         "OpenVINO": [*export, str(folder / "opset20.onnx"), "--opset", "20"],
         "CTranslate2": [sys.executable, "-c", CONVERT, str(hf), str(folder / "ct2")],
         "mobius": [sys.executable, "-c", MOBIUS, str(hf), str(folder / "mobius")],
@@ -83,13 +85,24 @@ def gptexport(folder: Path, bundle: str) -> Run:
     return lambda ids: gpt.logits(ids, out=buffer.of((*ids.shape, gpt.config.vocab_size)))
 
 
-def eager(folder: Path, *, compiled: bool) -> Run:
+def by_plugin(folder: Path, bundle: str) -> Run:
+    """OpenVINO's plugin, on a CPU that it would not offer too."""
+    from gptexport_runtime import load
+    from scripts.bench.intel import pretend_intel
+
+    pretend_intel()
+    gpt = load(folder / bundle, "openvino")
+    buffer = Buffer()
+    return lambda ids: gpt.logits(ids, out=buffer.of((*ids.shape, gpt.config.vocab_size)))
+
+
+def eager(folder: Path, *, compiled: bool = False, dtype: str = "float32") -> Run:
     import torch
 
     from gptexport.checkpoints import load_checkpoint
 
     torch.set_num_threads(os.cpu_count() or 1)
-    model = load_checkpoint(str(folder / "hf")).model
+    model = load_checkpoint(str(folder / "hf")).model.to(getattr(torch, dtype))
     forward: Callable[[torch.Tensor], object] = torch.compile(model) if compiled else model
 
     def run(ids: np.ndarray) -> object:
@@ -99,10 +112,10 @@ def eager(folder: Path, *, compiled: bool) -> Run:
     return run
 
 
-def openvino(folder: Path) -> Run:
+def openvino(folder: Path, graph: str = "opset20.onnx", precision: str = "f32") -> Run:
     import openvino as ov
 
-    model = ov.Core().compile_model(str(folder / "opset20.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = ov.Core().compile_model(str(folder / graph), "CPU", {"INFERENCE_PRECISION_HINT": precision})
     request = model.create_infer_request()
     return lambda ids: request.infer([ids], share_outputs=True)
 
@@ -160,9 +173,14 @@ PEERS: dict[str, Callable[[Path], Run]] = {
     "gptexport portable": lambda folder: gptexport(folder, "portable"),
     "gptexport cpu": lambda folder: gptexport(folder, "cpu"),
     "gptexport int8": lambda folder: gptexport(folder, "int8"),
-    "eager": lambda folder: eager(folder, compiled=False),
+    "gptexport openvino": lambda folder: by_plugin(folder, "openvino"),
+    "gptexport openvino bf16": lambda folder: by_plugin(folder, "openvino16"),
+    "eager": eager,
+    "eager bf16": lambda folder: eager(folder, dtype="bfloat16"),
     "torch.compile": lambda folder: eager(folder, compiled=True),
     "OpenVINO": openvino,
+    "OpenVINO bf16": lambda folder: openvino(folder, precision="bf16"),
+    "OpenVINO bf16 (our graph)": lambda folder: openvino(folder, "openvino16/logits.onnx", "bf16"),
     "mobius": mobius,
     "CTranslate2": lambda folder: ctranslate2(folder, "float32"),
     "CTranslate2 int8": lambda folder: ctranslate2(folder, "int8"),

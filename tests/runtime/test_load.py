@@ -70,7 +70,7 @@ def test_bundle_for_a_device_of_a_newer_version_is_refused(bundle: Path) -> None
 
 
 OPTIONS = {
-    "device": ({"device": "gpu"}, "device is 'gpu'; expected one of auto, cpu, cuda"),
+    "device": ({"device": "gpu"}, "device is 'gpu'; expected one of auto, cpu, cuda, openvino"),
     "no threads": ({"threads": 0}, "threads is 0; expected an integer from 1 to 1024"),
     "float threads": ({"threads": 2.0}, "threads is 2.0"),
     "bool threads": ({"threads": True}, "threads is True"),

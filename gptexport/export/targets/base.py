@@ -56,6 +56,7 @@ class Target:
     prepare: Callable[[Trace, Precision], Audit] = _nothing  # changes graph and weights, before heads are derived
     attend: Callable[[Precision], Attend] = _scatter  # how a cached step writes and reads its cache
     rewrites: Callable[[Precision], Sequence[Rewrite]] = _no_rewrites  # of each head's graph, in this order
+    cached_on_cpu: bool = False  # heads with a cache run on ONNX Runtime's CPU provider, in float32
     score_chunk: int = 256  # positions whose logits `score` holds at a time
     lays_out_logits: Callable[[Precision], bool] = lambda _precision: False  # pad_vocab, native_logits
     check: Callable[[Path, Head], None] = _no_check  # raises ExportError for a written graph that it cannot run

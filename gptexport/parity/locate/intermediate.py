@@ -51,7 +51,7 @@ def run_with_intermediates(
     existing = {output.name for output in model.graph.output}
     names = [name for name in dict.fromkeys(names) if name not in existing]
     outputs = add_outputs(model, names)
-    options = OpenOptions(prepack=False)  # it runs once
+    options = OpenOptions(prepack=False, dtype=precision.dtype)  # it runs once
     session = open_session(model.SerializeToString(), provider_of(device), options, path=path, optimize=optimize)
     return dict(zip([LOGITS, *names], session.run([LOGITS, *outputs], {INPUT_IDS: ids}), strict=True))
 

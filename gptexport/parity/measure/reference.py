@@ -19,7 +19,7 @@ def on_device(model: nn.Module, device: str) -> nn.Module:
 
     Itself on the CPU; and where torch has no CUDA, or the forward makes tensors on the CPU whatever it is given.
     """
-    if torch.device(device) == device_of(model) or not torch.cuda.is_available():
+    if _torch_device(device) == device_of(model) or not torch.cuda.is_available():
         return model
     moved = copy.deepcopy(model).to(device)
     try:
@@ -27,6 +27,14 @@ def on_device(model: nn.Module, device: str) -> nn.Module:
     except RuntimeError:
         return model
     return moved
+
+
+def _torch_device(device: str) -> torch.device:
+    """Where torch computes beside the runtime's device: on the CPU, if it has no name for it."""
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        return torch.device("cpu")
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -71,6 +71,7 @@ class Manifest:
     tokenizer: TokenizerEntry | None = None  # None: the bundle has none
     text: TextEntry = field(default_factory=TextEntry)
     runs_on: tuple[str, ...] = ("cpu", "cuda")  # devices whose kernels run the graphs
+    on_cpu: tuple[str, ...] = ()  # heads whose graphs run on the CPU, in float32, wherever the others run
 
     what = "these graphs and weights"
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gptexport_runtime.backends.gpu.dlpack import Borrowed
-from gptexport_runtime.backends.ort.binding import Ids, Runner
+from gptexport_runtime.backends.ort.binding import Binding, Ids, Runner
 from gptexport_runtime.backends.ort.decoder import OrtDecoder
 from gptexport_runtime.backends.ort.graph import OrtGraph
 from gptexport_runtime.backends.ort.options import OpenOptions
+from gptexport_runtime.backends.ort.providers.cpu import CPU
 from gptexport_runtime.backends.ort.providers.provider import Provider
 from gptexport_runtime.backends.ort.session import open_session
 from gptexport_runtime.backends.ort.signature import check_weights, read_signature
@@ -35,12 +36,14 @@ class OrtBackend:
         options: OpenOptions | None = None,
         *,
         weights: Path | None = None,
+        on_cpu: Collection[str] = (),
         check_unchanged: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             files: the graphs, by the name of their head.
             options: None: the defaults.
+            on_cpu: heads whose graphs run on the CPU, whatever the provider.
             weights: the file that the graphs read their weights from, where that is known.
             check_unchanged: raises ArtifactError once a file is not what it was. Graphs are opened late, and by name.
         """
@@ -52,6 +55,9 @@ class OrtBackend:
         self._weights, self._check_unchanged = weights, check_unchanged
         self._mapped = MappedFile(weights) if weights is not None else None
         self._binding = provider.bind()
+        others = provider if provider.device == CPU.device else CPU
+        binding = self._binding if others is provider else CPU.bind()
+        self._elsewhere = dict.fromkeys(on_cpu, (others, binding))
         self._graphs: dict[str, OrtGraph] = {}
         self._decoders: dict[str, OrtDecoder] = {}
         self._opening = threading.Lock()
@@ -67,7 +73,7 @@ class OrtBackend:
             return self.open(heads.LOGITS).info
         path = self._files[heads.LOGITS.name]
         cheap = OpenOptions(threads=1, prepack=False, spin=False)
-        return read_signature(self._session(path, cheap, optimize=False), path, heads.LOGITS).info
+        return read_signature(self._session(path, cheap, self._provider, optimize=False), path, heads.LOGITS).info
 
     def has(self, head: Head) -> bool:
         return head.name in self._files
@@ -86,8 +92,9 @@ class OrtBackend:
         with self._opening:
             if head.name not in self._decoders:
                 runner, path = self._runner(head), self._files[head.name]
+                provider, binding = self._place(head)
                 self._decoders[head.name] = OrtDecoder(
-                    runner, self._binding, path, head, self.tokens_at_once, self._check_mapped
+                    runner, binding, path, head, provider.tokens_at_once, self._check_mapped
                 )
         return self._decoders[head.name]
 
@@ -99,17 +106,29 @@ class OrtBackend:
 
     def _runner(self, head: Head) -> Runner:
         path = self._files[head.name]
+        provider, binding = self._place(head)
         # a plan is one block of memory, which is kept while a loop runs, whose trips need as much again
-        open_with = partial(self._session, path, self._options, plan=not head.loops)
-        return self._binding.open(lambda captures: open_with(captures=captures), head, self._options, str(path))
+        open_with = partial(self._session, path, self._options, provider, plan=not head.loops)
+        return binding.open(lambda captures: open_with(captures=captures), head, self._options, str(path))
+
+    def _place(self, head: Head) -> tuple[Provider, Binding]:
+        """Where a head's graph runs, and what its memory is bound to."""
+        return self._elsewhere.get(head.name, (self._provider, self._binding))
 
     def _session(
-        self, path: Path, options: OpenOptions, *, optimize: bool = True, plan: bool = True, captures: bool = False
+        self,
+        path: Path,
+        options: OpenOptions,
+        provider: Provider,
+        *,
+        optimize: bool = True,
+        plan: bool = True,
+        captures: bool = False,
     ) -> Any:
         """A session of this very file, with the weights that belong to it."""
         self._check_unchanged()
         refuse_functions(path)
-        session = open_session(path, self._provider, options, optimize=optimize, plan=plan, captures=captures)
+        session = open_session(path, provider, options, optimize=optimize, plan=plan, captures=captures)
         self._check_unchanged()
         check_weights(session, path, self._weights)
         return session

@@ -45,9 +45,13 @@ def _is_count(value: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenOptions:
-    """How a backend opens every graph. See `load`."""
+    """How a backend opens every graph. See `load`.
+
+    dtype: what an artifact says that it is in, for providers that are told what to compute in.
+    """
 
     threads: int | None = None
     prepack: bool = True
     spin: bool = True
     cuda: CudaOptions = CudaOptions()
+    dtype: str = "float32"

@@ -17,6 +17,7 @@ class ProviderProbe:
     loads: bool
     reason: str | None
     lacks: str | None = None  # what it runs without and would better have
+    about: str | None = None  # its version and what its device can do
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class RuntimeProbe:
     conflict: str | None  # why what is installed cannot be relied on
     available: tuple[str, ...]  # the execution providers that the package was built with
     providers: tuple[ProviderProbe, ...]  # of each that a session can run on, as tried
+    export_with: str | None = None  # the options of `gptexport onnx` that make most of what runs here
 
 
 def probe_providers() -> RuntimeProbe:
@@ -40,13 +42,18 @@ def probe_providers() -> RuntimeProbe:
         nothing = tuple(ProviderProbe(provider.device, False, str(error)) for provider in in_order)
         return RuntimeProbe(None, found, conflict(found), (), nothing)
     tried = [(provider, provider.why_not(ort)) for provider in in_order]
+    running = {provider.device for provider, reason in tried if reason is None}
+    advice = (provider.export_with(ort) for provider in PROVIDERS if provider.device in running)
     return RuntimeProbe(
         version=ort.__version__,
         packages=found,
         conflict=conflict(found),
         available=tuple(ort.get_available_providers()),
         providers=tuple(
-            ProviderProbe(provider.device, reason is None, reason, provider.lacks() if reason is None else None)
+            ProviderProbe(provider.device, True, None, provider.lacks(), provider.about(ort))
+            if reason is None
+            else ProviderProbe(provider.device, False, reason)
             for provider, reason in tried
         ),
+        export_with=next(filter(None, advice), None),
     )

@@ -44,10 +44,12 @@ def open_session(
     ort = import_onnxruntime()
     session_options = ort.SessionOptions()
     session_options.log_severity_level = SILENT
-    session_options.intra_op_num_threads = options.threads or provider.threads()
+    session_options.intra_op_num_threads = 1 if provider.whole else options.threads or provider.threads()
     session_options.enable_mem_pattern = plan
     entries = dict(provider.entries(options))
-    if not optimize:
+    if provider.whole:
+        entries["session.record_ep_graph_assignment_info"] = "1"
+    if not optimize or provider.whole:
         session_options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not options.prepack:
         entries["session.disable_prepacking"] = "1"
@@ -75,7 +77,26 @@ def open_session(
         raise BackendUnavailableError(
             f"{path} did not open on {provider}: ONNX Runtime took {', '.join(session.get_providers())} instead."
         )
+    if provider.whole:
+        _check_whole(session, path, provider)
     return session
+
+
+def _check_whole(session: Any, path: Path, provider: Provider) -> None:
+    """A graph in pieces runs, but each border costs copies and what a compiler could have joined.
+
+    Raises:
+        BackendUnavailableError: the provider has not taken every node, as one piece.
+    """
+    pieces = session.get_provider_graph_assignment_info()
+    if [piece.ep_name for piece in pieces] == [provider.name]:
+        return
+    left = {node.op_type for piece in pieces if piece.ep_name != provider.name for node in piece.get_nodes()}
+    raise BackendUnavailableError(
+        f"{path} fell into {len(pieces)} pieces on {provider}, which does not take "
+        f"{', '.join(sorted(left)) or 'it as one'}. Export it for this provider: "
+        f"gptexport onnx CHECKPOINT -o FOLDER --target {provider}."
+    )
 
 
 _sessions: weakref.WeakSet[Any] = weakref.WeakSet()

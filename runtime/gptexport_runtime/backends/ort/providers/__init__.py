@@ -7,12 +7,13 @@ from collections.abc import Collection
 from gptexport_runtime.backends.ort.package import import_onnxruntime
 from gptexport_runtime.backends.ort.providers.cpu import CPU
 from gptexport_runtime.backends.ort.providers.cuda import CUDA
+from gptexport_runtime.backends.ort.providers.openvino import OPENVINO
 from gptexport_runtime.backends.ort.providers.provider import Provider
 from gptexport_runtime.errors import BackendUnavailableError
 
 AUTO = "auto"
 # the one line for each; "auto" takes the first that runs here
-PROVIDERS: list[Provider] = [CUDA, CPU]
+PROVIDERS: list[Provider] = [CUDA, OPENVINO, CPU]
 
 _running: set[str] = set()  # providers that were tried in this process, and run
 
@@ -67,7 +68,8 @@ def find_provider(device: str, runs_on: Collection[str]) -> Provider | None:
     if device != AUTO and (reason := why_not(device)) is not None:
         raise BackendUnavailableError(f'device="{device}" is not available: {reason}')
     for provider in PROVIDERS:
-        wanted = device in (AUTO, provider.device) and (not runs_on or provider.device in runs_on)
+        fits = provider.device in runs_on if runs_on else provider.for_any or device != AUTO
+        wanted = device in (AUTO, provider.device) and fits
         if wanted and _is_there(provider) and why_not(provider.device) is None:
             return provider
     return None

@@ -29,4 +29,5 @@ CPU = Provider(
     bind=lambda: HostBinding("cpu", TOKENS_AT_ONCE),
     tokens_at_once=TOKENS_AT_ONCE,
     threads=usable_cores,
+    export_with=lambda _ort: "--target cpu",
 )

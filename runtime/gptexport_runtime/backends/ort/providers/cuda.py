@@ -103,4 +103,5 @@ CUDA = Provider(
     options=_options,
     entries=_entries,
     lacks=why_no_cudnn,
+    export_with=lambda _ort: "--target cuda --dtype float16",
 )

@@ -56,10 +56,10 @@ def test_another_provider_runs_what_is_asked_of_it(listed: list[Provider], expec
             assert_allclose(session.logits(expected.ids), expected.logits, atol=2e-5, rtol=0)
     with pytest.raises(BackendUnavailableError, match='runs on NPU alone, and device="cpu" was asked for'):
         gptexport_runtime.load(bundle, "cpu")
-    with pytest.raises(InputError, match="expected one of auto, cpu, cuda, npu"):
+    with pytest.raises(InputError, match="expected one of auto, cpu, cuda, npu, openvino"):
         gptexport_runtime.load(TINY, "tpu")
     probed = {provider.device: provider for provider in probe_providers().providers}
-    assert list(probed) == ["cpu", "cuda", "npu"]
+    assert list(probed) == ["cpu", "cuda", "npu", "openvino"]
     assert (probed["npu"].lacks, probed["cpu"].lacks) == ("a faster memory", None)
 
 
