@@ -105,10 +105,10 @@ def _cause(result: ParityResult) -> str:
     if found is None:
         return f"<section><h2>What to do</h2>{advice}</section>" if advice else ""
     rows = []
-    for result in found.stages:
-        mark = {True: "right", False: "wrong", None: "not run"}[result.right]
-        amount = f"{result.noise_ratio:.3g}" if result.noise_ratio is not None else result.why
-        rows.append([result.name, mark, amount])
+    for stage in found.stages:
+        mark = {True: "right", False: "wrong", None: "not run"}[stage.right]
+        amount = f"{stage.noise_ratio:.3g}" if stage.noise_ratio is not None else stage.why
+        rows.append([stage.name, mark, amount])
     sentence = found.sentence[:1].upper() + found.sentence[1:]
     stages = table(["stage", "", "× the noise"], rows)
     return f"<section><h2>The cause</h2><p>{escape(sentence)}.</p>{stages}{advice}</section>"

@@ -15,7 +15,7 @@ RIGHT, WRONG = "right", "wrong"  # styles of dots: within the gate, and over it
 
 @dataclass(frozen=True)
 class Series:
-    """One line or one cloud of dots; `style` is a class of the report's CSS: `eager` or `actual`, `right` or `wrong`."""
+    """One line or one cloud of dots; `style`, a class of the report's CSS: `eager`, `actual`, `right` or `wrong`."""
 
     label: str
     x: Sequence[float]
