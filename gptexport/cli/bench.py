@@ -74,6 +74,8 @@ def bench(
     from gptexport.bench.measure import measure
     from gptexport.bench.worker import workers
 
+    if plot is not None and plot.suffix != ".svg":
+        raise click.BadParameter(f"{plot.name}: the chart is SVG; name it {plot.stem}.svg.", param_hint="--plot")
     check_named(plot, "--plot", is_chart, CHART)
     described = describe_artifact(artifact)
     device = device or described.device

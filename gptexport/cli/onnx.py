@@ -19,6 +19,7 @@ from gptexport.recipe import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, Recipe
 if TYPE_CHECKING:
     from gptexport.export import Exported
 
+OF_FILES = (".pt", ".pth", ".bin", ".safetensors", ".engine")  # suffixes that nobody gives a folder knowingly
 _TARGETS = "; ".join(f"{target.name}: {target.help}" for target in TARGETS.values())
 
 
@@ -147,6 +148,8 @@ def onnx(
         output.note(note)
     done = export(loaded, out, replace(recipe, tokenizer=carried), force=force, progress=output.step)
 
+    if out.suffix in OF_FILES:
+        output.note(f"{out} is a folder, as every bundle is, though its name is like a file's.")
     for note in done.notes:
         output.note(note)
     for kind, reason in done.manifest.left_out.items():

@@ -128,7 +128,8 @@ def _export_program(model: nn.Module, block_size: int) -> tuple[torch.export.Exp
             axis, value = fixed.groups()
             raise ExportError(
                 f"the forward fixes {axis} to {value} while it is traced, so the graph would run at that size alone. "
-                f"Take {axis} from idx.shape inside forward, and neither convert it to a Python number nor compare it."
+                f"Take {axis} from idx.shape inside forward, and neither convert it to a Python number, nor compare "
+                "it, nor loop over it in Python."
             ) from error
         raise ExportError(
             "the forward cannot be traced with dynamic B and T. Common causes: control flow that depends on values "
@@ -237,6 +238,7 @@ def _quiet_exporter() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")  # of an LSTM, say
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+NOT_HERE = 4  # the exit code of gptexport where a device is not there
 DEBUG_INFO = "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"
 LINE = re.compile(
     r"Operator=(?P<operator>\w+)(?: Node=(?P<node>\S+))? DataType=(?P<dtype>\w+) SdpaKernel=(?P<kernel>[A-Z_]+)"
@@ -75,7 +76,8 @@ def run_and_read(bundle: Path, shapes: str = "1x1,1x128,1x512", device: str = "c
     return read_log(ran.stdout)
 
 
-def main() -> None:
+def main() -> int:
+    from gptexport_runtime.backends.ort.providers import why_not
     from gptexport_runtime.contract.manifest import Manifest
     from gptexport_runtime.contract.names import MANIFEST_FILE
 
@@ -84,12 +86,16 @@ def main() -> None:
     parser.add_argument("--shapes", default="1x1,1x128,1x512", help="the (B,T) to run at")
     arguments = parser.parse_args()
     expected = Manifest.from_json((arguments.bundle / MANIFEST_FILE).read_text()).expected_kernels
+    if (reason := why_not("cuda")) is not None:
+        print(f"error: {reason}", file=sys.stderr)
+        return NOT_HERE
     runs = run_and_read(arguments.bundle, arguments.shapes)
     for run in dict.fromkeys((run.operator, run.dtype, run.kernel) for run in runs):
         print("{} in {}: {}".format(*run))
     if wrong := unexpected(runs, expected):
-        sys.exit(f"expected {dict(expected)}; but {', '.join(wrong)}")
+        print(f"error: expected {dict(expected)}; but {', '.join(wrong)}", file=sys.stderr)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

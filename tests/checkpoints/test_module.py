@@ -156,6 +156,7 @@ REFUSED_OUTPUTS = [
     ("None", "returned NoneType"),
     ("(None, 3)", r"returned \(NoneType, int\), in which nothing is the logits"),
     ("(x, x + 1)", "several tensors could be the logits"),
+    ("x.mean(-1)", r"one number for each position: \(2, 5\) for ids \(2, 5\).*averaged"),
     ("x[..., :int(idx.shape[0])]", "2 logits at one shape and 1 at another"),
 ]
 

@@ -32,6 +32,8 @@ def test_the_command_times_both(cli: Cli, tmp_path: Path) -> None:
     assert all(t["cold"] > 0 and len(t["speed_ratio_quartiles"]) == 2 for t in data["timings"])
     assert cli("bench", tmp_path / "gpt", "--rounds", 0).code == 2
     assert cli("bench", tmp_path / "gpt", "--plot", tmp_path / "nowhere" / "speed.svg").code == 2
+    other = cli("bench", tmp_path / "gpt", "--plot", tmp_path / "speed.png")
+    assert other.code == 2 and "speed.png: the chart is SVG; name it speed.svg." in other.err
     svg = ElementTree.parse(tmp_path / "speed.svg")
     words = [text.text for text in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert words.count("eager") == words.count("gptexport") == 2 and "2×17" in words

@@ -38,8 +38,11 @@ def test_what_weights_alone_do_not_say_is_an_option(cli: Cli, tmp_path: Path) ->
     assert (ran.code, ran.out) == (1, "") and "how many heads the attention has" in ran.err
     ran = cli("onnx", tmp_path / "weights.pt", "-o", tmp_path / "gpt", "--n-head", 3, "--graphs", "logits")
     assert ran.code == 0, ran.err
+    assert "is a folder" not in ran.err
     ran = cli("parity", tmp_path / "gpt", "--against", tmp_path / "weights.pt", "--n-head", 3, "--quick")
     assert ran.code == 0, ran.err
+    ran = cli("onnx", tmp_path / "weights.pt", "-o", tmp_path / "gpt.pt", "--n-head", 3, "--graphs", "logits")
+    assert ran.code == 0 and "gpt.pt is a folder, as every bundle is" in ran.err
     assert cli("onnx", tmp_path / "weights.pt", "-o", tmp_path / "x.onnx", "--n-head", "0").code == 2
     assert cli("onnx", tmp_path / "weights.pt", "-o", tmp_path / "x.onnx", "--softcap", "16").code == 2
 

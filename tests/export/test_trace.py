@@ -35,6 +35,11 @@ class FixesT(Body):
         return self.emb(idx) + torch.zeros(7, 8)
 
 
+class LoopsOverT(Body):
+    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.emb(idx[:, t]) for t in range(idx.shape[1])], 1)
+
+
 class BranchesOnT(Body):
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
         return self.emb(idx) if idx.shape[1] > 5 else self.emb(idx) * 2
@@ -66,6 +71,7 @@ class Dynamic(Body):
     [
         (FixesB, "fixes B to 2"),
         (FixesT, "fixes T to 7"),
+        (LoopsOverT, "fixes T to 7.*nor loop over it"),
         (BranchesOnT, "cannot be traced with dynamic B and T"),
         (BranchesOnValues, "cannot be traced with dynamic B and T"),
     ],

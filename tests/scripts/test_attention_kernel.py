@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+import pytest
+
 from gptexport.export.targets import CUDA
 from gptexport.precision import PRECISIONS
-from scripts.gpu.attention_kernel import read_log, unexpected
+from gptexport_runtime.backends.ort.providers import why_not
+from scripts.gpu.attention_kernel import main, read_log, unexpected
 
+TINY = Path(__file__).parents[1] / "runtime" / "data" / "tiny"
 # As onnxruntime-gpu 1.31.1 prints it (scripts/gpu/pretend), colours and all; one line is of a node without a name.
 LOG = (
     "\x1b[36mAttentionKernelOptions: FLASH_ATTENTION=1 EFFICIENT_ATTENTION=1 CUDNN_FLASH_ATTENTION=0 MATH=1\x1b[0m\n"
@@ -34,3 +41,13 @@ def test_what_was_not_expected_is_named() -> None:
     assert unexpected(runs[:3], expected) == []
     assert unexpected(runs, expected) == ["Attention ran by MATH"]
     assert unexpected([], expected) == ["no attention kernel was named in the log"]
+
+
+def test_without_a_gpu_it_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if why_not("cuda") is None:
+        pytest.skip("a GPU is here")
+    monkeypatch.setattr(sys, "argv", ["attention_kernel", str(TINY)])
+    assert main() == 4
+    assert capsys.readouterr().err.startswith("error: onnxruntime")

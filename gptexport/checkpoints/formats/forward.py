@@ -118,6 +118,11 @@ def check_shape(logits: torch.Tensor, source: str, B: int, T: int) -> None:
     floats = logits.is_floating_point()
     if floats and len(shape) == 3 and shape[:2] == (B, T):
         return
+    if floats and T > 1 and shape == (B, T):
+        raise CheckpointError(
+            f"{source}: forward returned one number for each position: {shape} for ids ({B}, {T}). Export needs V of "
+            "them, the logits (B,T,V): is the last axis averaged, summed or indexed away?"
+        )
     if floats and T > 1 and (shape[:-1] == (B, 1) or (len(shape) == 2 and shape[0] == B)):
         raise CheckpointError(
             f"{source}: your forward returns the last position only: logits {shape} for ids ({B}, {T}). Export needs "

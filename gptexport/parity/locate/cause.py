@@ -172,11 +172,12 @@ def _sentence_of_graph(artifact: Artifact, checkpoint: Checkpoint) -> str:
     whose = artifact.kind if Stage.SOURCE_GRAPH not in artifact.stages else f"{artifact.kind}'s graph"
     source = artifact.source
     if source.get("sha256") not in (None, checkpoint.sha256):
-        seed = ", or its factory gives other weights at every call: seed it, or let it load them"
-        return (
-            f"the {whose} was exported from another file than this checkpoint: their hashes differ"
-            f"{seed if not checkpoint.architecture.strict else ''}"
-        )
+        if not checkpoint.architecture.strict:
+            return (
+                f"the {whose} was exported from other weights than the factory gives now: it gives others at every "
+                "call (seed it, or let it load them), or its file has changed"
+            )
+        return f"the {whose} was exported from another file than this checkpoint: their hashes differ"
     options = source.get("options")
     exported, asked = dict(options) if isinstance(options, dict) else {}, dict(checkpoint.options)
     other = [name for name in sorted({*exported, *asked}) if exported.get(name) != asked.get(name)]

@@ -66,7 +66,8 @@ class Limits:
             b = int(np.argmax(lengths))
             raise ContextLengthError(
                 f"row {b} has {lengths[b]} tokens and would get {self.max_new_tokens} more; block_size is "
-                f"{self.block_size}. Ask for fewer, or pass slide=True, which goes on from the last half of the text."
+                f"{self.block_size}. Ask for fewer, or pass slide=True (--slide), which goes on from the last half of "
+                "the text."
             )
         return np.full_like(lengths, self.max_new_tokens)
 

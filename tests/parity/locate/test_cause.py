@@ -63,6 +63,20 @@ def test_another_checkpoint(bundle: Path, tmp_path: Path) -> None:
     assert "exported from another file than this checkpoint" in found.sentence
 
 
+def test_a_factory_that_is_not_seeded(cli: Cli, tmp_path: Path) -> None:
+    source = tmp_path / "mine.py"
+    source.write_text(
+        "import torch.nn as nn\n"
+        "class Mine(nn.Sequential):\n"
+        "    block_size = 16\n"
+        "def make():\n"
+        "    return Mine(nn.Embedding(11, 8), nn.Linear(8, 11))\n"
+    )
+    assert cli("onnx", f"{source}:make", "-o", tmp_path / "b", "-q").code == 0
+    ran = cli("parity", tmp_path / "b", "--against", f"{source}:make")
+    assert ran.code == 3 and "from other weights than the factory gives now: it gives others at every call" in ran.out
+
+
 class _Session:
     """A session whose backend does something to right logits."""
 
