@@ -22,7 +22,7 @@ def test_without_onnxruntime_both_extras_are_named(monkeypatch: pytest.MonkeyPat
     with pytest.raises(BackendUnavailableError, match=r"runtime\[cpu\]` or `.*runtime\[gpu\]`, never both"):
         gptexport_runtime.load(TINY, "cpu")
     probe = probe_providers()
-    assert probe.version is None and [p.loads for p in probe.providers] == [False, False]
+    assert probe.version is None and probe.providers and not any(each.loads for each in probe.providers)
 
 
 def test_damaged_onnxruntime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
