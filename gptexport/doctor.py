@@ -81,7 +81,7 @@ def examine() -> Health:
         python=platform.python_version(),
         cores=usable_cores(),
         memory=_memory(),
-        instructions=_instructions(),
+        instructions=cpu_instructions(),
         versions={name: _version(name) for name in PACKAGES},
         providers=[Provider(p.device, p.loads, p.reason, p.about) for p in probe.providers],
         engines=[_engine_library(edition) for edition in EDITIONS.values()],
@@ -119,7 +119,7 @@ def _memory() -> str:
         return "unknown"
 
 
-def _instructions() -> list[str]:
+def cpu_instructions() -> list[str]:
     """The vector instructions that decide speed, where the system says."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():

@@ -11,11 +11,10 @@ size: speed does not depend on them.
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,10 @@ from gptexport.architectures.gpt2 import forward_flops
 from gptexport.bench.chart import Bar, speed_chart
 from gptexport.bench.machine import sgemm_rate
 from gptexport.bench.measure import ratio_of
+from scripts.bench.intel import is_needed
 from scripts.bench.models import SIZES
 from scripts.bench.peers import PEERS, prepare, vocab_size
-from scripts.bench.tables import Shape, options, shapes_of, speed, table, write
+from scripts.bench.tables import Shape, machine, options, shapes_of, speed, table, write
 from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running, versions
 
 NOT_FLOAT32 = ("int8", "bf16", "bf16 (our graph)")
@@ -49,12 +49,13 @@ def main() -> None:
     sgemm = sgemm_rate(os.cpu_count() or 1)
     rows = timings(seconds, args.size)
     lines = [
-        f"GPT-2 {args.size}, {os.cpu_count()} {platform.machine()} cores, {args.rounds} interleaved rounds.",
+        f"GPT-2 {args.size}, {machine()}, {args.rounds} interleaved rounds.",
         f"Median milliseconds; in brackets the speed relative to {BASELINE}, median of paired ratios.",
         ", ".join(f"{name} {value}" for name, value in versions(PACKAGES).items()) + ".",
         "",
         *speeds(seconds, peaks),
         *reached(seconds, args.size, sgemm),
+        *of_the_plugin(workers.started),
         *(f"\nNot measured: {name}: {reason}" for name, reason in workers.missing.items()),
     ]
     found = {"versions": versions(PACKAGES), "missing": workers.missing, "peak_mib": peaks, "sgemm_flop_per_s": sgemm}
@@ -124,6 +125,17 @@ def reached(seconds: Seconds[Shape], size: str, sgemm: float) -> list[str]:
         f"{OWN} reaches, of the {sgemm / 1e9:.0f} GFLOP/s of ONNX Runtime's own sgemm (1024×768×3072), "
         f"{', '.join(shares)}. Its speed relative to the fastest peer in float32, median of paired ratios: "
         f"{', '.join(fastest)}.",
+    ]
+
+
+def of_the_plugin(names: Iterable[str]) -> list[str]:
+    """What a reader must know of its columns, where no user's session would have it."""
+    if not any(name.startswith("gptexport openvino") for name in names) or not is_needed():
+        return []
+    return [
+        "",
+        "gptexport openvino: the plugin offers Intel's CPUs alone, and this one is another's. Here ONNX Runtime was "
+        "made to take it for one of Intel's (scripts/bench/intel.py), as no user's session does.",
     ]
 
 

@@ -10,7 +10,6 @@ B rows, a prompt of P tokens, N new ones. Random weights of GPT-2's size: speed 
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -23,7 +22,7 @@ import numpy as np
 
 from scripts.bench.models import SIZES
 from scripts.bench.peers import open_ctranslate2, prepare, vocab_size
-from scripts.bench.tables import options, speed, table, write
+from scripts.bench.tables import machine, options, speed, table, write
 from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running, versions
 
 Case = tuple[int, int, int]  # rows, tokens of the prompt, new tokens
@@ -50,7 +49,7 @@ def main() -> None:
         bandwidth = read_bandwidth()
         sizes = {name: (folder / name.split()[-1] / "weights.data").stat().st_size for name in names if name in OWN}
     lines = [
-        f"GPT-2 {args.size}, {os.cpu_count()} {platform.machine()} cores, greedy, {args.rounds} interleaved rounds.",
+        f"GPT-2 {args.size}, {machine()}, greedy, {args.rounds} interleaved rounds.",
         "Median milliseconds a step, which gives every row a token.",
         ", ".join(f"{name} {value}" for name, value in versions(PACKAGES).items()) + ".",
         "",

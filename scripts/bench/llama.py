@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ import numpy as np
 
 from scripts.bench.peers import CONVERT, Buffer, Run, openvino
 from scripts.bench.processes import GPTEXPORT
-from scripts.bench.tables import options, speed, table, write
+from scripts.bench.tables import machine, options, speed, table, write
 from scripts.bench.workers import Measure, interleave, module, parse_or_serve, running, versions
 
 LOGITS, STEP = 0, 1
@@ -252,7 +251,7 @@ def main() -> None:
             seconds, peaks = interleave(workers.started, CASES, args.rounds)
     load = os.getloadavg()[0]
     lines = [
-        f"A Llama of 124 M, float32, {os.cpu_count()} {platform.machine()} cores, {args.rounds} interleaved rounds.",
+        f"A Llama of 124 M, float32, {machine()}, {args.rounds} interleaved rounds.",
         f"Median milliseconds; in brackets the speed of {OWN} relative to that peer, median of paired ratios.",
         ", ".join(f"{name} {value}" for name, value in versions(PACKAGES).items()) + f". Load at the end: {load:.1f}.",
         "",

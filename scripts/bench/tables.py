@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +25,18 @@ def options(description: str | None, *, writes: str, rounds: int = 7) -> argpars
 def shapes_of(text: str) -> list[Shape]:
     """`1x1,8x512` as [(1, 1), (8, 512)]."""
     return [(int(B), int(T)) for B, T in (shape.split("x") for shape in text.split(","))]
+
+
+def machine() -> str:
+    """The CPU: `2 cores of an AMD EPYC (family 26, model 2; avx512f avx512_bf16)`, where Linux tells it."""
+    from gptexport.doctor import cpu_instructions
+
+    count, cpuinfo = os.cpu_count(), Path("/proc/cpuinfo")
+    said = dict(re.findall(r"^(.+?)\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE)) if cpuinfo.exists() else {}
+    if "model name" not in said:
+        return f"{count} {platform.machine()} cores"
+    which = f"family {said.get('cpu family')}, model {said.get('model')}; {' '.join(cpu_instructions())}"
+    return f"{count} cores of {said['model name']} ({which})"
 
 
 def speed(seconds: Sequence[float], beside: Sequence[float]) -> float:
