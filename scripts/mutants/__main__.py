@@ -1,0 +1,75 @@
+"""Which changes of the code do no test notice? Each mutant is tried in a forked child, with the tests collected before.
+
+    python -m scripts.mutants                             every mutant of every file in FILES
+    python -m scripts.mutants --only judge --sample 100   a hundred of one file's, drawn by --seed
+    python -m scripts.mutants --log FILE                  goes on where a run that was stopped had come to
+
+    python -m scripts.mutants --log FILE --again          tries its survivors anew, with every test of their files
+
+Tests that reach the changed line come first, then those of the same function, and those that fork, whose children are
+not watched; `--again` runs the others too, as what a test needs may be made by the one before. Prints the survivors, as `file:line: before -> after`. docs/reliability.md has those that are known, with why
+they do not matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+from scripts.mutants.mutate import mutants_of
+from scripts.mutants.suite import Suite
+
+FILES: dict[str, tuple[str, ...]] = {
+    "gptexport/parity/measure/metrics.py": ("tests/parity/measure/test_metrics.py", "tests/parity/verdict"),
+    "gptexport/parity/verdict/judge.py": ("tests/parity/verdict",),
+    "gptexport/parity/verdict/statistics.py": ("tests/parity/verdict",),
+    "runtime/gptexport_runtime/inputs.py": ("tests/runtime/test_inputs.py", "tests/runtime/generate/test_stream.py"),
+    "gptexport/staging/bundle.py": ("tests/staging",),
+    "gptexport/staging/files.py": ("tests/staging",),
+    "gptexport/staging/outputs.py": ("tests/staging",),
+    "gptexport/staging/pair.py": ("tests/staging",),
+    "gptexport/staging/stage.py": ("tests/staging",),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="a part of a file's name")
+    parser.add_argument("--sample", type=int, help="so many of each file, drawn at random")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--log", type=Path, help="where every outcome is written, and found again")
+    parser.add_argument("--again", action="store_true", help="survivors in the log, with every test")
+    asked = parser.parse_args()
+    known: dict[str, str] = {}
+    if asked.log is not None and asked.log.exists():
+        known = dict(json.loads(line) for line in asked.log.read_text(encoding="utf-8").splitlines())
+    total: Counter[str] = Counter()
+    for file, tests in FILES.items():
+        mutants = [mutant for mutant in mutants_of(file) if asked.only in file]
+        if asked.sample is not None and asked.sample < len(mutants):
+            mutants = Random(asked.seed).sample(mutants, asked.sample)
+        suite, counts = None, Counter[str]()
+        for mutant in sorted(mutants, key=lambda m: m.line):
+            key = f"{mutant.name} #{mutant.number}"
+            if key not in known or (asked.again and known[key] == "survives"):
+                suite = suite or Suite(file, tests)
+                known[key] = suite.outcome(mutant, asked.again)
+                if asked.log is not None:
+                    with asked.log.open("a", encoding="utf-8") as log:
+                        log.write(json.dumps([key, known[key]]) + "\n")
+            counts[known[key]] += 1
+            if known[key] != "killed":
+                print(f"    {known[key]}: {key}", flush=True)
+        if mutants:
+            print(f"{file}: {len(mutants)} mutants, {dict(counts)}", flush=True)
+        total += counts
+    print(f"{total.total()} mutants, {dict(total)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
