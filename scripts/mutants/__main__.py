@@ -4,11 +4,11 @@
     python -m scripts.mutants --only judge --sample 100   a hundred of one file's, drawn by --seed
     python -m scripts.mutants --log FILE                  goes on where a run that was stopped had come to
 
-    python -m scripts.mutants --log FILE --again          tries its survivors anew, with every test of their files
+    python -m scripts.mutants --log FILE --again          tries its survivors anew, with more tests
 
 Tests that reach the changed line come first, then those of the same function, and those that fork, whose children are
-not watched; `--again` runs the others too, as what a test needs may be made by the one before. Prints the survivors, as `file:line: before -> after`. docs/reliability.md has those that are known, with why
-they do not matter.
+not watched; `--again` runs the others too, as what a test needs may be made by the one before. Prints the survivors, as
+`file:line: before -> after`. docs/reliability.md has those that are known, with why they do not matter.
 """
 
 from __future__ import annotations
@@ -17,22 +17,36 @@ import argparse
 import json
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from random import Random
 
-from scripts.mutants.mutate import mutants_of
-from scripts.mutants.suite import Suite
+from scripts.mutants.mutate import Mutant, mutants_of
+from scripts.mutants.suite import Suite, with_suite
 
+VERDICT = (
+    "tests/parity/measure/test_metrics.py",
+    "tests/parity/verdict/test_judge.py",
+    "tests/parity/verdict/test_statistics.py",
+)
 FILES: dict[str, tuple[str, ...]] = {
-    "gptexport/parity/measure/metrics.py": ("tests/parity/measure/test_metrics.py", "tests/parity/verdict"),
-    "gptexport/parity/verdict/judge.py": ("tests/parity/verdict",),
-    "gptexport/parity/verdict/statistics.py": ("tests/parity/verdict",),
-    "runtime/gptexport_runtime/inputs.py": ("tests/runtime/test_inputs.py", "tests/runtime/generate/test_stream.py"),
+    "gptexport/parity/measure/metrics.py": VERDICT,
+    "gptexport/parity/verdict/judge.py": VERDICT,
+    "gptexport/parity/verdict/statistics.py": VERDICT,
+    "runtime/gptexport_runtime/inputs.py": ("tests/runtime/test_inputs.py",),
     "gptexport/staging/bundle.py": ("tests/staging",),
     "gptexport/staging/files.py": ("tests/staging",),
     "gptexport/staging/outputs.py": ("tests/staging",),
     "gptexport/staging/pair.py": ("tests/staging",),
     "gptexport/staging/stage.py": ("tests/staging",),
+}
+WIDER: dict[str, tuple[str, ...]] = {  # of which survivors are tried as well
+    "gptexport/parity": (
+        "tests/parity/verdict/test_certificate.py",
+        "tests/parity/measure",
+        "tests/parity/test_check.py",
+    ),
+    "runtime": ("tests/runtime/generate/test_stream.py", "tests/runtime/test_session.py"),
 }
 
 
@@ -52,23 +66,28 @@ def main() -> int:
         mutants = [mutant for mutant in mutants_of(file) if asked.only in file]
         if asked.sample is not None and asked.sample < len(mutants):
             mutants = Random(asked.seed).sample(mutants, asked.sample)
-        suite, counts = None, Counter[str]()
-        for mutant in sorted(mutants, key=lambda m: m.line):
-            key = f"{mutant.name} #{mutant.number}"
-            if key not in known or (asked.again and known[key] == "survives"):
-                suite = suite or Suite(file, tests)
-                known[key] = suite.outcome(mutant, asked.again)
-                if asked.log is not None:
-                    with asked.log.open("a", encoding="utf-8") as log:
-                        log.write(json.dumps([key, known[key]]) + "\n")
-            counts[known[key]] += 1
-            if known[key] != "killed":
-                print(f"    {known[key]}: {key}", flush=True)
-        if mutants:
-            print(f"{file}: {len(mutants)} mutants, {dict(counts)}", flush=True)
+        names = {f"{mutant.name} #{mutant.number}": mutant for mutant in sorted(mutants, key=lambda m: m.line)}
+        left = [name for name in names if name not in known or (asked.again and known[name] == "survives")]
+        if left:
+            work = partial(_try, mutants={name: names[name] for name in left}, known=known, asked=asked)
+            wider = [test for part in WIDER if file.startswith(part) for test in WIDER[part] if asked.again]
+            with_suite(file, [*tests, *wider], work)
+        for name in names:
+            if known[name] != "killed":
+                print(f"    {known[name]}: {name}")
+        counts = Counter(known[name] for name in names)
+        print(f"{file}: {counts.total()} mutants, {dict(counts)}", flush=True)
         total += counts
     print(f"{total.total()} mutants, {dict(total)}")
     return 0
+
+
+def _try(suite: Suite, mutants: dict[str, Mutant], known: dict[str, str], asked: argparse.Namespace) -> None:
+    for name, mutant in mutants.items():
+        known[name] = suite.outcome(mutant, asked.again)
+        if asked.log is not None:
+            with asked.log.open("a", encoding="utf-8") as log:
+                log.write(json.dumps([name, known[name]]) + "\n")
 
 
 if __name__ == "__main__":

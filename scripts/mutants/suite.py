@@ -15,14 +15,13 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from _pytest.config import get_config
 
 from scripts.mutants.mutate import ROOT, Mutant
 from scripts.mutants.patch import apply
 
 PATIENCE = 120  # seconds: a mutant that never ends was noticed
 UNTRIED = 77  # exit code of a mutant that could not be put in place
-OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:terminal", "-m", "not slow and not gpu"]
+OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", "-m", "not slow and not gpu"]
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,34 @@ class Reach:
         return 0 if line in self.lines else 1 if line in self.near else 2 if self.forks else 3, self.seconds
 
 
+def with_suite(file: str, tests: Sequence[str], work: Callable[[Suite], object]) -> None:
+    """Collect the tests, and do the work instead of running them."""
+    import torch
+
+    torch.set_num_threads(1)  # OpenMP's threads are not in a forked child
+    with tempfile.TemporaryDirectory(prefix="gptexport-mutants-") as folder:
+        paths = [str(ROOT / test) for test in tests]
+        code = pytest.main([*OPTIONS, f"--basetemp={folder}/tmp", *paths], [_InsteadOfTests(file, Path(folder), work)])
+    assert code == 0, f"the tests of {file} are not collected: exit code {code}"
+
+
+class _InsteadOfTests:
+    """A plugin of pytest."""
+
+    def __init__(self, file: str, folder: Path, work: Callable[[Suite], object]) -> None:
+        self.file, self.folder, self.work = file, folder, work
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        session.config.pluginmanager.unregister(name="terminalreporter")
+        self.work(Suite(self.file, session, self.folder))
+        return True
+
+
 class Suite:
-    """Collects the tests of a file and learns which reach which of its lines."""
+    """The tests of a file, and which of them reach which of its lines."""
 
-    def __init__(self, file: str, tests: Sequence[str]) -> None:
-        import torch
-
-        torch.set_num_threads(1)  # OpenMP's threads are not in a forked child
-        self.path, self.folder = str(ROOT / file), tempfile.TemporaryDirectory(prefix="gptexport-mutants-")
-        self.session = _collected([*OPTIONS, f"--basetemp={self.folder.name}/tmp", *(str(ROOT / at) for at in tests)])
-        found = Path(self.folder.name, "reached")
+    def __init__(self, file: str, session: pytest.Session, folder: Path) -> None:
+        self.path, self.session, found = str(ROOT / file), session, folder / "reached"
         code = self._in_child(lambda: found.write_bytes(pickle.dumps(self._reached())), 10 * PATIENCE)
         assert code == 0, f"the tests of {file} fail as it is: exit code {code}"
         self.reached: list[Reach] = pickle.loads(found.read_bytes())
@@ -126,14 +143,3 @@ class Suite:
                 os.killpg(child, signal.SIGKILL)
                 until = float("inf")
             time.sleep(0.005)
-
-
-def _collected(options: list[str]) -> pytest.Session:
-    """The tests, imported and ready to run."""
-    config = get_config(options)
-    config.parse(options)
-    session = pytest.Session.from_config(config)
-    config._do_configure()
-    config.hook.pytest_sessionstart(session=session)
-    session.perform_collect()
-    return session
