@@ -92,6 +92,7 @@ class Campaign:
             tiny_nanogpt(root / f"{name}.pt", n_layer=1, n_head=2, n_embd=8, block_size=16, vocab_size=50, seed=number)
         self.steps: dict[Command, int] = {}
         self.seconds: dict[Command, float] = {}
+        self.processes: dict[Command, tuple[float, float]] = {}  # seconds until one writes, and until it ends
         self.known: dict[tuple[str, str], object] = {}
         self.prepared = False
 
@@ -153,20 +154,30 @@ class Campaign:
         self._check(command, place, self._end(child))
 
     def killed_process(self, command: Command) -> None:
-        """A process of its own, as a user's shell starts it."""
+        """A process of its own, as a user's shell starts it: at any moment, or once it has begun to write."""
         place = self.place(command)
         line = [sys.executable, "-m", "gptexport", *command.arguments]
         quiet, here = subprocess.DEVNULL, os.pathsep.join([str(Path.cwd()), *sys.path])
-        began = self.seconds.get(Command(("process", *command.arguments), ""), 0.0)
-        start = time.monotonic()
+        before, start = _names(place), time.monotonic()
         child = subprocess.Popen(line, cwd=place, stdout=quiet, stderr=quiet, env={**os.environ, "PYTHONPATH": here})
-        if not began:  # the first one shows how long it takes
+        if command not in self.processes:  # the first one shows how long it takes
+            while _names(place) == before and child.poll() is None:
+                time.sleep(0.002)
+            writes = time.monotonic() - start
             code = child.wait(PATIENCE)
-            self.seconds[Command(("process", *command.arguments), "")] = time.monotonic() - start
+            self.processes[command] = writes, time.monotonic() - start
         else:
-            time.sleep(self.random.uniform(0, 1.05 * began))
+            writes, ends = self.processes[command]
+            if self.random.random() < 0.5:
+                time.sleep(self.random.uniform(0, ends))
+            else:
+                while _names(place) == before and child.poll() is None:
+                    time.sleep(0.002)
+                time.sleep(self.random.uniform(0, ends - writes))
             child.kill()
             code = child.wait()
+            if code == 0:  # sooner than was thought
+                self.processes[command] = writes, max(writes, 0.9 * ends)
         self._check(command, place, code)
 
     def killed_before_step(self, command: Command, step: int) -> None:
@@ -318,6 +329,10 @@ def _identity(out: Path) -> object:
             return (proved, *numbers) if is_graph(out) is False else (proved, numbers[0])
     except GPTExportError as error:
         return f"torn: {error}"
+
+
+def _names(place: Path) -> list[str]:
+    return sorted(os.listdir(place))
 
 
 def _left(place: Path) -> list[str]:
