@@ -332,7 +332,7 @@ def _identity(out: Path) -> object:
 
 
 def _names(place: Path) -> list[str]:
-    return sorted(os.listdir(place))
+    return sorted(path.name for path in place.iterdir())
 
 
 def _left(place: Path) -> list[str]:

@@ -76,7 +76,8 @@ def main() -> int:
             if known[name] != "killed":
                 print(f"    {known[name]}: {name}")
         counts = Counter(known[name] for name in names)
-        print(f"{file}: {counts.total()} mutants, {dict(counts)}", flush=True)
+        if mutants:
+            print(f"{file}: {counts.total()} mutants, {dict(counts)}", flush=True)
         total += counts
     print(f"{total.total()} mutants, {dict(total)}")
     return 0

@@ -142,5 +142,5 @@ def _group(name: str, column: dict[str, Column], chosen: npt.NDArray[np.bool_]) 
         name=name,
         positions=int(chosen.sum()),
         kl_mean=float(column["kl"][chosen].mean()),
-        noise_ratio=error / noise if noise else float(error > 0) * np.inf if error else 0.0,
+        noise_ratio=error / noise if noise else np.inf if error else 0.0,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,13 @@ STATS = compare([Draw(ids=IDS, expected=EXPECTED, eager=EAGER, actual=ACTUAL)])
 
 def judge(stats: ShapeStats, gates: Gates, *, real_text: bool = False) -> Verdict:
     return module.judge(Measured(precision=INT8, real_text=real_text, stats=(stats,)), gates)
+
+
+def drawn(B: int, T: int) -> ShapeStats:
+    """A shape of the same kind."""
+    expected, noise = DRAW.normal(size=(B, T, 11)), DRAW.normal(size=(B, T, 11))
+    ids = DRAW.integers(0, 11, (B, T))
+    return compare([Draw(ids=ids, expected=expected, eager=expected + 1e-6 * noise, actual=expected + 0.3 * noise)])
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -51,7 +60,9 @@ def test_what_needs_the_token_that_came() -> None:
     came = IDS[:, 1:, None]
     p, q = (np.take_along_axis(x[:, :-1], came, axis=-1).ravel() for x in (P, Q))
     assert summary.dp_rms is not None and summary.dp_rms.mean == pytest.approx(np.sqrt(np.mean((q - p) ** 2)))
-    assert summary.dp_percentiles["99.9"] == pytest.approx(np.percentile(q - p, 99.9))
+    assert summary.dp_rms.se == pytest.approx(np.std((q - p) ** 2, ddof=1) / np.sqrt(15) / (2 * summary.dp_rms.mean))
+    wanted = (99.9, 99, 95, 50, 5, 1, 0.1)
+    assert summary.dp_percentiles == pytest.approx({f"{at:g}": np.percentile(q - p, at) for at in wanted})
     assert summary.perplexity is not None and summary.perplexity_ratio is not None
     assert summary.perplexity.mean == pytest.approx(np.exp(-np.log(p).mean()))
     ratio = np.log(p) - np.log(q)
@@ -82,10 +93,59 @@ def test_groups() -> None:
     assert summary.by_row[1].noise_ratio == pytest.approx(error)
 
 
+def test_positions_are_grouped_into_sixteen_stretches() -> None:
+    """Of a long row; each shape counts where it reaches."""
+    long = drawn(1, 40)
+    summary = summarize([STATS, long], tie=0.0)
+    assert summary is not None
+    names = [group.name for group in summary.by_position]
+    assert (len(names), names[0], names[1], names[-1]) == (16, "0–1", "2–4", "37–39")
+    assert [group.positions for group in summary.by_position][:3] == [8, 12, 5]
+    assert sum(group.positions for group in summary.by_position) == 58
+
+
+def test_rows_are_those_of_the_widest_batch() -> None:
+    """In whatever order the shapes come; a batch of one has no other row to be mixed up with."""
+    long, pair = drawn(1, 40), drawn(2, 3)
+    for grid, rows in (([long, pair, STATS], 3), ([STATS, pair, long], 3), ([long, pair], 2), ([long], 0)):
+        summary = summarize(grid, tie=0.0)
+        assert summary is not None
+        assert [group.name for group in summary.by_row] == [f"row {row} of {rows}" for row in range(rows)]
+    summary = summarize([replace(STATS, each=None), long], tie=0.0)  # saved without a number per position
+    assert summary is not None and summary.by_row == ()
+
+
+def test_a_group_without_noise_has_an_infinite_ratio_unless_it_is_exact() -> None:
+    for actual, ratio in ((ACTUAL, np.inf), (EXPECTED, 0.0)):
+        summary = summarize([compare([Draw(ids=IDS, expected=EXPECTED, eager=EXPECTED, actual=actual)])], tie=0.0)
+        assert summary is not None and {group.noise_ratio for group in summary.by_row} == {ratio}
+
+
+@pytest.mark.parametrize("damaged", ["actual", "eager"])
+def test_one_shape_that_is_not_finite_leaves_no_summary(damaged: str) -> None:
+    broken = replace(STATS, **{damaged: replace(getattr(STATS, damaged), finite=False)})
+    assert summarize([STATS, broken], tie=0.0) is None
+
+
+def test_a_margin_of_exactly_the_tie_is_a_tie() -> None:
+    expected, actual = np.array([[[1.0, 0.5, 0.0]]]), np.array([[[0.0, 0.5, 0.0]]])
+    summary = summarize([compare([Draw(ids=IDS[:1, :1], expected=expected, eager=expected, actual=actual)])], tie=0.5)
+    assert summary is not None and (summary.flips_in_ties, summary.flips_outside_ties) == (1, 0)
+
+
 def test_a_single_token_has_no_next() -> None:
     one = compare([Draw(ids=IDS[:, :1], expected=EXPECTED[:, :1], eager=EAGER[:, :1], actual=ACTUAL[:, :1])])
     summary = summarize([one], tie=0.0)
     assert summary is not None and summary.perplexity is None and summary.dp_rms is None
+
+
+def test_no_change_at_all_has_no_error_bar() -> None:
+    same = summarize([compare([Draw(ids=IDS, expected=EXPECTED, eager=EAGER, actual=EXPECTED)])], tie=0.0)
+    assert same is not None and same.dp_rms is not None and (same.dp_rms.mean, same.dp_rms.se) == (0.0, 0.0)
+
+
+def test_mean_of_two_has_an_error_bar() -> None:
+    assert mean_of(np.array([1.0, 2.0])).se == pytest.approx(0.5)
 
 
 def test_mean_of_one_has_no_error_bar() -> None:
