@@ -201,7 +201,9 @@ def _reasons(rows: tuple[ShapeVerdict, ...], gates: Gates) -> list[str]:
         missing = [row for row in rows if gate in row.missed]
         if missing:
             worst = max(missing, key=lambda row: float(getattr(row, gate, 0.0)))
-            where = "{}x{}".format(*worst.shape) + (f", and {len(missing) - 1} more shapes" if len(missing) > 1 else "")
+            others = len(missing) - 1
+            more = f", and {others} more shape{'s' if others > 1 else ''}" if others else ""
+            where = "{}x{}".format(*worst.shape) + more
             reasons.append(f"{sentence(worst)} (at {where})")
     return reasons
 

@@ -149,4 +149,4 @@ def test_nan_survives(cli: Cli, bundle: Path, checkpoint: Path, tmp_path: Path) 
     path = tmp_path / "parity.json"
     assert cli("parity", made, "--against", checkpoint, "--save", path, *SHAPES).code == 3
     assert cli("parity", path).code == 3
-    assert judge(load_measured(path)).reasons == ("NaN or Inf in the logits (at 1x3, and 1 more shapes)",)
+    assert judge(load_measured(path)).reasons == ("NaN or Inf in the logits (at 1x3, and 1 more shape)",)
