@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
+
 from scripts.mutants.mutate import ROOT, Mutant
 
 
@@ -56,7 +58,7 @@ def _constants(module: ModuleType, code: CodeType) -> int:
                 if vars(before).get(attribute) != vars(value)[attribute] and not attribute.startswith("__"):
                     setattr(before, attribute, vars(value)[attribute])
                     changed += 1
-        elif _is_plain(value) and value != before:
+        elif _is_plain(value) and not np.array_equal(value, before):
             changed += 1
             for other in list(sys.modules.values()):
                 if getattr(other, "__dict__", {}).get(name, again) is before:
@@ -67,4 +69,4 @@ def _constants(module: ModuleType, code: CodeType) -> int:
 def _is_plain(value: object) -> bool:
     if isinstance(value, tuple | list | frozenset | set):
         return all(_is_plain(item) for item in value)
-    return isinstance(value, bool | int | float | str | bytes)
+    return isinstance(value, bool | int | float | str | bytes | np.ndarray)
