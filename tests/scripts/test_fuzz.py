@@ -14,7 +14,7 @@ from gptexport.checkpoints.formats.huggingface_llama_config import MODEL_TYPES
 from gptexport.checkpoints.formats.huggingface_text import TOKENIZER_FILES
 from gptexport.checkpoints.readers import CONTAINERS, PAYLOADS
 from gptexport_runtime import BackendUnavailableError
-from scripts.fuzz import kill, load
+from scripts.fuzz import commands, kill, load
 from scripts.fuzz.files import Worker, campaign
 from scripts.fuzz.readers import READERS, Reader
 from scripts.fuzz.templates import templates
@@ -80,9 +80,9 @@ def test_outputs_outlive_kills_at_random_moments(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", kill.COMMANDS[:4], ids=lambda command: command.name)
-def test_commands_outlive_kills(command: kill.Command, tmp_path: Path) -> None:
-    of = kill.Campaign(tmp_path, 1)
+@pytest.mark.parametrize("command", commands.COMMANDS[:4], ids=lambda command: command.name)
+def test_commands_outlive_kills(command: commands.Command, tmp_path: Path) -> None:
+    of = commands.Campaign(tmp_path, 1)
     of.prepare(command)
     for _ in range(3):
         of.killed_at_random(command)
