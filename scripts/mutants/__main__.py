@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -57,7 +58,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", type=Path, help="where every outcome is written, and found again")
     parser.add_argument("--again", action="store_true", help="survivors in the log, with every test")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; --log goes on from there")
     asked = parser.parse_args()
+    asked.until = time.monotonic() + 60 * asked.minutes
     known: dict[str, str] = {}
     if asked.log is not None and asked.log.exists():
         known = dict(json.loads(line) for line in asked.log.read_text(encoding="utf-8").splitlines())
@@ -68,14 +71,14 @@ def main() -> int:
             mutants = Random(asked.seed).sample(mutants, asked.sample)
         names = {f"{mutant.name} #{mutant.number}": mutant for mutant in sorted(mutants, key=lambda m: m.line)}
         left = [name for name in names if name not in known or (asked.again and known[name] == "survives")]
-        if left:
+        if left and time.monotonic() < asked.until:
             work = partial(_try, mutants={name: names[name] for name in left}, known=known, asked=asked)
             wider = [test for part in WIDER if file.startswith(part) for test in WIDER[part] if asked.again]
             with_suite(file, [*tests, *wider], work)
         for name in names:
-            if known[name] != "killed":
+            if known.get(name, "killed") != "killed":
                 print(f"    {known[name]}: {name}")
-        counts = Counter(known[name] for name in names)
+        counts = Counter(known.get(name, "not run") for name in names)
         if mutants:
             print(f"{file}: {counts.total()} mutants, {dict(counts)}", flush=True)
         total += counts
@@ -85,6 +88,8 @@ def main() -> int:
 
 def _try(suite: Suite, mutants: dict[str, Mutant], known: dict[str, str], asked: argparse.Namespace) -> None:
     for name, mutant in mutants.items():
+        if time.monotonic() > asked.until:
+            return
         known[name] = suite.outcome(mutant, asked.again)
         if asked.log is not None:
             with asked.log.open("a", encoding="utf-8") as log:

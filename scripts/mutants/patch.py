@@ -58,7 +58,7 @@ def _constants(module: ModuleType, code: CodeType) -> int:
                 if vars(before).get(attribute) != vars(value)[attribute] and not attribute.startswith("__"):
                     setattr(before, attribute, vars(value)[attribute])
                     changed += 1
-        elif _is_plain(value) and not np.array_equal(value, before):
+        elif _is_plain(value) and before is not None and not np.array_equal(value, before):
             changed += 1
             for other in list(sys.modules.values()):
                 if getattr(other, "__dict__", {}).get(name, again) is before:

@@ -114,7 +114,8 @@ class Suite:
         def note() -> None:
             now = time.monotonic()
             found.append(Reach(frozenset(lines), frozenset(near), bool(forks), now - start[0]))
-            lines.clear(), near.clear(), forks.clear()
+            for noted in (lines, near, forks):
+                noted.clear()
             start[0] = now
 
         sys.settrace(enter)

@@ -181,8 +181,9 @@ def scaled(s: ShapeStats, factor: float) -> ShapeStats:
     def error(of: ErrorStats) -> ErrorStats:
         return replace(of, rms=of.rms * factor, max=of.max * factor)
 
-    sizes = {"expected_rms": s.expected_rms * factor, "expected_max": s.expected_max * factor}
-    return replace(s, **sizes, eager=error(s.eager), actual=error(s.actual))
+    expected_rms, expected_max = s.expected_rms * factor, s.expected_max * factor
+    eager, actual = error(s.eager), error(s.actual)
+    return replace(s, expected_rms=expected_rms, expected_max=expected_max, eager=eager, actual=actual)
 
 
 @pytest.mark.parametrize(
