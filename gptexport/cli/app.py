@@ -22,6 +22,7 @@ from gptexport.cli.onnx import onnx
 from gptexport.cli.options import Name
 from gptexport.cli.output import print_error, print_json_error, say
 from gptexport.cli.parity import parity
+from gptexport.cli.score import score
 from gptexport.cli.terminal import forgiving, give_up, in_color
 from gptexport.cli.trt import trt
 from gptexport.errors import UnknownCheckpointError, UnsafeCheckpointError
@@ -49,6 +50,7 @@ def gptexport() -> None:
       gptexport parity gpt2/ --against out/ckpt.pt   is the bundle the same model?
       gptexport trt gpt2/ -o gpt2.engine             build a TensorRT engine from it
       gptexport generate gpt2/ --prompt "Once upon"  continue a text
+      gptexport score gpt2/ val.bin -o scores/       perplexity of a corpus, token by token
       gptexport doctor                               what can this machine run?
 
     \b
@@ -88,7 +90,7 @@ def completion(shell: str) -> None:
     click.echo(found(gptexport, {}, "gptexport", "_GPTEXPORT_COMPLETE").source())
 
 
-for command in (onnx, trt, parity, generate, inspect, bench, doctor, completion, version):
+for command in (onnx, trt, parity, generate, score, inspect, bench, doctor, completion, version):
     gptexport.add_command(command)
 gptexport.add_command(help_of, "help")
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from gptexport.errors import OutputError, OutputExistsError
 from gptexport.staging import steps
 from gptexport.staging.bundle import OLD, SWAP, check_bundle, is_empty, put_bundle, settle_bundle
-from gptexport.staging.files import ONE, check_file, replace_one, settle_files, update_one
+from gptexport.staging.files import ONE, check_file, confirm, replace_one, settle_files, update_one
 from gptexport.staging.pair import check_engine, check_graph, put_engine, put_graph, settle_engine, settle_graph
 from gptexport.staging.stage import Stage, dead_stages, one_at_a_time, open_stage
 from gptexport_runtime.artifact import ENGINE_SUFFIX
@@ -104,6 +104,21 @@ def replace_file(path: Path, data: bytes | memoryview) -> None:
     """
     with _stage_of(path) as stage:
         replace_one(stage, path.name, data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write a file at, too large for memory, that takes the place of `path` once the `with` has ended well.
+
+    Raises:
+        OutputError: there is no room, or no permission.
+    """
+    with _stage_of(path) as stage:
+        made = stage.folder(ONE) / path.name
+        yield made
+        steps.sync_file(made)
+        steps.replace(made, path)
+        confirm(stage.home)
 
 
 def update_file(path: Path, change: Callable[[bytes], bytes]) -> None:

@@ -66,6 +66,16 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
         _sync(file.fileno())
 
 
+def sync_file(path: Path) -> None:
+    """Sync a file that another has written."""
+    begin("sync", path)
+    handle = os.open(path, os.O_RDWR)
+    try:
+        _sync(handle)
+    finally:
+        os.close(handle)
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in a folder outlive a power cut, where the system can be asked to."""
     begin("sync folder", path)

@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = export_onnx(load_checkpoint(str(checkpoint)), made / "gpt").path
     tampered(bundle, made / "wrong", scale_weight("ln_f.weight", 1.01))
     write_engine(made)
+    (made / "ids.jsonl").write_text('{"ids": [1, 2, 3]}\n{"ids": [4, 5]}\n')
     return made
 
 
@@ -54,6 +55,7 @@ SUCCEED: dict[str, Arguments] = {
     "onnx": lambda f: [f / "ckpt.pt", "-o", f / "new"],
     "parity": lambda f: [f / "gpt", "--against", f / "ckpt.pt", "--quick"],
     "generate": lambda f: [f / "gpt", "--prompt-ids", "1,2", "--max-new-tokens", 2],
+    "score": lambda f: [f / "gpt", f / "ids.jsonl", "-o", f / "scores", "--compare", f / "wrong", "--batch-tokens", 64],
     "bench": lambda f: [f / "gpt", "--rounds", 1, "--shapes", "1x1"],
     "doctor": lambda f: [],
 }

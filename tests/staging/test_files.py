@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gptexport.errors import OutputError, OutputExistsError
-from gptexport.staging import check_output_file, replace_file, update_file, watched, write_output
+from gptexport.staging import check_output_file, replace_file, replacing, update_file, watched, write_output
 from tests.support.outputs import listing
 
 
@@ -23,6 +23,19 @@ def test_the_old_one_stays_on_failure(tmp_path: Path, monkeypatch: pytest.Monkey
         replace_file(path, b"new")
     assert listing(tmp_path) == ["gptexport.json"]
     assert path.read_text() == "old"
+
+
+def test_a_file_that_another_writes_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "documents.parquet"
+    for content in ("one", "two"):
+        with replacing(path) as made:
+            made.write_text(content)
+            assert not path.exists() or path.read_text() == "one"
+        assert listing(tmp_path) == [path.name] and path.read_text() == content
+    with pytest.raises(ZeroDivisionError), replacing(path) as made:
+        made.write_text("half")
+        raise ZeroDivisionError
+    assert listing(tmp_path) == [path.name] and path.read_text() == "two"
 
 
 def test_a_link_is_replaced_and_what_it_leads_to_is_not_touched(tmp_path: Path) -> None:

@@ -104,7 +104,9 @@ def _of_pieces(name: str, size: int, encode: Callable[[str], list[int]], piece: 
     def known(i: int) -> bytes:
         return piece(i) if 0 <= i < size else UNKNOWN.encode()  # a model may have more tokens than its tokenizer
 
-    return Tokenizer(name, size, encode, lambda i: known(i).decode("utf-8", "backslashreplace"), lambda: Pieces(known))
+    return Tokenizer(
+        name, size, encode, lambda i: known(i).decode("utf-8", "backslashreplace"), lambda: Pieces(known), known
+    )
 
 
 def _utf8(text: str) -> list[int]:

@@ -22,6 +22,7 @@ class Tokenizer:
     encode: Callable[[str], list[int]]  # with the token that begins a text, where the tokenizer puts one
     show: Callable[[int], str]  # one id for people; what is no text is shown as it can be
     stream: Callable[[], TextStream]
+    piece: Callable[[int], bytes] | None = None  # an id's bytes, where they do not depend on its neighbours
 
     def decode(self, ids: Sequence[int]) -> str:
         """All of it at once; bytes that are no UTF-8 become U+FFFD."""
