@@ -17,6 +17,7 @@ from gptexport import __version__
 from gptexport.cli.bench import bench
 from gptexport.cli.doctor import doctor
 from gptexport.cli.generate import generate
+from gptexport.cli.hf import hf
 from gptexport.cli.inspect import inspect
 from gptexport.cli.onnx import onnx
 from gptexport.cli.options import Name
@@ -90,7 +91,7 @@ def completion(shell: str) -> None:
     click.echo(found(gptexport, {}, "gptexport", "_GPTEXPORT_COMPLETE").source())
 
 
-for command in (onnx, trt, parity, generate, score, inspect, bench, doctor, completion, version):
+for command in (onnx, trt, parity, generate, score, inspect, bench, hf, doctor, completion, version):
     gptexport.add_command(command)
 gptexport.add_command(help_of, "help")
 

@@ -65,7 +65,21 @@ def json_of_tiktoken(path: Path) -> bytes:
             raise ValueError("a special token has the id of another")
         return _json(ranks, special, pattern)
 
-    return (json.dumps(_read(path, read), ensure_ascii=False) + "\n").encode()
+    return written(_read(path, read))
+
+
+def json_of_encoding(ranks: Mapping[bytes, int], special: Mapping[str, int], pattern: str) -> bytes:
+    """The tokenizer.json of a byte-level encoding, by the rank of every token, its special tokens and its pattern.
+
+    Raises:
+        ValueError: no merges make these tokens.
+    """
+    return written(_json(_ranks(ranks), _special(special), pattern))
+
+
+def written(tokenizer: Mapping[str, Any]) -> bytes:
+    """A tokenizer.json's bytes."""
+    return (json.dumps(tokenizer, ensure_ascii=False) + "\n").encode()
 
 
 def special_tokens_of(path: Path) -> dict[str, int]:
@@ -116,13 +130,13 @@ def _special(found: Any) -> dict[str, int]:
 
 
 def _json(ranks: Mapping[bytes, int], special: Mapping[str, int], pattern: str) -> dict[str, Any]:
-    letters = _letters()
+    letters = letters_of_bytes()
 
-    def written(token: bytes) -> str:
+    def spelled(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
     in_order = sorted(ranks, key=lambda token: ranks[token])
-    merges = [[written(part) for part in _halves(token, ranks)] for token in in_order if len(token) > 1]
+    merges = [[spelled(part) for part in _halves(token, ranks)] for token in in_order if len(token) > 1]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -134,7 +148,7 @@ def _json(ranks: Mapping[bytes, int], special: Mapping[str, int], pattern: str) 
         "model": {
             "type": "BPE",
             "ignore_merges": True,  # a piece that is a token is that token, as in tiktoken
-            "vocab": {written(token): ranks[token] for token in in_order},
+            "vocab": {spelled(token): ranks[token] for token in in_order},
             "merges": merges,
         },
     }
@@ -156,7 +170,7 @@ def _halves(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
     return parts[0], parts[1]
 
 
-def _letters() -> list[str]:
+def letters_of_bytes() -> list[str]:
     """The printable character that stands for each byte in a byte-level vocabulary, as GPT-2's has them."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]

@@ -58,6 +58,7 @@ SUCCEED: dict[str, Arguments] = {
     "score": lambda f: [f / "gpt", f / "ids.jsonl", "-o", f / "scores", "--compare", f / "wrong", "--batch-tokens", 64],
     "bench": lambda f: [f / "gpt", "--rounds", 1, "--shapes", "1x1"],
     "doctor": lambda f: [],
+    "hf": lambda f: [f / "ckpt.pt", "-o", f / "hf"],
 }
 INSPECTED = ["ckpt.pt", "gpt", "gpt/logits.onnx", "gpt.engine", "wrong"]
 

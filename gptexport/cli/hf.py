@@ -1,0 +1,79 @@
+"""`gptexport hf`: a checkpoint becomes a folder that transformers reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptexport.cli.options import Name, OutputPath, assumption_options
+from gptexport.cli.output import Output, output_options, size
+from gptexport.precision import dtypes
+
+
+@click.command(short_help="Write a checkpoint as a Hugging Face folder.")
+@click.argument("checkpoint")
+@click.option("-o", "--out", required=True, type=OutputPath(), help="Where to write: a folder that is not there yet.")
+@click.option("--dtype", type=Name(dtypes()), default="float32", show_default=True, help="Of the stored weights.")
+@click.option("--tokenizer", metavar="NAME|FILE", help="Tokenizer to write.  [default: the one beside the checkpoint]")
+@click.option("--vocab-size", type=click.IntRange(min=1), help="Keep the first ids alone: without padding tokens.")
+@assumption_options
+@output_options("hf")
+def hf(
+    output: Output,
+    checkpoint: str,
+    out: Path,
+    dtype: str,
+    tokenizer: str | None,
+    vocab_size: int | None,
+    **assumed: Any,
+) -> None:
+    """Write CHECKPOINT as a folder for transformers, and what reads such folders: vLLM, SGLang, llama.cpp, ollama.
+
+    \b
+    Examples:
+      gptexport hf out/ckpt.pt -o gpt2-hf/ --tokenizer gpt2    nanoGPT, as GPT2LMHeadModel
+      gptexport hf model.pth -o minimind-hf/                   minimind, as LlamaForCausalLM or Qwen3ForCausalLM
+      gptexport hf out/ckpt.pt -o gpt2-hf/ --dtype bfloat16    half the size
+
+    \b
+    Of GPT-2 and of Llama's family, in every format that `gptexport onnx` reads. Every weight is read
+    again and compared, and where transformers is installed its logits are held to parity's gate.
+    """
+    from gptexport.staging import check_output
+
+    if out.suffix == ".onnx":
+        raise click.BadParameter(f"{out} is the name of a graph; name a folder.", param_hint="-o")
+    check_output(out, force=False)
+    output.step(f"reading {checkpoint}")
+    from gptexport.checkpoints import load_checkpoint
+    from gptexport.converters import convert
+    from gptexport.tokenizers import found_with, tokenizer_to_bundle
+
+    loaded = load_checkpoint(checkpoint, **assumed, vocab_size=vocab_size)
+    words = tokenizer_to_bundle(tokenizer) if tokenizer is not None else found_with(loaded)[0]
+    for note in loaded.notes:
+        output.note(note)
+    done = convert(loaded, out, dtype=dtype, tokenizer=words, progress=output.step)
+    for note in done.notes:
+        output.note(note)
+    proved = "every weight read again"
+    if done.noise_ratio is not None:
+        proved += f"; transformers' logits: {done.noise_ratio:.2f} × eager's noise"
+    else:
+        output.note("transformers is not installed, so its own logits were not compared")
+    output.step(proved)
+    output.result(
+        {
+            "ok": True,
+            "path": str(out),
+            "class": done.class_name,
+            "dtype": dtype,
+            "bytes": done.bytes,
+            "tokenizer": words.name if words is not None else None,
+            "noise_ratio": done.noise_ratio,
+        },
+        f"{out}: {done.class_name}, {dtype}, {size(done.bytes)}\n"
+        f'next: AutoModelForCausalLM.from_pretrained("{out}"), or vllm serve {out}',
+    )

@@ -1,0 +1,114 @@
+"""LlamaForCausalLM, or whichever of its relatives computes what the config says: Qwen2, Qwen3, Mistral."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptexport.architectures.llama import LlamaConfig
+from gptexport.architectures.rotary import Linear, Llama3, Scaling, Yarn
+from gptexport.checkpoints.formats.huggingface_llama_config import MODEL_TYPES, config_of
+from gptexport.converters.converter import Converter, Weights
+from gptexport.errors import CheckpointError, ExportError
+
+
+def _fields(config: LlamaConfig) -> dict[str, Any]:
+    """Those of the first class whose reader makes the same config of them."""
+    for model_type, kind in MODEL_TYPES.items():
+        fields = {
+            "model_type": model_type,
+            "architectures": [f"{kind.name}ForCausalLM"],
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.block_size,
+            "num_hidden_layers": config.n_layer,
+            "num_attention_heads": config.n_head,
+            "num_key_value_heads": config.n_kv_head,
+            "hidden_size": config.n_embd,
+            "head_dim": config.head_size,
+            "intermediate_size": config.n_inner,
+            "hidden_act": "silu",
+            "rms_norm_eps": config.norm_eps,
+            "tie_word_embeddings": config.tied,
+            **_biases(config, kind.defaults),
+            **_rope(config),
+            **_windows(config, kind.defaults),
+        }
+        try:
+            read = config_of(fields, Path("config.json"))
+        except CheckpointError:
+            continue
+        if replace(read, windows=()) == replace(config, windows=()) and _seen(read) == _seen(config):
+            return fields
+    raise ExportError(
+        "no class of transformers computes this model: "
+        f"{', '.join(f'{kind.name}ForCausalLM' for kind in MODEL_TYPES.values())} have other biases, norms or windows "
+        f"than qkv_bias {config.qkv_bias}, out_bias {config.out_bias}, mlp_bias {config.mlp_bias}, qk_norm "
+        f"{config.qk_norm}, windows {sorted(set(_seen(config)), key=str)}. Export it with `gptexport onnx` instead."
+    )
+
+
+def _seen(config: LlamaConfig) -> list[int | None]:
+    """How many keys each layer's queries see."""
+    return [config.window(layer) for layer in range(config.n_layer)]
+
+
+def _biases(config: LlamaConfig, known: Mapping[str, Any]) -> dict[str, Any]:
+    asked = {"attention_bias": config.qkv_bias and config.out_bias, "mlp_bias": config.mlp_bias}
+    return {name: value for name, value in asked.items() if name in known}
+
+
+def _windows(config: LlamaConfig, known: Mapping[str, Any]) -> dict[str, Any]:
+    """`sliding_window`, and for Qwen which layers have it."""
+    if "sliding_window" not in known:
+        return {}
+    seen = _seen(config)
+    window = next((each for each in seen if each is not None), None)
+    if "use_sliding_window" not in known:
+        return {"sliding_window": window}
+    kinds = ["full_attention" if each is None else "sliding_attention" for each in seen]
+    return {"use_sliding_window": window is not None, "sliding_window": window, "layer_types": kinds}
+
+
+def _rope(config: LlamaConfig) -> dict[str, Any]:
+    """In transformers 5's field, and in those that earlier versions read."""
+    scaling = _scaling(config.rope_scaling)
+    before = {"rope_theta": config.rope_base, **({"rope_scaling": scaling} if scaling else {})}
+    return {**before, "rope_parameters": {"rope_theta": config.rope_base, **(scaling or {"rope_type": "default"})}}
+
+
+def _scaling(scaling: Scaling | None) -> dict[str, Any] | None:
+    match scaling:
+        case None:
+            return None
+        case Linear():
+            return {"rope_type": "linear", "factor": scaling.factor}
+        case Llama3():
+            return {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_block_size,
+            }
+        case Yarn():
+            return {
+                "rope_type": "yarn",
+                "factor": scaling.factor,
+                "original_max_position_embeddings": scaling.original_block_size,
+                "beta_fast": scaling.beta_fast,
+                "beta_slow": scaling.beta_slow,
+                "attention_factor": scaling.gain,
+                "truncate": scaling.truncate,
+            }
+
+
+def _weights(config: LlamaConfig, weights: Mapping[str, torch.Tensor]) -> Weights:
+    """The names are the class's own."""
+    return {name: weight for name, weight in weights.items() if not (config.tied and name == "lm_head.weight")}
+
+
+CONVERTER = Converter(_fields, _weights)

@@ -1,0 +1,72 @@
+"""A bundle's tokenizer as files that transformers reads."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gptexport.errors import TokenizerError
+from gptexport.tokenizers import CHARACTERS_NAME, GPT2_IDS, HUGGINGFACE, BundledTokenizer
+from gptexport.tokenizers.tiktoken_pickle import json_of_encoding, letters_of_bytes, written
+from gptexport_runtime.text import SENTENCEPIECE
+
+CONFIG = "tokenizer_config.json"
+END_OF_TEXT = "<|endoftext|>"
+GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # before it is encoded
+
+
+def tokenizer_files(tokenizer: BundledTokenizer | None, longest: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """The files by their names, and what a person should know of them.
+
+    Args:
+        longest: tokens of a text, at most.
+    """
+    if tokenizer is None:
+        return {}, ("no tokenizer is in the folder: ids go in and come out. Pass --tokenizer to have one",)
+    config: dict[str, Any] = {"model_max_length": longest, "clean_up_tokenization_spaces": False}
+    if tokenizer.name == SENTENCEPIECE:
+        named = {"tokenizer_class": "LlamaTokenizer", **config}
+        return {"tokenizer.model": tokenizer.data, CONFIG: written(named)}, ()
+    try:
+        made = tokenizer.data if tokenizer.name == HUGGINGFACE else _JSON[tokenizer.name](tokenizer)
+    except TokenizerError as error:
+        return {}, (str(error),)
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
+    return {HUGGINGFACE: made, CONFIG: written(named)}, ()
+
+
+def _of_bytes(_tokenizer: BundledTokenizer) -> bytes:
+    """An id a byte: byte-level BPE without a merge."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    vocab = {letter: byte for byte, letter in enumerate(letters_of_bytes())}
+    return _whole(byte_level, byte_level, {"type": "BPE", "vocab": vocab, "merges": []})
+
+
+def _of_characters(tokenizer: BundledTokenizer) -> bytes:
+    """An id a character: words of one letter each, which are not parted by spaces when they are put together."""
+    vocab = {character: i for i, character in enumerate(json.loads(tokenizer.data))}
+    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+    return _whole(split, {"type": "Fuse"}, {"type": "WordLevel", "vocab": vocab, "unk_token": ""})
+
+
+def _whole(before: dict[str, Any], after: dict[str, Any], model: dict[str, Any]) -> bytes:
+    """A tokenizer.json of what splits a text, what joins it again, and the model between them."""
+    return written({"version": "1.0", "added_tokens": [], "pre_tokenizer": before, "decoder": after, "model": model})
+
+
+def _of_gpt2(_tokenizer: BundledTokenizer) -> bytes:
+    """By tiktoken's vocabulary, which it fetches on first use."""
+    try:
+        import tiktoken  # type: ignore[import-not-found,unused-ignore]
+
+        encoding = tiktoken.get_encoding("gpt2")
+    except Exception as error:  # it is missing, or there is no network
+        raise TokenizerError(
+            f"GPT-2's tokenizer is not in the folder: tiktoken is missing or cannot fetch its vocabulary ({error}). "
+            "Copy tokenizer.json of openai-community/gpt2 there"
+        ) from error
+    ranks = {encoding.decode_single_token_bytes(i): i for i in range(GPT2_IDS - 1)}
+    return json_of_encoding(ranks, {END_OF_TEXT: GPT2_IDS - 1}, GPT2_SPLIT)
+
+
+_JSON = {"bytes": _of_bytes, CHARACTERS_NAME: _of_characters, "gpt2": _of_gpt2}
