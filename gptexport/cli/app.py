@@ -51,6 +51,7 @@ def gptexport() -> None:
       gptexport parity gpt2/ --against out/ckpt.pt   is the bundle the same model?
       gptexport trt gpt2/ -o gpt2.engine             build a TensorRT engine from it
       gptexport generate gpt2/ --prompt "Once upon"  continue a text
+      gptexport hf out/ckpt.pt -o gpt2-hf/           write it as a folder for transformers
       gptexport score gpt2/ val.bin -o scores/       perplexity of a corpus, token by token
       gptexport doctor                               what can this machine run?
 

@@ -17,6 +17,8 @@ from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.converters import convert, gpt2, proof
 from gptexport.converters import huggingface as to_huggingface
 from gptexport.errors import ExportError, OutputExistsError
+from gptexport.export import export
+from gptexport.recipe import Recipe
 from gptexport.tokenizers import load_tokenizer, tokenizer_to_bundle
 from tests.checkpoints.test_huggingface_llama import CASES, folder
 from tests.support.builders import ALPHABET, nanogpt_meta, tiny_nanogpt
@@ -53,6 +55,16 @@ def test_gpt2_goes_there_and_back(tmp_path: Path, config: dict[str, Any]) -> Non
     assert done.class_name == "GPT2LMHeadModel" and done.noise_ratio is not None and 0 < done.noise_ratio <= 2
     assert again.config == replace(loaded.config, bias=True)  # type: ignore[type-var]
     same_weights(loaded, again)
+
+
+def test_an_export_of_the_folder_has_the_same_weights(tmp_path: Path) -> None:
+    loaded = load_checkpoint(str(tiny_nanogpt(tmp_path / "ckpt.pt")))
+    convert(loaded, tmp_path / "hf")
+    recipe = Recipe.of(graphs=["logits"])
+    export(loaded, tmp_path / "direct", recipe)
+    export(load_checkpoint(str(tmp_path / "hf")), tmp_path / "round", recipe)
+    direct, again = ((tmp_path / name / "weights.data").read_bytes() for name in ("direct", "round"))
+    assert direct == again
 
 
 @pytest.mark.parametrize("case", LLAMAS)
