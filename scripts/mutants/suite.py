@@ -40,9 +40,6 @@ class Reach:
 
 def with_suite(file: str, tests: Sequence[str], work: Callable[[Suite], object]) -> None:
     """Collect the tests, and do the work instead of running them."""
-    import torch
-
-    torch.set_num_threads(1)  # OpenMP's threads are not in a forked child
     with tempfile.TemporaryDirectory(prefix="gptexport-mutants-") as folder:
         paths = [str(ROOT / test) for test in tests]
         code = pytest.main([*OPTIONS, f"--basetemp={folder}/tmp", *paths], [_InsteadOfTests(file, Path(folder), work)])
@@ -57,6 +54,8 @@ class _InsteadOfTests:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         session.config.pluginmanager.unregister(name="terminalreporter")
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)  # OpenMP's threads are not in a forked child
         self.work(Suite(self.file, session, self.folder))
         return True
 
