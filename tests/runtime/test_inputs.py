@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gptexport_runtime import ContextLengthError, InputError
-from gptexport_runtime.inputs import check_out, items_of, to_batch
+from gptexport_runtime.inputs import check_out, check_predicted, is_count, items_of, to_batch
 
 V, BLOCK = 61, 16
 U64 = np.uint64
@@ -57,6 +57,11 @@ WRONG = {
     "negative in a row": ([[1], [-2]], "ids[1][0] is -2"),
     "past 64 bits": ([[1], [3, 2**70]], f"ids[1][1] is {2**70}; expected 0 <= id < 61"),
     "uint64 row": ([[-1], HUGE[0]], "ids[0][0] is -1"),
+    "uint64 rows alone": ([HUGE[0], HUGE[0]], "ids[0][1] is 18446744073709551615"),
+    "negative after others, beside uint64": ([[5, -1], HUGE[0]], "ids[0][1] is -1"),
+    "past 64 bits after 0": ([[0, 2**70]], f"ids[0][1] is {2**70}; expected 0 <= id < 61"),
+    "masked": (np.ma.masked_equal([[1, 2]], 2), "ids is a masked array; expected ids that all count"),
+    "masked row": ([[1], np.ma.masked_equal([1, 2], 2)], "row 1 of ids is a masked array"),
     "uint64 row only": ([[1], HUGE[0]], "ids[1][1] is 18446744073709551615"),
 }
 
@@ -78,10 +83,18 @@ def test_any_integer_dtype_is_taken(dtype: str) -> None:
     assert batch.ids.dtype == np.int64 and batch.ids.tolist() == [[0, 60], [5, 1]] and batch.lengths.tolist() == [2, 2]
 
 
+class Row:
+    """Of another library, that numpy converts."""
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return np.array([5, 6])
+
+
 RAGGED = {
     "lists": [[1, 2, 3], [4], [5, 6]],
     "tuples": ((1, 2, 3), (4,), (5, 6)),
     "arrays": [np.array([1, 2, 3], np.uint8), np.array([4], np.int16), np.array([5, 6])],
+    "of another library": [[1, 2, 3], [4], Row()],
     "mixed": [range(1, 4), [np.int32(4)], np.array([5, 6], U64)],
 }
 
@@ -91,6 +104,23 @@ def test_ragged_rows_are_padded_on_the_right(rows: object) -> None:
     batch = to_batch(rows, vocab_size=V, block_size=BLOCK)
     assert batch.ids.dtype == np.int64 and batch.ids.flags.c_contiguous
     assert batch.ids.tolist() == [[1, 2, 3], [4, 0, 0], [5, 6, 0]] and batch.lengths.tolist() == [3, 1, 2]
+    assert batch.ragged and not to_batch([[1, 2], [3, 4]], vocab_size=V, block_size=BLOCK).ragged
+
+
+def test_zero_beside_unsigned_ids_is_an_id() -> None:
+    assert to_batch([[0, 1], np.array([5, 6], U64)], vocab_size=V, block_size=BLOCK).ids.tolist() == [[0, 1], [5, 6]]
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 1.0, "1", None, 0, -1, 2**63])
+def test_what_is_no_count(value: object) -> None:
+    assert not is_count(value)
+    assert is_count(1) and is_count(2**63 - 1) and is_count(np.uint8(1)) and is_count(0, least=0)
+
+
+def test_ids_that_are_never_predicted_only_begin_a_row() -> None:
+    check_predicted(to_batch([[60, 1], [2, 59]], vocab_size=V, block_size=BLOCK), 60)
+    with pytest.raises(InputError, match=r"ids\[1\]\[2\] is 60, which the model takes and never predicts"):
+        check_predicted(to_batch([[60, 1, 1], [2, 59, 60]], vocab_size=V, block_size=BLOCK), 60)
 
 
 def test_what_a_backend_gets_is_contiguous() -> None:

@@ -117,6 +117,22 @@ def test_the_token_that_came_has_a_probability() -> None:
     np.testing.assert_allclose(np.exp(-each.actual_nll), [0.25, 0.5, np.nan, np.nan])
 
 
+def test_no_row_is_followed_by_the_next_one() -> None:
+    logits = np.log([[[0.5, 0.25, 0.25]] * 2] * 2)
+    each = metrics.compare([Draw(ids=np.array([[1, 0], [0, 2]]), expected=logits, eager=logits, actual=logits)]).each
+    assert each is not None
+    np.testing.assert_allclose(np.exp(-each.nll), [0.5, np.nan, 0.25, np.nan])
+
+
+@pytest.mark.parametrize("V", [2, 3, 50])
+def test_the_margin_is_between_the_two_largest(V: int) -> None:
+    logits = np.random.default_rng(V).normal(size=(1, 200, V))
+    each = compare([(logits, logits, logits)]).each
+    assert each is not None
+    largest = np.sort(logits, axis=-1)[0, :, -2:]
+    assert each.margin.tolist() == (largest[:, 1] - largest[:, 0]).tolist()
+
+
 def test_the_five_most_probable_are_compared() -> None:
     expected = np.arange(12.0)[None, None]
     actual = expected.copy()
@@ -144,6 +160,11 @@ def test_errors_are_counted_by_their_size_against_the_logits(logits: float, erro
     eager, actual = compare([(expected, expected, expected + error * 1.01)]).histogram
     assert len(actual) == 48 and sum(actual) == sum(eager) == eager[0] == 6
     assert actual[round((edge + 10) / 0.25)] == 6
+
+
+def test_a_single_error_is_counted_by_its_size() -> None:
+    one = np.full((1, 1, 1), 2.0)
+    assert compare([(one, one, one + 0.202)]).histogram[1][36] == 1
 
 
 def test_of_many_errors_some_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
