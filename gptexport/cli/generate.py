@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gptexport_runtime import Session
     from gptexport_runtime.text import Tokenizer
 
+MOST_SAMPLES = 4096  # each has a cache of its own
 Steps = Generator[list[int], None, None]  # each step's token of every sample; below 0 where it has ended
 
 
@@ -55,7 +56,13 @@ Steps = Generator[list[int], None, None]  # each step's token of every sample; b
     help="Stop at this id or text, which is not printed, as at the checkpoint's own end of a text. Repeatable.",
 )
 @click.option("--ignore-eos", is_flag=True, help="Continue past the end of a text that the checkpoint names.")
-@click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Number of continuations.")
+@click.option(
+    "--samples",
+    type=click.IntRange(1, MOST_SAMPLES),
+    default=1,
+    show_default=True,
+    help=f"Number of continuations, at most {MOST_SAMPLES}.",
+)
 @click.option("--slide", is_flag=True, help="Continue past block_size, from the last half of the text.")
 @click.option("--tokenizer", help="Tokenizer: bytes, gpt2, or a file.  [default: the bundle's own]")
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all usable cores]")

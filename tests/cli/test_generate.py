@@ -174,6 +174,7 @@ def test_without_a_decode_graph(cli: Cli, tmp_path: Path) -> None:
         (("--prompt", "a", "--max-new-tokens", "99"), 1, "block_size is 17"),
         (("--prompt", "a", "--tokenizer", "bytes"), 1, "256 ids, the model's vocabulary 97"),
         (("--prompt-ids", "1000"), 1, "1000"),
+        (("--prompt", "a", "--samples", "1000000000"), 2, "1<=x<=4096"),
     ],
 )
 def test_what_it_refuses(cli: Cli, talking: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
