@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -84,6 +85,52 @@ def test_what_appears_in_the_meantime_is_not_replaced(tmp_path: Path, force: boo
         (out / "thesis.txt").write_text("all of it")
     assert (out / "thesis.txt").read_text() == "all of it"
     assert listing(tmp_path) == ["gpt", "gpt/thesis.txt"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_empty_folder_that_appears_in_the_meantime_stays(tmp_path: Path, force: bool) -> None:
+    out = tmp_path / "gpt"
+
+    def appear(step: str, path: Path) -> None:
+        if step == "rename" and not out.exists():
+            out.mkdir()
+
+    with pytest.raises(OutputExistsError, match="appeared in the meantime"), watched(appear):
+        write_bundle(out, "new", force)
+    assert listing(tmp_path) == ["gpt"]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EBUSY, "cannot be replaced in one step"),
+        (errno.EXDEV, "cannot be replaced in one step"),
+        (errno.EIO, "gpt failed: Input/output error"),
+    ],
+)
+def test_a_folder_that_cannot_be_exchanged_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    """As a mount point cannot; a disk that fails is no mount point."""
+    out = tmp_path / "gpt"
+    write_bundle(out, "old")
+
+    def fail(*_: Path) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(steps, "exchange", fail)
+    with pytest.raises(OutputError, match=message):
+        write_bundle(out, "new", force=True)
+    assert read_bundle(out) == "old"
+
+
+def test_a_working_folder_that_is_gone_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bundle(tmp_path / "gpt", "old")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    check_output(tmp_path / "gpt", force=True)
 
 
 def test_of_two_exports_without_force_the_second_fails(tmp_path: Path) -> None:

@@ -70,6 +70,19 @@ def test_a_forged_stage_deletes_nothing_outside_itself(tmp_path: Path) -> None:
     assert (tmp_path / "folder" / "notes.txt").read_text() == "precious"
 
 
+def test_a_strangers_file_whose_name_is_taken_stays_in_the_stage(tmp_path: Path) -> None:
+    """Of the old bundle of a run that was killed; what has a place beside goes there."""
+    stage, out = forge(tmp_path), tmp_path / "gpt"
+    for folder, text in ((stage / "old" / "gpt", "old"), (out, "new")):
+        folder.mkdir(parents=True)
+        (folder / "notes.txt").write_text(text)
+    (stage / "old" / "gpt" / "free.txt").write_text("old")
+    sweep(tmp_path)
+    assert (out / "notes.txt").read_text() == "new"
+    assert (stage / "old" / "gpt" / "notes.txt").read_text() == "old"
+    assert (out / "free.txt").read_text() == "old"
+
+
 def test_links_in_a_forged_stage_lead_nowhere(tmp_path: Path) -> None:
     home, precious = tmp_path / "home", tmp_path / "precious"
     home.mkdir()
