@@ -30,16 +30,17 @@ VERDICT = (
     "tests/parity/verdict/test_judge.py",
     "tests/parity/verdict/test_statistics.py",
 )
+STAGING = tuple(f"tests/staging/test_{name}.py" for name in ("bundle", "files", "pair", "stage"))
 FILES: dict[str, tuple[str, ...]] = {
     "gptexport/parity/measure/metrics.py": VERDICT,
     "gptexport/parity/verdict/judge.py": VERDICT,
     "gptexport/parity/verdict/statistics.py": VERDICT,
     "runtime/gptexport_runtime/inputs.py": ("tests/runtime/test_inputs.py",),
-    "gptexport/staging/bundle.py": ("tests/staging",),
-    "gptexport/staging/files.py": ("tests/staging",),
-    "gptexport/staging/outputs.py": ("tests/staging",),
-    "gptexport/staging/pair.py": ("tests/staging",),
-    "gptexport/staging/stage.py": ("tests/staging",),
+    "gptexport/staging/bundle.py": STAGING,
+    "gptexport/staging/files.py": STAGING,
+    "gptexport/staging/outputs.py": STAGING,
+    "gptexport/staging/pair.py": STAGING,
+    "gptexport/staging/stage.py": STAGING,
 }
 WIDER: dict[str, tuple[str, ...]] = {  # of which survivors are tried as well
     "gptexport/parity": (
@@ -47,6 +48,7 @@ WIDER: dict[str, tuple[str, ...]] = {  # of which survivors are tried as well
         "tests/parity/measure",
         "tests/parity/test_check.py",
     ),
+    "gptexport/staging": ("tests/staging/test_stopped.py", "tests/export/test_outputs.py"),
     "runtime": ("tests/runtime/generate/test_stream.py", "tests/runtime/test_session.py"),
 }
 
