@@ -217,7 +217,9 @@ def test_an_old_manifest_has_no_tokenizer_and_a_damaged_one_says_so(bundles: dic
         "gpt2",
         {"file": {}},
         {"name": "x", "file": {"file": "../x", "bytes": 1, "sha256": ""}},
+        {"name": str(tmp_path / "tokenizer.json"), "file": None},
     )
+    huggingface(tmp_path / "tokenizer.json")  # there is one to be opened
     for damaged in damages:
         (tmp_path / MANIFEST_FILE).write_text(json.dumps({**data, "tokenizer": damaged}))
         with pytest.raises(ArtifactError, match="tokenizer"):

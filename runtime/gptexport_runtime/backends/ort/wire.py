@@ -34,13 +34,16 @@ def refuse_functions(path: Path) -> None:
 
 
 def _fields(file: BinaryIO) -> Iterator[int]:
-    """The number of each field of a protobuf message, as far as it is one."""
+    """The number of each field of a protobuf message, as ONNX Runtime reads it, and as far as it is one.
+
+    A tag is what 32 bits hold of it. A group has no length: its beginning and its end are fields, and what is between.
+    """
     size = os.fstat(file.fileno()).st_size
     while file.tell() < size:
         tag = _varint(file)
         if tag is None:
             return
-        yield tag >> 3
+        yield (tag & 0xFFFFFFFF) >> 3
         match tag & 7:
             case 0:
                 length = 0 if _varint(file) is not None else None
@@ -50,6 +53,8 @@ def _fields(file: BinaryIO) -> Iterator[int]:
                 length = _varint(file)
             case 5:
                 length = 4
+            case 3 | 4:
+                length = 0
             case _:
                 return
         if length is None or length > size:
