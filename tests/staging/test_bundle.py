@@ -124,6 +124,49 @@ def test_a_folder_that_cannot_be_exchanged_stays(
     assert read_bundle(out) == "old"
 
 
+def test_what_appears_in_the_old_bundle_under_a_name_that_is_taken_is_told_and_kept(tmp_path: Path) -> None:
+    out = tmp_path / "gpt"
+    write_bundle(out, "old")
+
+    def appear(step: str, _path: Path) -> None:
+        if step == "exchange":
+            (out / "late.txt").write_text("of the old")
+            (swap,) = tmp_path.glob(".gptexport-*.tmp/swap/gpt")
+            (swap / "late.txt").write_text("of the new")
+
+    told = "all is written, but what appeared in the old one meanwhile is now in"
+    with pytest.raises(OutputError, match=told), watched(appear):
+        write_bundle(out, "new", force=True)
+    assert (read_bundle(out), (out / "late.txt").read_text()) == ("new", "of the new")
+    (kept,) = tmp_path.glob(".gptexport-*.tmp/swap/gpt/late.txt")
+    assert kept.read_text() == "of the old"
+
+
+def test_an_interrupt_says_whether_the_output_was_written(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt) as early, staged(tmp_path / "early", force=False):
+        raise KeyboardInterrupt
+
+    def interrupt(step: str, _path: Path) -> None:
+        if step == "remove folder" and (tmp_path / "late").is_dir():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="late was written before") as late, watched(interrupt):
+        write_bundle(tmp_path / "late", "new")
+    assert (early.value.args, late.value.__cause__) == ((), None)
+    assert read_bundle(tmp_path / "late") == "new" and not (tmp_path / "early").exists()
+
+
+def test_an_error_that_is_not_the_systems_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"^a library's own$"), staged(tmp_path / "gpt", force=False):
+        raise OSError("a library's own")
+
+
+def test_a_name_may_have_200_bytes(tmp_path: Path) -> None:
+    check_output(tmp_path / ("ö" * 100), force=False)
+    with pytest.raises(OutputError, match="too long a name; expected at most 200 bytes"):
+        check_output(tmp_path / ("ö" * 100 + "x"), force=False)
+
+
 def test_a_working_folder_that_is_gone_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bundle(tmp_path / "gpt", "old")
     gone = tmp_path / "gone"
