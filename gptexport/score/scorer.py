@@ -19,6 +19,7 @@ Logprobs = NDArray[np.float32]
 
 MOST_TOKENS = 1 << 16  # of a batch that is tried
 GAIN = 1.02  # a larger batch must be so many times as fast, for it takes more memory
+NEAR, ROUNDS = 1.2, 3  # what is at most so many times slower than the fastest is timed so many times more
 PATIENCE = 16  # batches so many times as large as the best are tried before it is the best
 SPEND, TRIES = 0.3, 5  # seconds and calls at each size
 MOST_SECONDS = 20.0  # of all sizes together
@@ -69,22 +70,27 @@ def measure_batch(session: Session, block_size: int, progress: Callable[[str], N
     Raises:
         ExecutionError: not even one row can be scored.
     """
-    draw, best, rate = np.random.default_rng(0), 0, 0.0
-    began, B = time.perf_counter(), 1
-    while B * block_size <= max(MOST_TOKENS, block_size) and (not best or PATIENCE * best > B):
-        ids = draw.integers(0, session.config.vocab_size, (B, block_size))
+    draw, began = np.random.default_rng(0), time.perf_counter()
+    ids: dict[int, NDArray[np.int64]] = {}
+    rates: dict[int, float] = {}
+    B = 1
+    while not rates or (B * block_size <= MOST_TOKENS and PATIENCE * max(rates, key=lambda B: rates[B]) > B):
+        ids[B] = draw.integers(0, session.config.vocab_size, (B, block_size))
         try:
-            found = ids.size / _fastest(session, ids)
+            rates[B] = ids[B].size / _fastest(session, ids[B])
         except (ExecutionError, MemoryError):
-            if not best:
+            if not rates:
                 raise
             break
-        progress(f"batches of {B}x{block_size}: {found:,.0f} tokens a second")
-        if found > GAIN * rate:
-            best, rate = B, found
         if time.perf_counter() - began > MOST_SECONDS:
             break
         B *= 2
+    near = [B for B, rate in rates.items() if NEAR * rate > max(rates.values())]
+    for _ in range(ROUNDS if time.perf_counter() - began < MOST_SECONDS else 0):
+        for B in near:  # in turn, because a machine's speed drifts
+            rates[B] = max(rates[B], ids[B].size / _fastest(session, ids[B]))
+    best = next(B for B in near if GAIN * rates[B] >= max(rates.values()))
+    progress(f"batches of {best}x{block_size}: {rates[best]:,.0f} tokens a second")
     return best * block_size
 
 
