@@ -25,6 +25,7 @@ from gptexport.cli.output import print_error, print_json_error, say
 from gptexport.cli.parity import parity
 from gptexport.cli.score import score
 from gptexport.cli.terminal import forgiving, give_up, in_color
+from gptexport.cli.triton import triton
 from gptexport.cli.trt import trt
 from gptexport.errors import UnknownCheckpointError, UnsafeCheckpointError
 from gptexport_runtime.errors import BackendUnavailableError, GPTExportError
@@ -53,6 +54,7 @@ def gptexport() -> None:
       gptexport generate gpt2/ --prompt "Once upon"  continue a text
       gptexport hf out/ckpt.pt -o gpt2-hf/           write it as a folder for transformers
       gptexport score gpt2/ val.bin -o scores/       perplexity of a corpus, token by token
+      gptexport triton gpt2/ -o repository/          a model repository for Triton and KServe
       gptexport doctor                               what can this machine run?
 
     \b
@@ -92,7 +94,7 @@ def completion(shell: str) -> None:
     click.echo(found(gptexport, {}, "gptexport", "_GPTEXPORT_COMPLETE").source())
 
 
-for command in (onnx, trt, parity, generate, score, inspect, bench, hf, doctor, completion, version):
+for command in (onnx, trt, parity, generate, score, triton, inspect, bench, hf, doctor, completion, version):
     gptexport.add_command(command)
 gptexport.add_command(help_of, "help")
 

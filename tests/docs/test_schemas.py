@@ -56,6 +56,7 @@ SUCCEED: dict[str, Arguments] = {
     "parity": lambda f: [f / "gpt", "--against", f / "ckpt.pt", "--quick"],
     "generate": lambda f: [f / "gpt", "--prompt-ids", "1,2", "--max-new-tokens", 2],
     "score": lambda f: [f / "gpt", f / "ids.jsonl", "-o", f / "scores", "--compare", f / "wrong", "--batch-tokens", 64],
+    "triton": lambda f: [f / "gpt", "-o", f / "repository"],
     "bench": lambda f: [f / "gpt", "--rounds", 1, "--shapes", "1x1"],
     "doctor": lambda f: [],
     "hf": lambda f: [f / "ckpt.pt", "-o", f / "hf"],
