@@ -14,6 +14,7 @@ from gptexport.export.irtools import constant, input_of, only_reader, producer
 from gptexport_runtime.contract.names import AXIS_B
 
 OP_TYPE = "Attention"  # of ONNX, since opset 23
+WINDOW = "window"  # in a node's `meta`, where its mask was evaluated and is one
 HEADS_FIRST = [0, 2, 1, 3]  # (B,T,n_head,head_size) <-> (B,n_head,T,head_size)
 
 
@@ -42,6 +43,13 @@ class Attention:
     def plain(self) -> bool:
         """Causality is all that it adds to softmax(scale * q @ k.T) @ v."""
         return self.causal and not self.masked and self.softcap == 0
+
+    @property
+    def window(self) -> int | None:
+        """How many keys a query sees, its own among them, where a mask of such a window is all that it adds."""
+        if self.softcap != 0 or any(self.node.inputs[4:]):
+            return None
+        return self.node.meta.get(WINDOW)
 
     @property
     def scale(self) -> float | None:

@@ -19,7 +19,7 @@ from onnx_ir.tape import Tape
 from gptexport.errors import ExportError
 from gptexport.export.attention import OP_TYPE, Attention
 from gptexport.export.irtools import MICROSOFT, constant, size_of
-from gptexport.export.masks import Mask, evaluate_mask
+from gptexport.export.masks import Mask, evaluate_mask, window_of
 from gptexport.export.rewrites import Audit
 from gptexport.export.rewrites.group_query_attention import OP_TYPE as GROUP_QUERY_ATTENTION
 from gptexport.export.rewrites.group_query_attention import attributes_of, side_by_side, take_result, takes
@@ -226,16 +226,9 @@ def attends(trace: Trace, sizes: Sizes, attention: Attention, block_size: int) -
     seen = mask.visible & np.tri(block_size, dtype=bool)  # (...,block_size,block_size)
     weighs = mask.values.dtype != np.bool_ and bool(mask.values[seen].any())
     one = seen.size == block_size**2
-    if one and not weighs and (window := _window(seen.reshape(block_size, block_size))) is not None:
+    if one and not weighs and (window := window_of(seen.reshape(block_size, block_size))) is not None:
         return Within(window) if window < block_size else up_to_its_own
     return FromTable(_store(trace, value, mask, seen, attention.query))
-
-
-def _window(seen: NDArray[np.bool_]) -> int | None:
-    """How many positions each sees, its own among them, if they are the last ones."""
-    window = int(seen[-1].sum())
-    T = len(seen)
-    return window if (seen == (np.tri(T, dtype=bool) & ~np.tri(T, k=-window, dtype=bool))).all() else None
 
 
 def _store(trace: Trace, value: ir.Value, mask: Mask, seen: NDArray[np.bool_], query: ir.Value) -> ir.Value:

@@ -35,8 +35,23 @@ class Mask:
         return self.values.dtype == np.bool_ or not self.values[self.visible].any()
 
     @property
+    def window(self) -> int | None:
+        """How many positions each sees, its own among them, if they are the last ones, each as it is, in every row."""
+        T = self.values.shape[-1]
+        if self.visible.size != T * T or (self.values.dtype != np.bool_ and self.values[self.visible].any()):
+            return None
+        return window_of(self.visible.reshape(T, T))
+
+    @property
     def looks_ahead(self) -> bool:
         return bool(np.triu(self.visible, 1).any())
+
+
+def window_of(seen: NDArray[np.bool_]) -> int | None:
+    """How many positions each of (T,T) sees, its own among them, if they are the last ones; else None."""
+    window = int(seen[-1].sum())
+    T = len(seen)
+    return window if (seen == (np.tri(T, dtype=bool) & ~np.tri(T, k=-window, dtype=bool))).all() else None
 
 
 def evaluate_mask(sizes: Sizes, value: ir.Value, block_size: int) -> Mask:

@@ -13,12 +13,14 @@ import torch
 import torch.nn as nn
 
 import gptexport_runtime
+from gptexport.architectures.llama import Llama, LlamaConfig
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
 from gptexport.export.rewrites import group_query_attention
 from gptexport.export.rewrites.group_query_attention import FLASH_MIN_LENGTH
 from gptexport.export.rewrites.widen import LINE, WIDENED
+from gptexport.teacher_forcing import feed_pieces
 from tests.support.builders import SIZES, own, tiny_fusable, tiny_huggingface, tiny_nanogpt
 from tests.support.few import few
 
@@ -193,3 +195,40 @@ def test_rows_of_many_tokens_take_the_flash_kernel(tmp_path: Path) -> None:
         assert outputs == {"then_branch": [3], "else_branch": [1]}, "present K and V are named for the flash kernel"
     with gptexport_runtime.load(tmp_path / "portable") as one, gptexport_runtime.load(tmp_path / "cpu") as other:
         assert_same(one, other, [(2, FLASH_MIN_LENGTH - 1), (2, FLASH_MIN_LENGTH), (1, FLASH_MIN_LENGTH + 39)])
+
+
+def test_windows_are_fused_with_and_without_a_cache(tmp_path: Path) -> None:
+    """Of one key, of fewer than T, of exactly T and of more; in rows of few tokens, of many, in pieces and in steps."""
+    config = LlamaConfig(
+        n_layer=4,
+        n_head=4,
+        n_kv_head=2,
+        n_embd=32,
+        head_size=8,
+        n_inner=24,
+        vocab_size=61,
+        block_size=FLASH_MIN_LENGTH + 3,
+        windows=(1, 5, FLASH_MIN_LENGTH, None),
+    )
+    torch.manual_seed(0)
+    model = Llama(config).eval()
+    checkpoint = own(model, block_size=config.block_size, vocab_size=61)
+    done = export_onnx(checkpoint, tmp_path / "gpt", target="cpu", graphs=["logits", "decode"])
+    assert done.manifest.audit["GroupQueryAttention"] == {"expected": 4, "achieved": 4}
+    nodes = onnx.load(tmp_path / "gpt" / "decode.onnx", load_external_data=False).graph.node
+    sizes = [
+        next((a.i for a in node.attribute if a.name == "local_window_size"), None)
+        for node in nodes
+        if node.op_type == "GroupQueryAttention"
+    ]
+    assert sizes == [1, 5, FLASH_MIN_LENGTH, None]
+    ids = torch.randint(61, (2, config.block_size))
+    with gptexport_runtime.load(tmp_path / "gpt") as session, torch.no_grad():
+        for T in (1, 5, 6, FLASH_MIN_LENGTH - 1, FLASH_MIN_LENGTH + 1):
+            expected = model(ids[:, :T]).numpy()
+            np.testing.assert_allclose(session.logits(ids[:, :T].numpy()), expected, rtol=0, atol=1e-5)
+        for rows, ends in (([0], (3, 5, 11, FLASH_MIN_LENGTH, FLASH_MIN_LENGTH + 1)), ([0, 1], (4, 5, 6, 7))):
+            text, expected = ids[rows].numpy(), model(ids[rows]).numpy()
+            fed = feed_pieces(session.cache(len(rows)), list(text), [np.full(len(rows), end) for end in ends])
+            for end, (_, logits) in zip(ends, fed, strict=True):
+                np.testing.assert_allclose(logits, expected[:, end - 1], rtol=0, atol=1e-5)

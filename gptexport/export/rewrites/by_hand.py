@@ -14,7 +14,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
 from gptexport.errors import ExportError
-from gptexport.export.attention import OP_TYPE, describe
+from gptexport.export.attention import OP_TYPE, WINDOW, describe
 from gptexport.export.irtools import constant, only_reader, replace
 from gptexport.export.masks import evaluate_mask
 from gptexport.export.rewrites import Audit, counted
@@ -46,20 +46,24 @@ def recognise_attention(trace: Trace, *, block_size: int) -> Audit:
     for node in [node for node in graph if node.op_type == OP_TYPE]:
         _heads_of_one_size(graph, _rows_and_heads(graph, node))
     masked = [found for node in graph if (found := describe(node)) is not None and found.masked and not found.causal]
-    causal = sum(_mask_to_causality(trace, found.node, block_size) for found in masked)
+    causal = sum(_look_at_mask(trace, found.node, block_size) for found in masked)
     RemoveUnusedNodesPass()(trace.model)
     done = len(softmaxes) - len(trace.by_hand)
     return {**audit, **counted(BY_HAND, len(softmaxes), done), **counted(CAUSAL_MASK, causal, causal)}
 
 
-def _mask_to_causality(trace: Trace, node: ir.Node, block_size: int) -> bool:
-    mask = node.inputs[3]
-    if mask is None or any(node.inputs[4:]):
+def _look_at_mask(trace: Trace, node: ir.Node, block_size: int) -> bool:
+    """Make a mask that is causality is_causal, and note one that is a window; whether it was causality."""
+    value = node.inputs[3]
+    if value is None or any(node.inputs[4:]):
         return False
     try:
-        if not evaluate_mask(Sizes(trace.graph, trace.weights), mask, block_size).causal:
-            return False
+        mask = evaluate_mask(Sizes(trace.graph, trace.weights), value, block_size)
     except ExportError:
+        return False
+    if not mask.causal:
+        if (window := mask.window) is not None:
+            node.meta[WINDOW] = window
         return False
     _again(trace.graph, node, [*node.inputs[:3]], {"is_causal": 1})
     return True

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from gptexport.export.attention import Attention, attentions, flatten, unflatten
+from gptexport.export.attention import WINDOW, Attention, attentions, flatten, unflatten
 from gptexport.export.irtools import MICROSOFT, constant, replace
 from gptexport.export.rewrites import Audit, Rewrite, counted
 from gptexport.recipe import Limits
@@ -63,22 +63,24 @@ def take_result(attention: Attention, result: ir.Value, out: ir.Value) -> None:
 
 
 def _is_expected(node: ir.Node) -> bool:
-    """A causal Attention without a mask, with heads of a size that the kernel has; counted apart from what is fused."""
+    """A causal Attention over all keys or a window, with heads that the kernel takes; counted apart from the fused."""
     shape = node.inputs[0].shape if node.op_type == "Attention" and node.inputs[0] is not None else None
     size = shape[-1] if shape is not None else None
     plain = node.attributes.get_int("is_causal", 0) == 1 and not any(node.inputs[3:])
-    return plain and isinstance(size, int) and size % HEAD_SIZE_MULTIPLE == 0
+    return (plain or WINDOW in node.meta) and isinstance(size, int) and size % HEAD_SIZE_MULTIPLE == 0
 
 
 def takes(attention: Attention) -> bool:
-    """Whether the kernel computes it: causality is all that it adds, and its heads are of such a size."""
-    return attention.plain and attention.head_size % HEAD_SIZE_MULTIPLE == 0
+    """Whether the kernel computes it: causality or a window is all that it adds, and its heads are of such a size."""
+    return (attention.plain or attention.window is not None) and attention.head_size % HEAD_SIZE_MULTIPLE == 0
 
 
 def attributes_of(attention: Attention) -> dict[str, int | float]:
     attributes: dict[str, int | float] = {"num_heads": attention.n_head, "kv_num_heads": attention.n_kv_head}
     if attention.scale is not None:
         attributes["scale"] = attention.scale
+    if attention.window is not None:
+        attributes["local_window_size"] = attention.window  # a query's own key is one of them
     return attributes
 
 
