@@ -63,7 +63,7 @@ class Attention:
     @property
     def packed(self) -> ir.Value | None:
         """(B,T,(n_head + 2 n_kv_head) * head_size): the projection that is split into q, k and v in this order."""
-        parts = [_side_by_side(heads) for heads in (self.query, self.key, self.value)]
+        parts = [side_by_side(heads) for heads in (self.query, self.key, self.value)]
         split = producer(parts[0])
         if split is None or split.op_type != "Split" or list(split.outputs) != parts:
             return None
@@ -74,20 +74,12 @@ class Attention:
     @property
     def merged(self) -> ir.Value | None:
         """(B,T,n_head * head_size) that the result becomes, heads side by side; None where it is read otherwise."""
-        turned = only_reader(self.node.outputs[0])
-        if turned is None or turned.op_type != "Transpose" or _perm(turned) != HEADS_FIRST:
-            return None
-        merged = only_reader(turned.outputs[0])
-        if merged is None or merged.op_type != "Reshape":
-            return None
-        out = merged.outputs[0]
-        width = self.n_head * self.head_size
-        return out if out.shape is not None and len(out.shape) == 3 and out.shape[-1] == width else None
+        return flat_reader(self.node.outputs[0], self.n_head * self.head_size)
 
 
 def flatten(tape: Tape, heads: ir.Value) -> ir.Value:
     """(B,T,n * head_size) of heads (B,n,T,head_size): what a projection made, where nothing was done to it since."""
-    if (source := _side_by_side(heads)) is not None:
+    if (source := side_by_side(heads)) is not None:
         return source
     turned = heads.producer()
     if turned is not None and turned.op_type == "Transpose" and _perm(turned) == HEADS_FIRST:
@@ -102,9 +94,21 @@ def flatten(tape: Tape, heads: ir.Value) -> ir.Value:
     return flat
 
 
-def unflatten(tape: Tape, flat: ir.Value, attention: Attention) -> ir.Value:
-    """The attention's result (B,n_head,T,head_size) of the same with heads side by side."""
-    by_position = tape.op("Reshape", [flat, constant(tape, [0, 0, attention.n_head, attention.head_size])])
+def flat_reader(heads: ir.Value, width: int) -> ir.Value | None:
+    """(B,T,width) that heads (B,n,T,head_size) become, one after the other; None where they are read otherwise."""
+    turned = only_reader(heads)
+    if turned is None or turned.op_type != "Transpose" or _perm(turned) != HEADS_FIRST:
+        return None
+    merged = only_reader(turned.outputs[0])
+    if merged is None or merged.op_type != "Reshape":
+        return None
+    out = merged.outputs[0]
+    return out if out.shape is not None and len(out.shape) == 3 and out.shape[-1] == width else None
+
+
+def unflatten(tape: Tape, flat: ir.Value, n_head: int, head_size: int) -> ir.Value:
+    """Heads (B,n_head,T,head_size) of the same side by side."""
+    by_position = tape.op("Reshape", [flat, constant(tape, [0, 0, n_head, head_size])])
     return tape.op("Transpose", [by_position], {"perm": HEADS_FIRST})
 
 
@@ -131,7 +135,7 @@ def attentions(graph: ir.Graph) -> list[Attention]:
     return [found for node in graph if (found := describe(node)) is not None]
 
 
-def _side_by_side(heads: ir.Value) -> ir.Value | None:
+def side_by_side(heads: ir.Value) -> ir.Value | None:
     """The (B,T,width) that was cut into heads (B,n,T,head_size), one head after the other."""
     turned = heads.producer()
     if turned is None or turned.op_type != "Transpose" or _perm(turned) != HEADS_FIRST:

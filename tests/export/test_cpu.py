@@ -215,6 +215,7 @@ def test_windows_are_fused_with_and_without_a_cache(tmp_path: Path) -> None:
     checkpoint = own(model, block_size=config.block_size, vocab_size=61)
     done = export_onnx(checkpoint, tmp_path / "gpt", target="cpu", graphs=["logits", "decode"])
     assert done.manifest.audit["GroupQueryAttention"] == {"expected": 4, "achieved": 4}
+    assert done.manifest.audit["RotaryEmbedding"] == {"expected": 8, "achieved": 8}
     nodes = onnx.load(tmp_path / "gpt" / "decode.onnx", load_external_data=False).graph.node
     sizes = [
         next((a.i for a in node.attribute if a.name == "local_window_size"), None)
@@ -226,9 +227,9 @@ def test_windows_are_fused_with_and_without_a_cache(tmp_path: Path) -> None:
     with gptexport_runtime.load(tmp_path / "gpt") as session, torch.no_grad():
         for T in (1, 5, 6, FLASH_MIN_LENGTH - 1, FLASH_MIN_LENGTH + 1):
             expected = model(ids[:, :T]).numpy()
-            np.testing.assert_allclose(session.logits(ids[:, :T].numpy()), expected, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(session.logits(ids[:, :T].numpy()), expected, rtol=0, atol=1e-4)
         for rows, ends in (([0], (3, 5, 11, FLASH_MIN_LENGTH, FLASH_MIN_LENGTH + 1)), ([0, 1], (4, 5, 6, 7))):
             text, expected = ids[rows].numpy(), model(ids[rows]).numpy()
             fed = feed_pieces(session.cache(len(rows)), list(text), [np.full(len(rows), end) for end in ends])
             for end, (_, logits) in zip(ends, fed, strict=True):
-                np.testing.assert_allclose(logits, expected[:, end - 1], rtol=0, atol=1e-5)
+                np.testing.assert_allclose(logits, expected[:, end - 1], rtol=0, atol=1e-4)

@@ -17,7 +17,7 @@ from gptexport_runtime.errors import GPTExportError
 from tests.support.own.catalogue import CATALOGUE
 from tests.support.own_modules import BS, V
 
-NOT_PLAIN = {"window", "chunk", "ALiBi", "distance", "softcap", "latent", "Mistral", "MPT", "Gemma 2"}  # GQA takes none
+NOT_PLAIN = {"chunk", "ALiBi", "distance", "softcap", "latent", "MPT", "Gemma 2"}  # GroupQueryAttention takes none
 UNCACHED = {
     "positions: a key for each distance, Shaw's": "Add joins its scores with what depends on the tokens",
     "attention by hand: a sink": "its weights go through Slice before they meet values",

@@ -55,7 +55,7 @@ def take_result(attention: Attention, result: ir.Value, out: ir.Value) -> None:
         tape = Tape()
         result.type = own.type
         result.shape = ir.Shape([own.shape[0], own.shape[2], attention.n_head * attention.head_size])
-        own_again = unflatten(tape, result, attention)
+        own_again = unflatten(tape, result, attention.n_head, attention.head_size)
         graph.insert_before(attention.node, tape.nodes)
         replace(own, own_again)
     else:

@@ -36,9 +36,10 @@ def _attend(_precision: Precision) -> Attend:
 def _rewrites(_precision: Precision) -> Sequence[Rewrite]:
     from gptexport.export.rewrites.gelu import FUSE_GELUS
     from gptexport.export.rewrites.group_query_attention import FUSE_ATTENTION
+    from gptexport.export.rewrites.rotary import FUSE_ROTARY
     from gptexport.export.rewrites.tied_head import FUSE_TIED_HEADS
 
-    return FUSE_GELUS, FUSE_ATTENTION, FUSE_TIED_HEADS
+    return FUSE_GELUS, FUSE_ATTENTION, FUSE_ROTARY, FUSE_TIED_HEADS
 
 
 CPU = Target(
