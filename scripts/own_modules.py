@@ -234,7 +234,8 @@ def report(rows: Sequence[Row]) -> list[str]:
     taken = [
         f"{len(rows)} of the {len(CATALOGUE)} in tests/support/own/catalogue.py; an empty cell was not looked at.",
         "Attention: nodes of the portable graph, of those there should be. cpu: GroupQueryAttention nodes; an",
-        "attention with a mask or a softcap stays Attention. cuda: Attention nodes with heads side by side.",
+        "attention with a softcap, or with a mask that is no window, stays Attention. cuda: Attention nodes with heads",
+        "side by side.",
     ]
     title = "# Modules that people write"
     return [title, "", *taken, "", *summary, "", *_tables(made), *_refusals(rows)]
