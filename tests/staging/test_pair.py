@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from gptexport.errors import OutputError, OutputExistsError
-from gptexport.staging import check_output, staged, write_file
+from gptexport.staging import check_output, staged, watched, write_file
 from gptexport_runtime.contract.engine import sidecar_path
 from tests.support.outputs import Read, Write, listing, read_engine, read_graph, write_engine, write_graph, write_inline
 
@@ -43,6 +44,33 @@ def test_what_gptexport_did_not_write_is_not_replaced(tmp_path: Path, name: str)
         check_output(tmp_path / name, force=True)
     with pytest.raises(OutputExistsError, match="--force"):
         check_output(tmp_path / name, force=False)
+
+
+def test_a_fifo_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gpt.onnx")
+    with pytest.raises(OutputExistsError, match="is not a regular file"):
+        check_output(tmp_path / "gpt.onnx", force=True)
+
+
+@pytest.mark.parametrize("said", [{"format": "another tool's"}, ["gptexport-engine"], "text"])
+def test_an_engine_of_another_tool_is_not_replaced(tmp_path: Path, said: object) -> None:
+    (tmp_path / "gpt.engine").write_bytes(b"another tool's")
+    sidecar_path(tmp_path / "gpt.engine").write_text(json.dumps(said))
+    with pytest.raises(OutputExistsError, match="is not its sidecar"):
+        check_output(tmp_path / "gpt.engine", force=True)
+
+
+@pytest.mark.parametrize("write", [write_graph, write_inline])
+def test_a_graph_that_appears_at_the_last_moment_is_not_replaced(tmp_path: Path, write: Write) -> None:
+    out = tmp_path / "gpt.onnx"
+
+    def appear(step: str, path: Path) -> None:
+        if step == "rename" and path == out:
+            out.write_text("mine")
+
+    with pytest.raises(OutputExistsError, match="appeared in the meantime"), watched(appear):
+        write(out, "new", True)
+    assert (listing(tmp_path), out.read_text()) == (["gpt.onnx"], "mine")
 
 
 def test_data_that_the_graph_does_not_read_are_not_replaced(tmp_path: Path) -> None:
