@@ -53,6 +53,15 @@ EVERY = 5.0  # seconds between two lines of progress
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all usable cores]")
 @click.option("--device", type=Name(DEVICES), default="cpu", show_default=True, help="Device that runs the bundle.")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="local",
+    metavar="[ADDRESS]",
+    help="Score by Ray's actors: started here, or those of the cluster at ADDRESS.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Actors of --ray.  [default: all CPUs / threads]")
+@click.option("--gpus", type=click.FloatRange(min=0), default=0, help="GPUs of each actor of --ray.")
 @click.option("--force", is_flag=True, help="Begin anew what was begun with other settings.")
 @output_options("score")
 def score(
@@ -67,6 +76,9 @@ def score(
     tokenizer: str | None,
     logprobs: bool,
     force: bool,
+    ray: str | None,
+    workers: int | None,
+    gpus: float,
     **options: Any,
 ) -> None:
     """Score every token of FILES with BUNDLE into a folder of Parquet files.
@@ -77,6 +89,7 @@ def score(
       gptexport score gpt2/ val.bin --split-at 50256 -o scores/      a token file of many documents
       gptexport score gpt2/ lines.txt --lines --logprobs -o scores/  a line each, every log-prob
       gptexport score gpt2/ val.bin -o scores/ --compare gpt2-int8/  which documents part?
+      gptexport score gpt2/ val.bin -o scores/ --threads 1 --ray     an actor a core
 
     \b
     FILES: .txt (a document each), .jsonl and .parquet (text or ids), .bin (nanoGPT, llm.c), .npy
@@ -85,13 +98,15 @@ def score(
     holds it. Run again after a kill, it goes on: the same files come out.
     """
     from gptexport.score import Asked, Reading, score_corpus
+    from gptexport.score.on_ray import Fleet
     from gptexport.tokenizers import tokenizer_for
 
     reading = Reading(lines=lines, field=field, split_at=split_at, begin_with=begin_with)
     asked = Asked(artifact=artifact, files=files, out=out, reading=reading, keep_logprobs=logprobs, **options)
     words = tokenizer_for(artifact, tokenizer, needed=False)
     meter = _Meter(output)
-    totals = score_corpus(asked, words, force=force, step=output.step, progress=meter)
+    fleet = Fleet(address=ray, workers=workers, gpus=gpus) if ray is not None else None
+    totals = score_corpus(asked, words, force=force, run=fleet, step=output.step, progress=meter)
     spent = {"seconds": meter.seconds, "computed": meter.computed, "shards": meter.shards, "found": meter.found}
     output.result({"ok": True, "out": str(out), **totals, **spent}, _text(totals))
 

@@ -16,6 +16,7 @@ from gptexport.export import export_onnx
 from gptexport.tokenizers import tokenizer_to_bundle
 from tests.support.builders import tiny_nanogpt
 from tests.support.cli import Cli
+from tests.support.files import files_of
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,6 @@ def lines(tmp_path: Path) -> Path:
     path = tmp_path / "lines.txt"
     path.write_text("".join(f"line {n} of some text\n" for n in range(500)))
     return path
-
-
-def files_of(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 def test_it_says_what_it_found(cli: Cli, bundle: Path, lines: Path, tmp_path: Path) -> None:

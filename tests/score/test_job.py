@@ -25,6 +25,7 @@ from gptexport_runtime import Session
 from gptexport_runtime.errors import ExecutionError, InputError
 from gptexport_runtime.text import load_tokenizer
 from tests.support.faults import scale_weight, tampered
+from tests.support.files import files_of
 
 BLOCK = 16
 WORDS = load_tokenizer("bytes")
@@ -32,23 +33,6 @@ WORDS = load_tokenizer("bytes")
 
 class Stopped(BaseException):
     """As a kill would, but in this process."""
-
-
-def documents(lengths: list[int]) -> list[list[int]]:
-    draw = np.random.default_rng(0)
-    return [draw.integers(0, 256, length).tolist() for length in lengths]
-
-
-@pytest.fixture
-def asked(bundle: Path, tmp_path: Path) -> Asked:
-    path = tmp_path / "corpus.jsonl"
-    rows = documents([0, 1, 2, 5, 16, 17, 40, 300, 3, 3, 31, 7])
-    path.write_text("".join(json.dumps({"ids": row}) + "\n" for row in rows))
-    return Asked(artifact=bundle, files=[path], out=tmp_path / "out", shard_tokens=60, batch_tokens=64, threads=1)
-
-
-def files_of(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
