@@ -56,7 +56,7 @@ def write_part(out: Path, shard: Shard, logprobs: Sequence[Sequence[Logprobs]], 
     metadata = {KEY: json.dumps(shard.identity).encode()}
     table = arrow.Table.from_pylist(rows, schema.with_metadata(metadata))
     sink = arrow.BufferOutputStream()
-    arrow.parquet.write_table(table, sink)
+    arrow.parquet.write_table(table, sink, use_dictionary=["name"])  # log-probs hardly repeat
     replace_file(part_file(out, shard.number), memoryview(sink.getvalue()))
 
 
