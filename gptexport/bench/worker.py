@@ -27,8 +27,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gptexport import errors
-from gptexport_runtime import ExecutionError, GPTExportError
+from gptexport_runtime import ExecutionError, GPTExportError, Session
 from gptexport_runtime import errors as runtime_errors
+from gptexport_runtime.contract.heads import HEADS, LOGITS, Head
+from gptexport_runtime.generate.cache import Cache
 
 Ids = npt.NDArray[np.int64]
 Shape = tuple[int, int]
@@ -41,6 +43,7 @@ class Burst:
 
     seconds: list[float]  # of each
     preempted: float  # times a second that a thread of the process lost its core to another program
+    peak: int | None = None  # bytes: the most memory that the process has held so far; None where Linux is not
 
 
 def burst(run: Forward, ids: Ids, *, settle: float, spend: float) -> Burst:
@@ -60,7 +63,15 @@ def burst(run: Forward, ids: Ids, *, settle: float, spend: float) -> Burst:
         began = time.perf_counter()
         run(ids)
         seconds.append(time.perf_counter() - began)
-    return Burst(seconds, (preemptions() - before) / (time.perf_counter() - first))
+    return Burst(seconds, (preemptions() - before) / (time.perf_counter() - first), _peak())
+
+
+def _peak() -> int | None:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def preemptions() -> int:
@@ -131,20 +142,36 @@ def workers(specifications: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[st
             worker.end()
 
 
-def _session(artifact: str, device: str, threads: int | None) -> tuple[Forward, dict[str, Any]]:
+def _session(
+    artifact: str, device: str, threads: int | None, head: str = LOGITS.name
+) -> tuple[Forward, dict[str, Any]]:
     from gptexport_runtime import load
 
     session = load(artifact, device, threads=threads)
-    buffers: dict[tuple[int, ...], npt.NDArray[np.float32]] = {}
+    model = session.manifest.model if session.manifest else {}
+    return _call(session, HEADS[head]), {"vocab_size": session.config.predicted_ids, "model": dict(model)}
 
-    def run(ids: Ids) -> object:
+
+def _call(session: Session, head: Head) -> Forward:
+    """What is timed of a head: a run of its graph; with a cache, the step that reads the last of T tokens."""
+    buffers: dict[tuple[int, ...], npt.NDArray[np.float32]] = {}
+    caches: dict[tuple[int, ...], Cache] = {}
+
+    def into_one_buffer(ids: Ids) -> object:
         if ids.shape not in buffers:
             buffers.clear()
             buffers[ids.shape] = np.empty((*ids.shape, session.config.vocab_size), np.float32)
         return session.logits(ids, out=buffers[ids.shape])
 
-    model = session.manifest.model if session.manifest else {}
-    return run, {"vocab_size": session.config.predicted_ids, "model": dict(model)}
+    def step(ids: Ids) -> object:
+        if ids.shape not in caches:
+            caches.clear()
+            caches[ids.shape] = session.cache(len(ids))
+        return session.generate(ids, max_new_tokens=1, temperature=0, cache=caches[ids.shape])
+
+    if head.cached:
+        return step
+    return into_one_buffer if head is LOGITS else lambda ids: session.run(head, ids)
 
 
 def _eager(artifact: str, checkpoint: str, threads: int) -> tuple[Forward, dict[str, Any]]:

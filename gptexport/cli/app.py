@@ -27,6 +27,7 @@ from gptexport.cli.score import score
 from gptexport.cli.terminal import forgiving, give_up, in_color
 from gptexport.cli.triton import triton
 from gptexport.cli.trt import trt
+from gptexport.cli.tune import tune
 from gptexport.errors import UnknownCheckpointError, UnsafeCheckpointError
 from gptexport_runtime.errors import BackendUnavailableError, GPTExportError
 
@@ -50,6 +51,7 @@ def gptexport() -> None:
       gptexport inspect out/ckpt.pt                  what is in this checkpoint?
       gptexport onnx out/ckpt.pt -o gpt2/            export it to a bundle
       gptexport parity gpt2/ --against out/ckpt.pt   is the bundle the same model?
+      gptexport tune out/ckpt.pt -o gpt2/            export whichever is fastest here
       gptexport trt gpt2/ -o gpt2.engine             build a TensorRT engine from it
       gptexport generate gpt2/ --prompt "Once upon"  continue a text
       gptexport hf out/ckpt.pt -o gpt2-hf/           write it as a folder for transformers
@@ -94,7 +96,7 @@ def completion(shell: str) -> None:
     click.echo(found(gptexport, {}, "gptexport", "_GPTEXPORT_COMPLETE").source())
 
 
-for command in (onnx, trt, parity, generate, score, triton, inspect, bench, hf, doctor, completion, version):
+for command in (onnx, tune, trt, parity, generate, score, triton, inspect, bench, hf, doctor, completion, version):
     gptexport.add_command(command)
 gptexport.add_command(help_of, "help")
 
