@@ -42,8 +42,13 @@ class Gates:
 class Quantizer(Protocol):
     """Makes quantized weights, in two steps."""
 
+    preparing: str  # what `prepare` does, for those who wait
+
     def prepare(self, model: nn.Module, architecture: Architecture, limits: Limits) -> str | None:
-        """Change the model's parameters without changing its function. Returns: what could not be done, and why."""
+        """Change the model's parameters without changing its function. Returns: what could not be done, and why.
+
+        What is found out about the weights by running the model may be kept for `quantize`.
+        """
         ...
 
     def quantize(self, trace: Trace) -> dict[str, dict[str, int]]:
@@ -66,6 +71,7 @@ class Precision:
     quantizer: Callable[[], Quantizer] | None = None  # imports what makes such weights; of a quantized precision
     runs_on_cpu: bool = True  # ONNX Runtime's CPU provider has kernels for it
     plain_onnx: bool = True  # its graphs need no operator of ONNX Runtime's own
+    note: str | None = None  # what a person who exports in it should be told
 
     def runs_on(self, device: str) -> bool:
         """Whether ONNX Runtime computes in it there."""
@@ -108,6 +114,12 @@ def _int8() -> Quantizer:
     return int8.Int8()
 
 
+def _int4() -> Quantizer:
+    from gptexport.export.rewrites import int4
+
+    return int4.Int4()
+
+
 FLOAT32 = Precision(
     name="float32",
     dtype="float32",
@@ -148,7 +160,21 @@ INT8 = Precision(
     quantizer=_int8,
     plain_onnx=False,
 )
-PRECISIONS = {precision.name: precision for precision in (FLOAT32, FLOAT16, BFLOAT16, INT8)}
+INT4 = Precision(
+    name="int4",
+    dtype="float32",
+    stored_as=("UINT4", "INT4"),
+    bits=4,
+    eps=2.0**-23,
+    gates=_statistical(kl_mean=0.02, perplexity_ratio=1.02, top1_agreement=0.95),
+    max_relative_rms=5e-1,
+    quantized=True,
+    quantizer=_int4,
+    plain_onnx=False,
+    note="int4 is for memory and for tokens one at a time: prompts and score take longer than with int8, about as long "
+    "as in float32",
+)
+PRECISIONS = {precision.name: precision for precision in (FLOAT32, FLOAT16, BFLOAT16, INT8, INT4)}
 
 
 def dtypes() -> list[str]:

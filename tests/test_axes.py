@@ -116,6 +116,8 @@ def test_a_head(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.Monk
 class StoreInFloat16:
     """A quantizer: weights are read from float16 and computed with in float32."""
 
+    preparing = "nothing"
+
     def prepare(self, model: nn.Module, architecture: Architecture, limits: Limits) -> str | None:
         return None
 

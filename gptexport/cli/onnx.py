@@ -41,7 +41,7 @@ _TARGETS = "; ".join(f"{target.name}: {target.help}" for target in TARGETS.value
 @click.option(
     "--quantize",
     type=Name(quantizations()),
-    help="Quantize weights and activations to 8 bits, for --target cpu.",
+    help="Quantize weights to 8 or 4 bits, and activations to 8, for --target cpu.",
 )
 @click.option(
     "--graphs",
@@ -108,6 +108,7 @@ def onnx(
       gptexport onnx out/ckpt.pt -o gpt2.onnx              the graph alone, for other tools
       gptexport onnx out/ckpt.pt -o gpt2/ --vocab-size 50257   without the padding tokens
       gptexport onnx out/ckpt.pt -o gpt2/ --target cpu --quantize int8   a quarter of the size, for CPUs
+      gptexport onnx out/ckpt.pt -o gpt2/ --quantize int4      an eighth: tokens one at a time, on CPUs
       gptexport onnx out/ckpt.pt -o gpt2/ --target cuda --dtype bfloat16   for GPUs
       gptexport onnx out/ckpt.pt -o gpt2/ --tokenizer data/shakespeare_char/meta.pkl   for text in and out
 

@@ -22,6 +22,7 @@ OTHER_NAMES = {
     **dict.fromkeys(("fp32", "f32", "float", "single"), "float32"),
     **dict.fromkeys(("gpu", "nvidia"), "cuda"),
     **dict.fromkeys(("i8", "w8a8", "q8", "q8_0"), "int8"),
+    **dict.fromkeys(("i4", "w4a8", "w4a16", "q4", "q4_0", "q4_k"), "int4"),
 }
 
 DEVICES = [device for device in devices() if device != AUTO]

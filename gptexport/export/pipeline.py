@@ -79,7 +79,7 @@ def export_onnx(
         dtype: "float32", "float16" or "bfloat16".
         target: "portable" runs anywhere; "cpu" is rewritten for ONNX Runtime's CPU provider; "cuda" for its CUDA
             provider. None: portable, or the one that `quantize` needs.
-        quantize: "int8", for target "cpu".
+        quantize: "int8" or "int4", for target "cpu".
         graphs: names of heads to write into the bundle; the logits are always there. None: all, less those that the
             forward does not allow.
         tokenizer: goes into the bundle.
@@ -181,11 +181,12 @@ def _trace(
     checkpoint: Checkpoint, recipe: Recipe, limits: Limits, progress: Progress, *, recognise: bool = True
 ) -> Traced:
     """Trace and normalize the model in the recipe's precision, and prepare it for the target."""
-    precision, notes = recipe.precision, []
+    precision = recipe.precision
+    notes = [precision.note] if precision.note is not None else []
     quantizer = precision.quantizer() if precision.quantizer is not None else None
     with Cast(checkpoint.model, precision.torch_dtype) as model:
         if quantizer is not None:
-            progress("moving the activations' outliers into the weights")
+            progress(quantizer.preparing)
             if (note := quantizer.prepare(model, checkpoint.architecture, limits)) is not None:
                 notes.append(note)
         progress(f"tracing at opset {recipe.opset}")

@@ -25,6 +25,7 @@ ALONG_AXIS = {  # and the axis where no attribute says it
     "Concat": 0,
     "CumSum": 0,
     "Gather": 0,
+    "GatherBlockQuantized": 0,
     "GatherElements": 0,
     "LogSoftmax": -1,
     "ScatterElements": 0,
@@ -35,7 +36,12 @@ ALONG_AXIS = {  # and the axis where no attribute says it
 FROM_AXIS = {"LayerNormalization": -1, "RMSNormalization": -1}  # normalizes this axis and all after it
 REDUCTIONS = {"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare"}
 BY_INDEX = {"Gather", "GatherND", "ScatterND"}
-PRODUCTS = {"MatMul": -1, "DynamicQuantizeMatMul": -1, "Gemm": 1}  # over this axis of the first input
+PRODUCTS = {
+    "MatMul": -1,
+    "DynamicQuantizeMatMul": -1,
+    "MatMulNBits": -1,
+    "Gemm": 1,
+}  # over this axis of the first input
 
 _ADVICE = {  # what the user could do about an operation
     OP_TYPE: "There would be a cache without it",

@@ -15,8 +15,8 @@ from gptexport.architectures.gpt2 import ARCHITECTURE
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
-from gptexport.export.rewrites import int8
-from gptexport.export.rewrites.int8 import calibration_ids, smooth
+from gptexport.export.rewrites import smoothing
+from gptexport.export.rewrites.smoothing import calibration_ids, smooth
 from gptexport.export.targets import CPU, PORTABLE
 from gptexport.recipe import Recipe
 from tests.support.builders import SIZES, own, random_weights, tiny_nanogpt
@@ -94,7 +94,7 @@ def test_smoothing_changes_nothing_but_the_ranges(tmp_path: Path) -> None:
 def test_without_smoothing_outliers_are_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the smoothing is for, and that an export which lost the model's function is not written."""
     checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt", outliers=True)))
-    monkeypatch.setattr(int8, "smooth", lambda *_: None)
+    monkeypatch.setattr(smoothing, "smooth", lambda *_: None)
     with pytest.raises(ExportError, match=r"differs from the eager model by .* expected at most 2e-01 for int8"):
         export_onnx(checkpoint, tmp_path / "gpt", target="cpu", quantize="int8")
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]

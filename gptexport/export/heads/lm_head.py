@@ -14,7 +14,7 @@ from gptexport.export.sizes import Sizes, length_axes
 from gptexport.export.trace import Trace
 from gptexport_runtime.contract.heads import Head
 
-MATMULS = ("MatMul", "DynamicQuantizeMatMul")
+MATMULS = {"MatMul": 2, "DynamicQuantizeMatMul": 2, "MatMulNBits": 3}  # and how many axes its weight has
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class LMHead:
     """A linear, and what is done to each position's logits by themselves: a bias, a softcap, a cut, a Cast."""
 
     hidden: ir.Value  # (B,T,C)
-    steps: tuple[_Step, ...]  # in order; the first is MatMul, or its quantized kind
+    steps: tuple[_Step, ...]  # in order; the first is MatMul, or a quantized kind
 
     @property
     def width(self) -> int:
@@ -94,12 +94,15 @@ def find_lm_head(trace: Trace) -> LMHead:
 
 
 def _is_linear(node: ir.Node, on_tokens: set[ir.Value]) -> bool:
-    """A product of (B,T,C) with what depends on no token, (C,V)."""
+    """A product of (B,T,C) with what depends on no token, (C,V), or its blocks."""
     if node.op_type not in MATMULS or any(value in on_tokens for value in node.inputs[1:]):
         return False
     hidden, weight = node.inputs[:2]
     shapes = [value.shape if value is not None else None for value in (hidden, weight)]
-    return all(shape is not None for shape in shapes) and [len(shape or ()) for shape in shapes] == [3, 2]
+    return all(shape is not None for shape in shapes) and [len(shape or ()) for shape in shapes] == [
+        3,
+        MATMULS[node.op_type],
+    ]
 
 
 def _keeps_positions_apart(node: ir.Node, on_tokens: set[ir.Value]) -> bool:

@@ -1,0 +1,127 @@
+"""`--quantize int4`: what is quantized, how weights are rounded, what it costs, and that rows stay apart."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import gptexport_runtime
+from gptexport.artifacts import describe_artifact
+from gptexport.checkpoints import load_checkpoint
+from gptexport.export import export_onnx
+from gptexport.export.rewrites import int4
+from gptexport.export.rewrites.rounding import BLOCK, Rounded, round_weight
+from gptexport.export.targets import CPU
+from gptexport.precision import INT4, INT8
+from gptexport.recipe import Recipe
+from tests.export.test_int8 import L, V, make, relative_rms
+from tests.support.few import few
+
+
+def widened(rounded: Rounded) -> torch.Tensor:
+    """(N,K) float32: the weight that a `Rounded` stands for, K filled up."""
+    N, blocks = rounded.scales.shape
+
+    def codes(packed: torch.Tensor) -> torch.Tensor:
+        return torch.stack([packed & 15, packed >> 4], -1).flatten(1) if rounded.bits == 4 else packed
+
+    steps = codes(rounded.codes.flatten(1)).reshape(N, blocks, BLOCK).float()
+    return ((steps - codes(rounded.zeros)[:, :blocks, None].float()) * rounded.scales[..., None].float()).flatten(1)
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(4, 0.09), (8, 0.006)])
+def test_a_weight_is_near_what_it_is_rounded_to(bits: int, expected: float) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(7, 80) * 0.02
+    weight[3] = 0
+    found = widened(round_weight(weight, bits=bits))
+    assert relative_rms(found[:, :80].numpy(), weight.numpy()) < expected
+    assert not found[3].any()
+
+
+def test_scales_that_float16_cannot_hold_stay_wide() -> None:
+    torch.manual_seed(0)
+    for size in (1e-7, 1e7):
+        weight = torch.randn(4, 32) * size
+        rounded = round_weight(weight)
+        assert rounded.scales.dtype == torch.float32
+        assert relative_rms(widened(rounded).numpy(), weight.numpy()) < 0.09
+
+
+def test_rounding_by_inputs_errs_less_on_them() -> None:
+    """Inputs that go together: what one weight's rounding takes away, another can give back."""
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(24, 96) * 0.02, torch.randn(512, 12) @ torch.randn(12, 96) + 0.1 * torch.randn(512, 96)
+    errors = [(inputs @ (widened(round_weight(weight, seen)) - weight).t()).norm() for seen in (inputs, None)]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_inputs_that_are_all_zero_or_not_finite_do_no_harm() -> None:
+    weight = torch.randn(4, 32)
+    plain = round_weight(weight)
+    for inputs in (torch.zeros(8, 32), torch.full((8, 32), torch.nan)):
+        assert torch.equal(round_weight(weight, inputs).codes, plain.codes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    few([{"outliers": True}, {"tied": False}, {"bias": False}, {}], 2),
+    ids=["outliers", "untied", "no bias", "plain"],
+)
+def test_int4_is_close_and_small(tmp_path: Path, options: dict[str, bool]) -> None:
+    """With 48 channels, which fill no whole number of blocks."""
+    checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt", **options)))
+    eager = copy.deepcopy(checkpoint.model)
+    done = export_onnx(checkpoint, tmp_path / "gpt", quantize="int4")
+    assert done.manifest.audit["MatMulNBits"] == {"expected": 4 * L + 1, "achieved": 4 * L + 1}
+    assert done.manifest.audit["GatherBlockQuantized"] == {"expected": 1, "achieved": 1}
+    assert done.manifest.weights is not None
+    assert done.manifest.weights.bytes < 1.0 * done.manifest.parameters + 4096 * 80
+    ids = np.random.default_rng(0).integers(0, V, (3, 17))
+    with torch.no_grad():
+        expected = eager(torch.from_numpy(ids)).numpy()
+    with gptexport_runtime.load(tmp_path / "gpt", "cpu") as gpt:
+        logits = gpt.logits(ids)
+        assert relative_rms(logits, expected) < 0.25
+        assert relative_rms(gpt.last_logits(ids), logits[:, -1]) < 1e-5
+        assert gpt.score(ids).logprobs.shape == (3, 16)
+        np.testing.assert_array_equal(gpt.logits(ids[1:2]), logits[1:2])
+        assert len(gpt.generate([[1, 2]], max_new_tokens=3, temperature=0)[0]) == 3
+
+
+def test_a_lone_graph_is_known_by_the_bits_that_its_nodes_read(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt")))
+    for precision in (INT4, INT8):
+        export_onnx(checkpoint, tmp_path / f"{precision.name}.onnx", quantize=precision.name)
+        assert describe_artifact(tmp_path / f"{precision.name}.onnx").precision is precision
+
+
+def test_a_small_head_keeps_8_bits_and_shares_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt")))
+    for share, bits in ((0.1, 8), (0.0, 4)):
+        monkeypatch.setattr(int4, "SMALL_HEAD", share)
+        export_onnx(checkpoint, tmp_path / "gpt", quantize="int4", force=True)
+        graph = onnx.load(tmp_path / "gpt" / "logits.onnx", load_external_data=False).graph
+        read = [
+            attribute.i
+            for node in graph.node
+            if node.output[0] == "logits" or node.op_type == "GatherBlockQuantized"
+            for attribute in node.attribute
+            if attribute.name == "bits"
+        ]
+        assert read == [bits, bits]
+        places = {
+            tuple(entry.value for entry in tensor.external_data if entry.key in ("offset", "length"))
+            for tensor in graph.initializer
+            if ".codes" in tensor.name and "wte" in tensor.name
+        }
+        assert len(places) == 1
+
+
+def test_int4_implies_the_cpu_target() -> None:
+    assert Recipe.of(quantize="int4").target is CPU
