@@ -8,18 +8,20 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from jsonschema import Draft202012Validator
 
 import gptexport_runtime
 from gptexport.bench.measure import Timing, ratio_of
 from gptexport.bench.worker import Burst
 from gptexport.checkpoints import Checkpoint
+from gptexport.export import export
 from gptexport.export.pipeline import Exported
 from gptexport.export.targets import CPU, PORTABLE
 from gptexport.precision import FLOAT32, INT8
 from gptexport.recipe import Recipe
 from gptexport.tune import tune as tuning
 from gptexport.tune.candidates import Candidate, candidates
-from tests.docs.test_schemas import problems
+from tests.docs.test_schemas import SCHEMAS, closed, problems
 from tests.support.builders import tiny_nanogpt
 from tests.support.cli import Cli
 
@@ -80,7 +82,11 @@ def test_the_fastest_within_the_bound_is_kept_and_certified(cli: Cli, tmp_path: 
     ran = cli("tune", ckpt, "-o", tmp_path / "gpt", "--shape", "1x5", "--max-kl", 1e-9, "--json", "-q", "--plot", chart)
     assert ran.code == 0, ran.err
     answer = json.loads(ran.out)
-    assert answer["chosen"] == "cpu-float32" and answer["as_fast"] == [] and problems("tune", answer) == []
+    assert (
+        answer["chosen"] == "cpu-float32"
+        and answer["as_fast"] == []
+        and Draft202012Validator(closed(SCHEMAS["tune"])).is_valid(answer)
+    )
     assert [c["frontier"] for c in answer["candidates"] if c["name"] == "cpu-int8"] == [True]
     gptexport_runtime.load(tmp_path / "gpt", "cpu", require_parity=True).close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pt", "gpt", "tune.svg"]
@@ -91,7 +97,8 @@ def test_the_fastest_within_the_bound_is_kept_and_certified(cli: Cli, tmp_path: 
 def test_a_stopped_run_goes_on_and_an_impossible_bound_is_refused(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ckpt, exported, export = tiny_nanogpt(tmp_path / "ckpt.pt"), [], tuning.export
+    ckpt = tiny_nanogpt(tmp_path / "ckpt.pt")
+    exported: list[str] = []
 
     def stops(checkpoint: Checkpoint, out: Path, recipe: Recipe, *, force: bool) -> Exported:
         if len(exported) == 2:

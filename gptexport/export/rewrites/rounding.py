@@ -119,7 +119,8 @@ def _onto_later(inputs: torch.Tensor, size: int) -> torch.Tensor | None:
         factor, failed = torch.linalg.cholesky_ex(moments + damping * mean * torch.eye(size))
         if failed:
             continue
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+        found, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+        upper: torch.Tensor = found
         if not failed and upper.isfinite().all():
             return upper
     return None
