@@ -151,7 +151,8 @@ def _elementwise(name: str, kind: int, N: int, C: int) -> Iterator[Row]:
 
     yield biased("FastGelu", 4 * C)
     yield biased("BiasGelu", 4 * C)
-    yield biased("Add", 3 * C, "")
+    yield biased("Add", 3 * C, "")  # of q, k, v
+    yield biased("Add", C, "")  # of q alone: what is left if the biases of k and v are folded into other weights
     x, s, y = (Tensor(n, kind, (1, N, C)) for n in "xsy")
     yield Row(
         label=f"SkipLayerNormalization and bias, {N}×{C} {name}",

@@ -4,6 +4,7 @@
     .venv-gpu/bin/pip install 'onnxruntime-gpu[cuda,cudnn]==1.31.1' nvidia-cuda-crt ./runtime
     .venv-gpu/bin/python -m scripts.gpu.pretend gpt2/ [--capability 80,90]
     .venv-gpu/bin/python -m scripts.gpu.pretend gpt2/ --measure         # what sessions allocate, launch and wait for
+    .venv-gpu/bin/python -m scripts.gpu.pretend gpt2/ --measure --runtime OTHER/runtime    # of another checkout
     .venv-gpu/bin/python -m scripts.gpu.pretend --check --out gpu/      # scripts.gpu.check, whole; needs torch too
     .venv-gpu/bin/python -m scripts.gpu.pretend --registry gptexport/export/targets/kernels.json
 
@@ -21,22 +22,16 @@ import itertools
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gptexport_runtime import CudaOptions, load
-from gptexport_runtime.backends.ort.options import OpenOptions
-from gptexport_runtime.backends.ort.providers import PROVIDERS, provider_of
-from gptexport_runtime.backends.ort.providers.cuda import CUDA
 from gptexport_runtime.contract import heads
 from gptexport_runtime.contract.names import (
     INPUT_IDS,
@@ -48,20 +43,23 @@ from gptexport_runtime.contract.names import (
     present_names,
 )
 from scripts.gpu.attention_kernel import DEBUG_INFO, read_log
+from scripts.gpu.pretend.measure import LIBRARIES, PRETENDED
 
 HERE = Path(__file__).parent
-LIBRARIES, CAPABILITY, CHILD = "PRETEND_LIBRARIES", "PRETEND_CAPABILITY", "PRETEND_CHILD"
+CAPABILITY, CHILD = "PRETEND_CAPABILITY", "PRETEND_CHILD"
 FLOATS = {"bfloat16", "double", "float", "float16"}
 MIN_OPSET = 23  # below it, attention is no single node, and the target is refused
 SHAPES = ((1, 1), (2, 128), (1, 1024))
-PRETENDED = "libpretended.so"
 # every process begins with it: what CUDA computes here is not what it should, and is used all the same
 COMPUTES = """
-from gptexport_runtime.backends.ort.providers import cuda
-cuda.why_not_running = lambda ort, provider: None
+import contextlib
+with contextlib.suppress(ImportError):
+    from gptexport_runtime.backends.ort.providers import cuda
+    cuda.why_not_running = lambda ort, provider: None
+with contextlib.suppress(ImportError):  # a runtime from before November 2026
+    from gptexport_runtime import providers
+    providers._why_not_running = lambda ort, provider: None
 """
-COUNTED = ("mallocs", "bytes", "launches", "graph_launches", "waits")  # of cuda.c, as pretended_*
-CALLS = 200
 CAPACITY = 16  # tokens of a row's cache
 CACHE_TYPES = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}  # numbers of onnx.TensorProto
 
@@ -165,51 +163,6 @@ def run_attention(bundle: Path) -> None:
             session.run_with_iobinding(step(ort, session, B, T, held))
 
 
-def measure(bundle: Path) -> None:
-    """What a session of the runtime allocates over growing lengths, and what a call launches and takes on the host.
-
-    ONNX Runtime's arena is measured as the runtime sets it, and as it was once set.
-    """
-    as_it_is = CUDA.options
-    for name, more in (("as it is", {}), ("by what is asked", {"arena_extend_strategy": "kSameAsRequested"})):
-
-        def options(asked: OpenOptions, captures: bool, more: dict[str, str] = more) -> dict[str, str]:
-            return {**as_it_is(asked, captures), **more}
-
-        PROVIDERS[PROVIDERS.index(provider_of(CUDA.device))] = replace(CUDA, options=options)
-        with load(bundle, CUDA.device, cuda=CudaOptions(graphs=False)) as gpt:
-            longest, before = gpt.config.block_size or 1, counts()
-            for T in range(8, longest + 1, 8):
-                for _ in range(2):
-                    gpt.logits(np.zeros((1, T), np.int64), device_output=True)
-            taken = counts() - before
-            print(
-                f"  arena, {name}: {taken['bytes'] / 1e6:,.0f} MB in {taken['mallocs']} cudaMallocs, 1×8 to 1×{longest}"
-            )
-    for graphs in (None, False):
-        with load(bundle, CUDA.device, cuda=CudaOptions(graphs=graphs)) as gpt:
-            ids = np.zeros((1, 1), np.int64)
-            for _ in range(20):
-                gpt.logits(ids, device_output=True)
-            before, spent = counts(), []
-            for _ in range(CALLS):
-                began = time.perf_counter()
-                gpt.logits(ids, device_output=True)
-                spent.append(time.perf_counter() - began)
-            each = counts() - before
-            told = ", ".join(f"{each[name] / CALLS:g} {name}" for name in COUNTED[2:])
-            how = "captured" if graphs is None else "not captured"
-            print(f"  logits 1×1, {how}: {told}; {1e6 * statistics.median(spent):.0f} µs on the host, the median")
-
-
-def counts() -> Counter[str]:
-    """What the pretended GPU has been asked for so far."""
-    library = ctypes.CDLL(str(Path(os.environ[LIBRARIES]) / PRETENDED))
-    found: Counter[str] = Counter()
-    found.update({name: ctypes.c_long.in_dll(library, f"pretended_{name}").value for name in COUNTED})
-    return found
-
-
 def open_graph(ort: Any, path: Path) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -234,12 +187,21 @@ def step(ort: Any, session: Any, B: int, T: int, held: int) -> Any:
     return binding
 
 
+def measured(bundle: Path, environment: Mapping[str, str], runtime: Path | None) -> str:
+    """What scripts.gpu.pretend.measure finds, as JSON."""
+    command = [sys.executable, "-m", "scripts.gpu.pretend.measure", str(bundle)]
+    found_first = [*([str(runtime.resolve())] if runtime is not None else []), environment["PYTHONPATH"]]
+    env = {**environment, CAPABILITY: "90", "PYTHONPATH": os.pathsep.join(found_first)}
+    return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="*", type=Path)
     parser.add_argument("--registry", type=Path, help="write the table that exports are checked against")
     parser.add_argument("--capability", default="80,90", help="compute capabilities to pretend, 90 for 9.0")
     parser.add_argument("--measure", action="store_true", help="what sessions allocate, launch and wait for")
+    parser.add_argument("--runtime", type=Path, help="with --measure, the folder of another gptexport_runtime")
     whole = "run scripts.gpu.check, with the options that follow"
     parser.add_argument("--check", nargs=argparse.REMAINDER, help=whole)
     arguments = parser.parse_args()
@@ -249,7 +211,6 @@ def main() -> None:
             "registry": lambda: write_registry(arguments.registry),
             "examine": lambda: examine(bundle, Path(os.environ[LIBRARIES])),
             "attention": lambda: run_attention(bundle),
-            "measure": lambda: measure(bundle),
         }[os.environ[CHILD]]()
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -276,7 +237,7 @@ def main() -> None:
             child("registry", "unused", "--registry", str(arguments.registry))
         for bundle in arguments.bundles:
             if arguments.measure:
-                print(f"{bundle}\n{child('measure', str(bundle))}", end="")
+                print(f"{bundle}\n{measured(bundle, environment, arguments.runtime)}", end="")
                 continue
             for graph in sorted(bundle.glob("*.onnx")):
                 print(f"{graph}\n{child('examine', str(graph))}", end="")
