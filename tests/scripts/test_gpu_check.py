@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import time
@@ -233,6 +234,40 @@ def test_part_that_fails_or_takes_too_long_is_told_with_what_it_found(
 def test_part_for_which_no_time_is_left_does_not_begin(tmp_path: Path) -> None:
     found = check.run_part("xl", tmp_path, 3.0, quick=False)
     assert (found["status"], found["data"]) == ("not begun", {})
+
+
+def checked(python: str, module: str, tmp_path: Path, *options: str) -> dict[str, Any]:
+    """What a whole run of the check leaves behind: the parts of its report, none of which failed."""
+    where = ["--quick", "--folder", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    done = subprocess.run([python, "-m", module, *options, *where], text=True, capture_output=True, cwd=ROOT)
+    assert done.returncode in (0, check.EXIT_MISSED), done.stderr
+    (report,) = (tmp_path / "out").glob("gpu-*.json")
+    found: dict[str, Any] = json.loads(report.read_text())["results"]
+    assert {name: part["status"] for name, part in found.items()} == dict.fromkeys(found, "ok"), done.stderr
+    return found
+
+
+def test_on_a_cpu_it_runs_to_its_end(tmp_path: Path) -> None:
+    found = checked(sys.executable, "scripts.gpu.check", tmp_path, "--on", "cpu", "--only", "probe")
+    assert found["probe"]["data"]["runs"]["cpu"] == "yes"
+
+
+@pytest.mark.slow
+def test_on_a_cpu_parts_share_what_was_prepared(tmp_path: Path) -> None:
+    found = checked(sys.executable, "scripts.gpu.check", tmp_path, "--on", "cpu", "--only", "micro,parity,score,memory")
+    assert list(found) == ["prepare", "micro", "parity", "score", "memory"]
+    assert found["parity"]["data"]["float32"]["passed"] and found["memory"]["data"]["calls"] == 10
+
+
+@pytest.mark.slow
+def test_over_a_pretended_gpu_parts_run_to_their_end(tmp_path: Path) -> None:
+    """With GPTEXPORT_PRETEND_PYTHON, an interpreter that has onnxruntime-gpu, CUDA's libraries and torch."""
+    python = os.environ.get("GPTEXPORT_PRETEND_PYTHON")
+    if python is None:
+        pytest.skip("GPTEXPORT_PRETEND_PYTHON names no interpreter with onnxruntime-gpu")
+    parts = "probe,kernels,micro,parity,score,decode,memory"
+    found = checked(python, "scripts.gpu.pretend", tmp_path, "--check", "--deadline", "1200", "--only", parts)
+    assert set(found) == {"prepare", *parts.split(",")} and found["probe"]["data"]["runs"]["cuda"] == "yes"
 
 
 def test_every_file_with_tests_for_a_gpu_is_run() -> None:

@@ -192,6 +192,7 @@ def measured(bundle: Path, environment: Mapping[str, str], runtime: Path | None)
     command = [sys.executable, "-m", "scripts.gpu.pretend.measure", str(bundle)]
     found_first = [*([str(runtime.resolve())] if runtime is not None else []), environment["PYTHONPATH"]]
     env = {**environment, CAPABILITY: "90", "PYTHONPATH": os.pathsep.join(found_first)}
+    env["LD_PRELOAD"] += f":{environment[LIBRARIES]}/libcudnn.so.9"  # a runtime of old loads the real one by its path
     return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 

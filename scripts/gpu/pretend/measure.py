@@ -1,4 +1,6 @@
-"""What a session allocates, launches and waits for on the pretended GPU, which counts: scripts.gpu.pretend --measure.
+"""What a session allocates, launches and waits for on the pretended GPU, which counts.
+
+    python -m scripts.gpu.pretend gpt2-cuda/ --measure      # which runs python -m scripts.gpu.pretend.measure over it
 
 It speaks to the runtime's public names alone, so that the runtime of an earlier commit can be measured too (--runtime).
 """
