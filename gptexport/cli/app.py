@@ -17,6 +17,7 @@ from gptexport import __version__
 from gptexport.cli.bench import bench
 from gptexport.cli.doctor import doctor
 from gptexport.cli.generate import generate
+from gptexport.cli.gguf import gguf
 from gptexport.cli.hf import hf
 from gptexport.cli.inspect import inspect
 from gptexport.cli.onnx import onnx
@@ -96,7 +97,7 @@ def completion(shell: str) -> None:
     click.echo(found(gptexport, {}, "gptexport", "_GPTEXPORT_COMPLETE").source())
 
 
-for command in (onnx, tune, trt, parity, generate, score, triton, inspect, bench, hf, doctor, completion, version):
+for command in (onnx, tune, trt, parity, generate, score, triton, inspect, bench, hf, gguf, doctor, completion, version):
     gptexport.add_command(command)
 gptexport.add_command(help_of, "help")
 

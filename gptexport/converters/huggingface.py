@@ -12,23 +12,16 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from gptexport.architectures import gpt2, llama
 from gptexport.checkpoints import Checkpoint
-from gptexport.converters import gpt2 as to_gpt2
-from gptexport.converters import llama as to_llama
-from gptexport.converters.converter import Converter, Weights
+from gptexport.converters.converter import Weights
 from gptexport.converters.proof import Proof, in_transformers, read_back
-from gptexport.errors import ExportError, OutputError
+from gptexport.converters.registry import converter_of
+from gptexport.errors import OutputError
 from gptexport.precision import PRECISIONS
 from gptexport.staging import staged, write_file
 from gptexport.tokenizers import BundledTokenizer
 from gptexport.tokenizers.as_json import tokenizer_files
 from gptexport_runtime.contract.manifest import TextEntry
-
-CONVERTERS: dict[str, Converter] = {
-    gpt2.ARCHITECTURE.name: to_gpt2.CONVERTER,
-    llama.ARCHITECTURE.name: to_llama.CONVERTER,
-}
 
 
 @dataclass(frozen=True)
@@ -60,13 +53,7 @@ def convert(
         ExportError: no class of transformers computes this model, or what was written does not.
         OutputExistsError, OutputError: it cannot be written there; nothing is left behind.
     """
-    converter = CONVERTERS.get(checkpoint.architecture.name)
-    if converter is None:
-        known = ", ".join(CONVERTERS)
-        raise ExportError(
-            f"no class of transformers is known for the architecture {checkpoint.architecture}; expected one of "
-            f"{known}. `gptexport onnx` exports it as it is."
-        )
+    converter = converter_of(checkpoint)
     precision = PRECISIONS[dtype]
     fields = converter.fields(checkpoint.config)
     with staged(out, force=False) as folder:

@@ -1,4 +1,4 @@
-"""LlamaForCausalLM, or whichever of its relatives computes what the config says: Qwen2, Qwen3, Mistral."""
+"""Llama elsewhere: as whichever of its relatives computes what the config says: Llama, Mistral, Qwen2, Qwen3."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from gptexport.architectures.llama import LlamaConfig
-from gptexport.architectures.rotary import Linear, Llama3, Scaling, Yarn
+from gptexport.architectures.rotary import Linear, Llama3, Scaling, Yarn, frequencies_of
 from gptexport.checkpoints.formats.huggingface_llama_config import MODEL_TYPES, config_of
-from gptexport.converters.converter import Converter, Weights
+from gptexport.converters.converter import Converter, Gguf, Given, Weights, renamed
 from gptexport.errors import CheckpointError, ExportError
 
 
@@ -106,9 +106,73 @@ def _scaling(scaling: Scaling | None) -> dict[str, Any] | None:
             }
 
 
-def _weights(config: LlamaConfig, weights: Mapping[str, torch.Tensor]) -> Weights:
+def _weights(config: LlamaConfig, weights: Given) -> Weights:
     """The names are the class's own."""
     return {name: weight for name, weight in weights.items() if not (config.tied and name == "lm_head.weight")}
 
 
-CONVERTER = Converter(_fields, _weights)
+_NAMES = {  # ours -> llama.cpp's
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_GGUF = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # transformers' name -> llama.cpp's
+_INTERLEAVED = "llama"  # the one that turns neighbours, (2j, 2j+1)
+
+
+def _gguf(config: LlamaConfig, weights: Given) -> Gguf:
+    if any(window is not None for window in _seen(config)):
+        raise ExportError("llama.cpp's Llama, Qwen2 and Qwen3 have no sliding windows, and this model has.")
+    architecture = _GGUF[_fields(config)["model_type"]]
+    found = {}
+    for name, weight in _weights(config, weights).items():
+        heads = {"q_proj": config.n_head, "k_proj": config.n_kv_head}.get(name.split(".")[-2])
+        turned = heads is not None and architecture == _INTERLEAVED
+        found[renamed(name, "model.layers", _NAMES)] = _interleaved(weight, heads) if turned and heads else weight
+    fields: dict[str, int | float | str] = {
+        "context_length": config.block_size,
+        "embedding_length": config.n_embd,
+        "feed_forward_length": config.n_inner,
+        "block_count": config.n_layer,
+        "attention.head_count": config.n_head,
+        "attention.head_count_kv": config.n_kv_head,
+        "attention.key_length": config.head_size,
+        "attention.value_length": config.head_size,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "rope.dimension_count": config.head_size,
+        "rope.freq_base": config.rope_base,
+        "vocab_size": config.vocab_size,
+    }
+    match config.rope_scaling:
+        case None:
+            pass
+        case Linear(factor=factor):
+            fields |= {"rope.scaling.type": "linear", "rope.scaling.factor": factor}
+        case Llama3():
+            slower = frequencies_of(config.head_size, config.rope_base, config.rope_scaling)
+            found["rope_freqs.weight"] = frequencies_of(config.head_size, config.rope_base) / slower
+        case Yarn():
+            raise ExportError(
+                "llama.cpp computes YaRN by another formula than the one that this model was trained with."
+            )
+    return Gguf(architecture, fields, found)
+
+
+def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows, or a bias, of queries or keys: the pair (j, j + D/2) of each head becomes (2j, 2j+1)."""
+    pairs: torch.Tensor = weight.view(heads, 2, -1, *weight.shape[1:]).transpose(1, 2)
+    return pairs.reshape(weight.shape)
+
+
+CONVERTER = Converter(_fields, _weights, _gguf)

@@ -52,6 +52,26 @@ def settle_files(stage: Stage) -> None:
         stage.clear(name)
 
 
+def check_new(out: Path, *, force: bool) -> None:
+    """Refuse a place where there is something: such a file is never replaced.
+
+    Raises:
+        OutputExistsError: there is.
+    """
+    if os.path.lexists(out):
+        raise OutputExistsError(f"{out} exists already. Move it away, or choose another place.")
+
+
+def put_new(stage: Stage, made: Path, out: Path, *, force: bool) -> None:
+    """Put the file of that name, in the folder `made`, in its place.
+
+    Raises:
+        OutputExistsError: something has appeared there in the meantime.
+    """
+    check_new(out, force=force)
+    put_files(stage, made, out.parent, [out.name])
+
+
 def replace_one(stage: Stage, name: str, data: bytes | memoryview) -> None:
     """Put `data` in place of a file beside the stage. A link of that name is replaced, not followed."""
     with _held(stage.home) as folder:

@@ -13,7 +13,7 @@ from typing import Protocol
 from gptexport.errors import OutputError, OutputExistsError
 from gptexport.staging import steps
 from gptexport.staging.bundle import OLD, SWAP, check_bundle, is_empty, put_bundle, settle_bundle
-from gptexport.staging.files import ONE, check_file, confirm, replace_one, settle_files, update_one
+from gptexport.staging.files import ONE, check_file, check_new, confirm, put_new, replace_one, settle_files, update_one
 from gptexport.staging.pair import check_engine, check_graph, put_engine, put_graph, settle_engine, settle_graph
 from gptexport.staging.stage import Stage, dead_stages, one_at_a_time, open_stage
 from gptexport_runtime.artifact import ENGINE_SUFFIX
@@ -40,7 +40,11 @@ class Kind:
 
 
 BUNDLE = Kind(check_bundle, put_bundle, is_folder=True)
-KINDS = {".onnx": Kind(check_graph, put_graph, is_folder=False), ENGINE_SUFFIX: Kind(check_engine, put_engine, False)}
+KINDS = {
+    ".onnx": Kind(check_graph, put_graph, is_folder=False),
+    ENGINE_SUFFIX: Kind(check_engine, put_engine, is_folder=False),
+    ".gguf": Kind(check_new, put_new, is_folder=False),
+}
 
 
 def kind_of(out: Path) -> Kind:

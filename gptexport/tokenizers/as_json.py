@@ -35,6 +35,18 @@ def tokenizer_files(tokenizer: BundledTokenizer | None, longest: int) -> tuple[d
     return {HUGGINGFACE: made, CONFIG: written(named)}, ()
 
 
+def splits_as_gpt2(tokenizer: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json is byte-level BPE that splits a text as GPT-2's does, or has no merges to split for."""
+    before, model = tokenizer.get("pre_tokenizer") or {}, tokenizer["model"]
+    steps = before.get("pretokenizers", [before])
+    if model.get("type") != "BPE" or not steps or steps[-1].get("type") != "ByteLevel" or tokenizer.get("normalizer"):
+        return False
+    if steps[-1].get("add_prefix_space"):
+        return False
+    patterns = [step["pattern"].get("Regex") for step in steps[:-1] if step.get("type") == "Split"]
+    return not model["merges"] or patterns == [GPT2_SPLIT] or (len(steps) == 1 and steps[0].get("use_regex", True))
+
+
 def _of_bytes(_tokenizer: BundledTokenizer) -> bytes:
     """An id a byte: byte-level BPE without a merge."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}

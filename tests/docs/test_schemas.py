@@ -59,6 +59,7 @@ SUCCEED: dict[str, Arguments] = {
     "triton": lambda f: [f / "gpt", "-o", f / "repository"],
     "bench": lambda f: [f / "gpt", "--rounds", 1, "--shapes", "1x1"],
     "doctor": lambda f: [],
+    "gguf": lambda f: [f / "ckpt.pt", "-o", f / "m.gguf"],
     "hf": lambda f: [f / "ckpt.pt", "-o", f / "hf"],
 }
 INSPECTED = ["ckpt.pt", "gpt", "gpt/logits.onnx", "gpt.engine", "wrong"]
