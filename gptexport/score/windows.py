@@ -74,7 +74,7 @@ def cut_windows(chunks: Iterable[Chunk], block_size: int, stride: int) -> Iterat
             ids = held[:block_size]
             end = start + len(ids)
             yield Window(document, chunk.name, scored_to, ids, max(end - scored_to, 0), size), chunk.read
-            scored_to = max(end, 1)
+            scored_to = end
             size = None if size is None else 0
             if len(held) <= block_size:
                 break

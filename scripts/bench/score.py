@@ -141,7 +141,7 @@ def kills(args: argparse.Namespace, work: Path) -> Found:
     for number in range(KILLS):
         out = work / f"killed {number}"
         with subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-            time.sleep(draw.uniform(0, took))
+            time.sleep(draw.uniform(0, 0.9 * took))
             running.send_signal(signal.SIGKILL)
         killed = running.returncode == -signal.SIGKILL
         resumed = json.loads(subprocess.run([*command, str(out)], check=True, capture_output=True).stdout)
@@ -166,10 +166,9 @@ def memory(args: argparse.Namespace, work: Path) -> Found:
     with (work / "lines.txt").open("w") as lines:
         lines.writelines(f"{n}\n" for n in range(TOKENS))
     cases = {"one document": (work / "long.bin", Reading()), "documents": (work / "lines.txt", Reading(lines=True))}
-    found = {}
-    for name, (path, reading) in cases.items():
-        found[name] = resident(args.bundle, path, reading, work / name)
-    return found
+    made = {name: resident(args.bundle, path, reading, work / name) for name, (path, reading) in cases.items()}
+    with load(args.bundle) as session:
+        return {"parameters": session.manifest.parameters if session.manifest else None, "cases": made}
 
 
 OWN_PROCESS = """
@@ -290,7 +289,7 @@ def _kills_page(found: Found) -> Iterator[str]:
 
 
 def _memory_page(found: Found) -> Iterator[str]:
-    yield "## Memory\n\nResident, after each part is written.\n"
+    yield f"## Memory\n\nA model of {found['parameters']:,} parameters. Resident, after each part is written.\n"
     rows = [
         [
             f"{case['documents']:,}",
@@ -298,7 +297,7 @@ def _memory_page(found: Found) -> Iterator[str]:
             str(case["shards"]),
             *(f"{case[key] / 1e6:,.0f} MB" for key in ("first", "tenth", "last", "peak")),
         ]
-        for case in found.values()
+        for case in found["cases"].values()
     ]
     yield from table(["documents", "tokens", "parts", "first", "tenth", "last", "peak, adding up included"], rows)
 
