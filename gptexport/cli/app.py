@@ -97,7 +97,22 @@ def completion(shell: str) -> None:
     click.echo(found(gptexport, {}, "gptexport", "_GPTEXPORT_COMPLETE").source())
 
 
-for command in (onnx, tune, trt, parity, generate, score, triton, inspect, bench, hf, gguf, doctor, completion, version):
+for command in (
+    onnx,
+    tune,
+    trt,
+    parity,
+    generate,
+    score,
+    triton,
+    inspect,
+    bench,
+    hf,
+    gguf,
+    doctor,
+    completion,
+    version,
+):
     gptexport.add_command(command)
 gptexport.add_command(help_of, "help")
 
