@@ -106,7 +106,10 @@ def score(
     words = tokenizer_for(artifact, tokenizer, needed=False)
     meter = _Meter(output)
     fleet = Fleet(address=ray, workers=workers, gpus=gpus) if ray is not None else None
-    totals = score_corpus(asked, words, force=force, run=fleet, step=output.step, progress=meter)
+    try:
+        totals = score_corpus(asked, words, force=force, run=fleet, step=output.step, progress=meter)
+    except KeyboardInterrupt:
+        raise click.Abort("what was scored stays: run the same command again to go on.") from None
     spent = {"seconds": meter.seconds, "computed": meter.computed, "shards": meter.shards, "found": meter.found}
     output.result({"ok": True, "out": str(out), **totals, **spent}, _text(totals))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -132,6 +133,7 @@ class _Unfinished:
     def __init__(self, asked: Asked, shards: Iterable[Shard], progress: Callable[[Progress], None]) -> None:
         self._asked, self._shards, self._progress = asked, shards, progress
         self.count = 0
+        self._lock = threading.Lock()  # shards are read by one thread and written by another
         size = sum(path.stat().st_size for path in asked.files)
         self._now = Progress(0, 0, 0, 0, 0, size)
 
@@ -153,16 +155,17 @@ class _Unfinished:
         self._say(shard, computed=shard.computed, scored=shard.scored)
 
     def _say(self, shard: Shard, *, found: int = 0, computed: int = 0, scored: int = 0) -> None:
-        now = self._now
-        self._now = Progress(
-            now.shards + 1,
-            now.found + found,
-            now.computed + computed,
-            now.scored + scored,
-            max(now.read, shard.read),
-            now.size,
-        )
-        self._progress(self._now)
+        with self._lock:
+            now = self._now
+            self._now = Progress(
+                now.shards + 1,
+                now.found + found,
+                now.computed + computed,
+                now.scored + scored,
+                max(now.read, shard.read),
+                now.size,
+            )
+            self._progress(self._now)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,17 @@ def test_usage(cli: Cli, bundle: Path, lines: Path, tmp_path: Path) -> None:
     assert ran.code == 1 and "stride is 4096; expected less than the block_size" in ran.err
 
 
+def test_an_interrupt_says_that_it_can_go_on(
+    cli: Cli, bundle: Path, lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gptexport.score.job.write_part", interrupted)
+    ran = cli("score", bundle, lines, "--lines", "-o", tmp_path / "out", "--batch-tokens", 512)
+    assert ran.code == 130 and "what was scored stays: run the same command again" in ran.err
+
+
 def test_a_killed_run_goes_on(bundle: Path, lines: Path, tmp_path: Path) -> None:
     """By SIGKILL, once some parts are there; the next run ends with the files of one that nobody stopped."""
     options = ["--lines", "--batch-tokens", "256", "--shard-tokens", "500", "--threads", "1", "--logprobs", "-q"]
