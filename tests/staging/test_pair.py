@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from gptexport.errors import OutputError, OutputExistsError
-from gptexport.staging import check_output, staged, watched, write_file
+from gptexport.staging import check_output, data_file, staged, sweep, watched, write_file
+from gptexport.staging.pair import ENGINE
+from gptexport.staging.stage import LOCK
 from gptexport_runtime.contract.engine import sidecar_path
 from tests.support.outputs import Read, Write, listing, read_engine, read_graph, write_engine, write_graph, write_inline
 
@@ -103,6 +105,40 @@ def test_what_appears_in_the_meantime_is_not_replaced(tmp_path: Path, late: str)
         (tmp_path / late).write_text("mine")
     assert listing(tmp_path) == [late]
     assert (tmp_path / late).read_text() == "mine"
+
+
+def test_data_that_appear_at_the_last_moment_are_not_replaced(tmp_path: Path) -> None:
+    """The new graph keeps its own under another name then."""
+    out = tmp_path / "gpt.onnx"
+    write_inline(out, "old")
+
+    def appear(step: str, path: Path) -> None:
+        if step == "replace" and path == out:
+            data_file(out).write_text("mine")
+
+    with watched(appear):
+        write_graph(out, "new", force=True)
+    assert (read_graph(out), data_file(out).read_text()) == ("new", "mine")
+
+
+@pytest.mark.parametrize("there", ["old", None])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_engine_that_its_sidecar_never_named_is_taken_back(tmp_path: Path, there: str | None, damaged: bool) -> None:
+    """Of a run that was killed before the switch: the sweep goes back, not on."""
+    home, out = tmp_path / "home", tmp_path / "home" / "gpt.engine"
+    made = home / ".gptexport-abcdefgh.tmp" / ENGINE
+    made.mkdir(parents=True)
+    write_engine(made / out.name, "new")
+    (made.parent / LOCK).touch()
+    if damaged:
+        sidecar_path(made / out.name).write_text("{")
+    if there is not None:
+        write_engine(tmp_path / out.name, there)
+        for path in (tmp_path / out.name, sidecar_path(tmp_path / out.name)):
+            path.rename(home / path.name)
+    sweep(home)
+    assert read_engine(out) == (there or "absent")
+    assert listing(home) == ([] if there is None else [out.name, sidecar_path(out).name])
 
 
 def test_an_engine_and_its_sidecar_are_replaced_together(tmp_path: Path) -> None:

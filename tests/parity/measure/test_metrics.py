@@ -164,7 +164,7 @@ def test_errors_are_counted_by_their_size_against_the_logits(logits: float, erro
 
 def test_a_single_error_is_counted_by_its_size() -> None:
     one = np.full((1, 1, 1), 2.0)
-    assert compare([(one, one, one + 0.202)]).histogram[1][36] == 1
+    assert compare([(one, one, one + 0.3)]).histogram[1][36] == 1, "0.15 of the logits"
 
 
 def test_of_many_errors_some_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
