@@ -171,8 +171,7 @@ INT4 = Precision(
     quantized=True,
     quantizer=_int4,
     plain_onnx=False,
-    note="int4 is for memory and for tokens one at a time: prompts and score take longer than with int8, about as long "
-    "as in float32",
+    note="int4 is for size and for tokens one at a time: prompts and score take longer than with int8",
 )
 PRECISIONS = {precision.name: precision for precision in (FLOAT32, FLOAT16, BFLOAT16, INT8, INT4)}
 

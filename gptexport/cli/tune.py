@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,8 +130,8 @@ def _data(done: Tuned, out: Path, asked: Asked) -> dict[str, Any]:
         "candidates": [
             {
                 "name": m.name,
-                "kl": m.kl,
-                "noise_ratio": m.noise_ratio,
+                "kl": _finite(m.kl),
+                "noise_ratio": _finite(m.noise_ratio),
                 "parity": m.parity,
                 "seconds": m.seconds,
                 "speed_ratio": None if m.ratio.noisy else m.ratio.median,
@@ -143,6 +144,11 @@ def _data(done: Tuned, out: Path, asked: Asked) -> dict[str, Any]:
             for m in done.measurements
         ],
     }
+
+
+def _finite(number: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return number if math.isfinite(number) else None
 
 
 def _text(done: Tuned, out: Path, asked: Asked) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -82,7 +83,7 @@ def tune(
         "checkpoint": checkpoint.sha256,
         "limits": [checkpoint.block_size, checkpoint.vocab_size],
         "assumed": checkpoint.assumed,
-        "tokens": len(tokens) if tokens is not None else None,
+        "tokens": hashlib.sha256(tokens.tobytes()).hexdigest() if tokens is not None else None,
         "versions": {name: version(name) for name in PACKAGES},
     }
     work, left_out, made = Work(out, key), dict[str, str](), dict[Candidate, Mapping[str, Any]]()
