@@ -53,9 +53,9 @@ def gguf(
     from gptexport.tokenizers import found_with, tokenizer_to_bundle
 
     loaded = load_checkpoint(checkpoint, **assumed, vocab_size=vocab_size)
-    words = tokenizer_to_bundle(tokenizer) if tokenizer is not None else found_with(loaded)[0]
+    words, found = (tokenizer_to_bundle(tokenizer), None) if tokenizer is not None else found_with(loaded)
     done = write_gguf(loaded, out, dtype=dtype, tokenizer=words, progress=output.step)
-    for note in (*loaded.notes, *done.notes):
+    for note in (*loaded.notes, *([found] if found and words is None else []), *done.notes):
         output.note(note)
     output.result(
         {

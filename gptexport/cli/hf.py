@@ -52,10 +52,11 @@ def hf(
     from gptexport.tokenizers import found_with, tokenizer_to_bundle
 
     loaded = load_checkpoint(checkpoint, **assumed, vocab_size=vocab_size)
-    words = tokenizer_to_bundle(tokenizer) if tokenizer is not None else found_with(loaded)[0]
-    for note in loaded.notes:
+    words, found = (tokenizer_to_bundle(tokenizer), None) if tokenizer is not None else found_with(loaded)
+    for note in (*loaded.notes, *([found] if found and words is None else [])):
         output.note(note)
-    done = convert(loaded, out, dtype=dtype, tokenizer=words, progress=output.step)
+    beside = loaded.tokenizer.parent if tokenizer is None and loaded.tokenizer is not None else None
+    done = convert(loaded, out, dtype=dtype, tokenizer=words, beside=beside, progress=output.step)
     for note in done.notes:
         output.note(note)
     proved = "every weight read again"

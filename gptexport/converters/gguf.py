@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from gptexport.checkpoints import Checkpoint
 from gptexport.converters.converter import Gguf
+from gptexport.converters.proof import check_finite
 from gptexport.converters.registry import converter_of
 from gptexport.errors import ExportError
 from gptexport.staging import staged
-from gptexport.tokenizers import BundledTokenizer
+from gptexport.tokenizers import BundledTokenizer, check_size
 from gptexport.tokenizers.as_gguf import tokenizer_fields
 from gptexport_runtime import BackendUnavailableError
 from gptexport_runtime.contract.manifest import TextEntry
@@ -56,6 +57,8 @@ def write_gguf(
     """
     gguf = _import()
     model = converter_of(checkpoint).gguf(checkpoint.config, checkpoint.model.state_dict())
+    check_size(tokenizer, checkpoint.vocab_size)
+    check_finite(checkpoint, torch.float16 if TYPES[dtype] in ("F16", "Q8_0") else torch.float32)
     fields, notes = tokenizer_fields(tokenizer, checkpoint.vocab_size)
     with staged(out, force=False) as folder:
         progress(f"writing {out.name}, architecture {model.architecture}")
@@ -63,7 +66,7 @@ def write_gguf(
         tensors = {name: _stored(gguf, weight, dtype) for name, weight in model.weights.items()}
         writer = gguf.GGUFWriter(str(path), model.architecture)
         writer.add_file_type(getattr(gguf.LlamaFileType, _file_type(dtype)))
-        _add_fields(writer, model, {**fields, **_ids(checkpoint.text)})
+        _add_fields(writer, model, {**fields, **_ids(checkpoint.text, checkpoint.vocab_size)})
         for name, (values, kind) in tensors.items():
             writer.add_tensor(name, values, raw_dtype=kind)
         writer.write_header_to_file()
@@ -121,10 +124,10 @@ def _add_fields(writer: Any, model: Gguf, more: dict[str, Any]) -> None:
                 writer.add_string(key, value)
 
 
-def _ids(text: TextEntry) -> dict[str, int]:
+def _ids(text: TextEntry, vocab_size: int) -> dict[str, int]:
     ends = text.eos_token_ids[0] if text.eos_token_ids else None
     named = {"bos": text.bos_token_id, "eos": ends, "padding": text.pad_token_id}
-    return {f"tokenizer.ggml.{name}_token_id": i for name, i in named.items() if i is not None}
+    return {f"tokenizer.ggml.{name}_token_id": i for name, i in named.items() if i is not None and i < vocab_size}
 
 
 def _read_back(gguf: ModuleType, path: Path, tensors: dict[str, tuple[NDArray[Any], Any]]) -> None:

@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 
 from gptexport.checkpoints import Checkpoint
 from gptexport.converters.converter import Weights
-from gptexport.converters.proof import Proof, in_transformers, read_back
+from gptexport.converters.proof import Proof, check_finite, in_transformers, read_back
 from gptexport.converters.registry import converter_of
 from gptexport.errors import OutputError
 from gptexport.precision import PRECISIONS
 from gptexport.staging import staged, write_file
-from gptexport.tokenizers import BundledTokenizer
+from gptexport.tokenizers import BundledTokenizer, check_size
 from gptexport.tokenizers.as_json import tokenizer_files
 from gptexport_runtime.contract.manifest import TextEntry
 
@@ -41,6 +41,7 @@ def convert(
     *,
     dtype: str = "float32",
     tokenizer: BundledTokenizer | None = None,
+    beside: Path | None = None,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> Converted:
     """Write config.json, model.safetensors, generation_config.json and the tokenizer; read all of it again.
@@ -48,6 +49,7 @@ def convert(
     Args:
         out: a folder that is not there yet, or is empty.
         dtype: "float32", "float16" or "bfloat16", of the stored weights.
+        beside: the folder that the tokenizer was found in: what it says of special tokens and chats goes with it.
 
     Raises:
         ExportError: no class of transformers computes this model, or what was written does not.
@@ -55,16 +57,18 @@ def convert(
     """
     converter = converter_of(checkpoint)
     precision = PRECISIONS[dtype]
+    check_size(tokenizer, checkpoint.vocab_size)
+    check_finite(checkpoint, precision.torch_dtype)
     fields = converter.fields(checkpoint.config)
     with staged(out, force=False) as folder:
         weights = converter.weights(checkpoint.config, checkpoint.model.state_dict())
         size = sum(weight.numel() for weight in weights.values()) * precision.bits // 8
         progress(f"writing {size / 1e6:,.0f} MB of weights")
         _save(weights, precision.torch_dtype, folder / "model.safetensors")
-        ids = _ids(checkpoint.text)
+        ids, left_out = _ids(checkpoint.text, checkpoint.vocab_size)
         _write_json(folder / "config.json", {**fields, **ids, "dtype": dtype, "torch_dtype": dtype})
         _write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
-        files, notes = tokenizer_files(tokenizer, checkpoint.block_size)
+        files, notes = tokenizer_files(tokenizer, checkpoint.block_size, beside)
         for name, data in files.items():
             write_file(folder / name, data)
         # safetensors makes it for its owner alone
@@ -76,7 +80,7 @@ def convert(
         if (theirs := in_transformers(folder)) is not None:
             progress(f"comparing with {theirs[1]}")
         ratio = proof.noise_ratio(*theirs) if theirs is not None else None
-    return Converted(out, fields["architectures"][0], size, ratio, notes)
+    return Converted(out, fields["architectures"][0], size, ratio, (*left_out, *notes))
 
 
 def _save(weights: Weights, dtype: torch.dtype, path: Path) -> None:
@@ -88,14 +92,17 @@ def _save(weights: Weights, dtype: torch.dtype, path: Path) -> None:
         raise OutputError(f"writing {path.name} failed: {error}. Nothing was left behind.") from error
 
 
-def _ids(text: TextEntry) -> dict[str, Any]:
-    """The special tokens' ids. None is written too: a class's default may be no id of this model."""
-    ends = list(text.eos_token_ids)
-    return {
-        "bos_token_id": text.bos_token_id,
-        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-        "pad_token_id": text.pad_token_id,
-    }
+def _ids(text: TextEntry, vocab_size: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The special tokens' ids, and what a person should know of them.
+
+    None is written too: a class's default may be no id of this model.
+    """
+    ends = [i for i in text.eos_token_ids if i < vocab_size]
+    asked = {"bos_token_id": text.bos_token_id, "pad_token_id": text.pad_token_id}
+    found = {name: i if i is not None and i < vocab_size else None for name, i in asked.items()}
+    lost = [i for i in (*text.eos_token_ids, *asked.values()) if i is not None and i >= vocab_size]
+    notes = (f"the special ids {sorted({*lost})} are left out: the vocabulary ends at {vocab_size}",) if lost else ()
+    return {**found, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}, notes
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

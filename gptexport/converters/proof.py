@@ -22,6 +22,22 @@ from gptexport.precision import FLOAT32
 SHAPES = ((1, 1), (2, 17), (3, 64))
 
 
+def check_finite(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    """Refuse weights that are no numbers, or none in `dtype`.
+
+    Raises:
+        ExportError: there are; the first is named.
+    """
+    for name, weight in checkpoint.model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise ExportError(f"{name} holds NaN or Inf: the checkpoint is damaged, or its training had failed.")
+        if not torch.isfinite(weight.to(dtype)).all():
+            most, word = float(weight.abs().max()), str(dtype).removeprefix("torch.")
+            raise ExportError(
+                f"{name} reaches {most:.3g}, which {word} does not hold. Pass --dtype bfloat16 or float32."
+            )
+
+
 def read_back(folder: Path, weights: Weights, dtype: torch.dtype) -> nn.Module:
     """Read the folder as any other, and compare every weight with what was to be written, to the bit.
 

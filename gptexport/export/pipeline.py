@@ -39,7 +39,7 @@ from gptexport.export.verify import (
 from gptexport.export.write import write_graph, write_tokenizer
 from gptexport.recipe import DEFAULT_OPSET, Limits, Recipe
 from gptexport.staging import staged
-from gptexport.tokenizers import BundledTokenizer
+from gptexport.tokenizers import BundledTokenizer, check_size
 from gptexport_runtime.contract.manifest import Manifest, TokenizerEntry
 from gptexport_runtime.contract.model import FileEntry
 
@@ -117,7 +117,7 @@ def export(
     """Like `export_onnx`, with a recipe that was made before."""
     layout, limits = layout_for(out), Limits(block_size=checkpoint.block_size, vocab_size=checkpoint.predicted_ids)
     layout.check(recipe)
-    _check_tokenizer(recipe, max(checkpoint.vocab_size, checkpoint.input_vocab_size or 0))
+    check_size(recipe.tokenizer, max(checkpoint.vocab_size, checkpoint.input_vocab_size or 0))
     with staged(out, force=force) as folder:
         traced = _trace(checkpoint, recipe, limits, progress)
         try:
@@ -166,15 +166,6 @@ def _make(
     )
     notes = (*traced.notes, *undone)
     return Exported(folder, manifest, max(graph.error for graph in graphs), _run_of(recipe), size, notes)
-
-
-def _check_tokenizer(recipe: Recipe, vocab_size: int) -> None:
-    tokenizer = recipe.tokenizer
-    if tokenizer is not None and tokenizer.size > vocab_size:
-        raise ExportError(
-            f"the tokenizer {tokenizer.name} has {tokenizer.size} ids, the model's vocabulary {vocab_size}: "
-            "it is not this model's."
-        )
 
 
 def _trace(

@@ -107,7 +107,7 @@ class Encoder:
 
     def bytes_of(self, ids: NDArray[Any]) -> int | None:
         """None where the tokenizer is not known, or its tokens' text depends on their neighbours."""
-        return None if self.sizes is None else int(self.sizes[np.minimum(ids, len(self.sizes) - 1)].sum())
+        return None if self.sizes is None else int(self.sizes[np.clip(ids, 0, len(self.sizes) - 1)].sum())
 
 
 def encoder_of(tokenizer: Tokenizer | None) -> Encoder:
@@ -300,7 +300,8 @@ def _part(
 
 def _narrow(ids: NDArray[Any]) -> Ids:
     """As int32; an id that it does not hold is out of every vocabulary, and stays so."""
-    return np.asarray(np.clip(ids, -1, np.iinfo(np.int32).max), np.int32)
+    held = np.iinfo(np.int32)
+    return np.asarray(np.clip(ids, held.min if ids.dtype.kind == "i" else None, held.max), np.int32)
 
 
 def _decoded(data: bytes, where: str) -> str:

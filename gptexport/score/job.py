@@ -11,6 +11,8 @@ shape of a batch, so that a run that goes on must make the same batches.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -30,7 +32,7 @@ from gptexport.score.tables import identity_of_part, part_file, write_documents,
 from gptexport.score.windows import Shard, cut_shards, cut_windows
 from gptexport.staging import replace_file, sweep
 from gptexport_runtime import Session, load
-from gptexport_runtime.errors import InputError
+from gptexport_runtime.errors import GPTExportError, InputError
 from gptexport_runtime.text import Tokenizer
 
 FORMAT, FORMAT_VERSION = "gptexport-score", 1
@@ -101,7 +103,7 @@ def score_corpus(
     """
     import_pyarrow()
     artifacts = [describe_artifact(path) for path in asked.artifacts]
-    limits, asked = _opened(asked, artifacts, step, force)
+    limits, asked = _opened(asked, artifacts, tokenizer, step, force)
     chunks = read_files(asked.files, asked.reading, limits, encoder_of(tokenizer))
     assert asked.stride is not None and asked.batch_tokens is not None
     windows = cut_windows(chunks, limits.block_size, asked.stride)
@@ -174,7 +176,11 @@ class _Model(Limits):
 
 
 def _opened(
-    asked: Asked, artifacts: Sequence[Artifact], step: Callable[[str], None], force: bool
+    asked: Asked,
+    artifacts: Sequence[Artifact],
+    tokenizer: Tokenizer | None,
+    step: Callable[[str], None],
+    force: bool,
 ) -> tuple[_Model, Asked]:
     """The model's limits, and what was asked for with every default put in. OUT is ready when it returns."""
     before = _settings_of(asked.out, force)
@@ -187,7 +193,7 @@ def _opened(
                 "a window's first token has nothing before it that would predict it."
             )
         asked = replace(asked, stride=stride, threads=session.threads)
-        settings = _settings(asked, artifacts)
+        settings = _settings(asked, artifacts, tokenizer)
         asked = replace(asked, batch_tokens=asked.batch_tokens or before.get("batch_tokens"))
         if before and not force:
             _check_same(asked, before, settings)
@@ -216,13 +222,14 @@ def _model(session: Session, artifacts: Sequence[Artifact]) -> _Model:
     return _Model(ids=session.config.ids, predicted=V, block_size=block_size)
 
 
-def _settings(asked: Asked, artifacts: Sequence[Artifact]) -> dict[str, Any]:
+def _settings(asked: Asked, artifacts: Sequence[Artifact], tokenizer: Tokenizer | None) -> dict[str, Any]:
     """All that the numbers depend on, but for the size of batches."""
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "artifacts": [{"path": str(item.path), **_stored(item)} for item in artifacts],
         "files": [{"path": str(path), "bytes": path.stat().st_size} for path in asked.files],
+        "tokenizer": _fingerprint(tokenizer) if tokenizer is not None else None,
         "reading": asdict(asked.reading),
         "stride": asked.stride,
         "logprobs": asked.keep_logprobs,
@@ -231,6 +238,21 @@ def _settings(asked: Asked, artifacts: Sequence[Artifact]) -> dict[str, Any]:
         "device": asked.device,
         "threads": asked.threads,
     }
+
+
+PROBE = (
+    "Once upon a time, in 1984,\tthere were 12345 \u00e9l\u00e8ves: they'd don't\n\n  \u4f60\u597d! 'S  x=f(a_b)[-1];  "
+)
+
+
+def _fingerprint(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What tells a tokenizer from another: the text of every id, and how a text is split."""
+    found = hashlib.sha256()
+    for i in range(tokenizer.size):
+        found.update(tokenizer.decode([i]).encode("utf-8", "replace") + b"\0")
+    with contextlib.suppress(GPTExportError):  # it lacks a character: then each is an id, and it splits nothing
+        found.update(repr(tokenizer.encode(PROBE)).encode())
+    return {"name": tokenizer.name, "ids": tokenizer.size, "sha256": found.hexdigest()}
 
 
 def _stored(artifact: Artifact) -> dict[str, object]:

@@ -169,13 +169,13 @@ def rates(nll: float, tokens: int, size: int | None) -> dict[str, float | None]:
 
 
 def perplexity(nll: float, tokens: int) -> float | None:
-    """exp of the mean negative log-prob; infinite where float64 has no number for it."""
+    """exp of the mean negative log-prob; None where nothing was scored, or float64 has no number for it."""
     if not tokens:
         return None
     try:
         return math.exp(nll / tokens)
     except OverflowError:
-        return math.inf
+        return None
 
 
 def write_documents(out: Path, parts: int, compared: bool, tolerance: float) -> Totals:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptexport.errors import TokenizerError
+from gptexport.errors import ExportError, TokenizerError
 from gptexport.tokenizers.characters import characters_of
 from gptexport.tokenizers.tiktoken_pickle import is_tiktoken, json_of_tiktoken
 from gptexport.tokenizers.tokenizer_json import ids_of, parse, read_bytes, read_tokenizer_json
@@ -44,6 +44,19 @@ class BundledTokenizer:
     file: str | None = None
     data: bytes = b""
     changes: tuple[str, ...] = ()  # in the file, for people
+
+
+def check_size(tokenizer: BundledTokenizer | None, vocab_size: int) -> None:
+    """Refuse a tokenizer with more ids than the model takes.
+
+    Raises:
+        ExportError: it has.
+    """
+    if tokenizer is not None and tokenizer.size > vocab_size:
+        raise ExportError(
+            f"the tokenizer {tokenizer.name} has {tokenizer.size} ids, the model's vocabulary {vocab_size}: "
+            "it is not this model's."
+        )
 
 
 def load_tokenizer(name: str) -> Tokenizer:

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from gptexport.errors import TokenizerError
 from gptexport.tokenizers import CHARACTERS_NAME, GPT2_IDS, HUGGINGFACE, BundledTokenizer
 from gptexport.tokenizers.tiktoken_pickle import json_of_encoding, letters_of_bytes, written
+from gptexport_runtime.files import is_file, read_small
 from gptexport_runtime.text import SENTENCEPIECE
 
 CONFIG = "tokenizer_config.json"
+BESIDE = (CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+MOST = 64 << 20  # bytes of each
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # before it is encoded
 
 
-def tokenizer_files(tokenizer: BundledTokenizer | None, longest: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
+def tokenizer_files(
+    tokenizer: BundledTokenizer | None, longest: int, beside: Path | None = None
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """The files by their names, and what a person should know of them.
 
     Args:
         longest: tokens of a text, at most.
+        beside: the folder that the tokenizer was found in, whose files for transformers are taken as they are.
     """
+    files, notes = _files(tokenizer, longest)
+    if files and beside is not None:
+        files |= {name: read_small(beside / name, MOST) for name in BESIDE if is_file(beside / name)}
+    return files, notes
+
+
+def _files(tokenizer: BundledTokenizer | None, longest: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
     if tokenizer is None:
         return {}, ("no tokenizer is in the folder: ids go in and come out. Pass --tokenizer to have one",)
     config: dict[str, Any] = {"model_max_length": longest, "clean_up_tokenization_spaces": False}

@@ -21,11 +21,24 @@ from gptexport.errors import ExportError, OutputExistsError
 from gptexport.export import export
 from gptexport.recipe import Recipe
 from gptexport.tokenizers import load_tokenizer, tokenizer_to_bundle
+from gptexport.tokenizers.as_json import tokenizer_files
 from tests.checkpoints.test_huggingface_llama import CASES, folder
 from tests.support.builders import ALPHABET, nanogpt_meta, tiny_nanogpt
 from tests.support.cli import Cli
 
 TEXT = "first line,\n\tand a second: 0123 \u00e9\u4f60 <|endoftext|>"
+
+
+def with_fields(checkpoint: Checkpoint, **fields: Any) -> Any:
+    """Its config, with these fields."""
+    config: Any = checkpoint.config
+    return replace(config, **fields)
+
+
+def seen(checkpoint: Checkpoint) -> list[int | None]:
+    """How many keys each layer's queries see."""
+    config: Any = checkpoint.config
+    return [config.window(layer) for layer in range(config.n_layer)]
 
 
 def same_weights(ours: Checkpoint, theirs: Checkpoint) -> None:
@@ -47,14 +60,14 @@ def test_gpt2_goes_there_and_back(tmp_path: Path, config: dict[str, Any]) -> Non
     known = {name: config[name] for name in config if name in ("bias", "tied")}
     loaded = load_checkpoint(str(tiny_nanogpt(tmp_path / "ckpt.pt", **known)), gelu=config.get("gelu", "tanh"))
     if "n_inner" in config:
-        sizes = replace(loaded.config, **config)  # type: ignore[type-var]
+        sizes = with_fields(loaded, **config)
         torch.manual_seed(0)
         model = loaded.architecture.model(sizes).eval().requires_grad_(False)
         loaded = replace(loaded, config=sizes, model=model)
     done = convert(loaded, tmp_path / "hf")
     again = load_checkpoint(str(tmp_path / "hf"))
     assert done.class_name == "GPT2LMHeadModel" and done.noise_ratio is not None and 0 < done.noise_ratio <= 2
-    assert again.config == replace(loaded.config, bias=True)  # type: ignore[type-var]
+    assert again.config == with_fields(loaded, bias=True)
     same_weights(loaded, again)
 
 
@@ -76,8 +89,7 @@ def test_llama_and_its_relatives_go_there_and_back(tmp_path: Path, case: str) ->
     done = convert(loaded, tmp_path / "hf")
     again = load_checkpoint(str(tmp_path / "hf"))
     assert done.noise_ratio is not None and 0 < done.noise_ratio <= 2
-    layers = range(loaded.config.to_dict()["n_layer"])
-    assert [again.config.window(i) for i in layers] == [loaded.config.window(i) for i in layers]  # type: ignore[attr-defined]
+    assert seen(again) == seen(loaded)
     same_weights(loaded, again)
 
 
@@ -92,7 +104,7 @@ def test_weights_are_stored_in_16_bits(tmp_path: Path) -> None:
 def test_a_model_that_no_class_computes_is_refused(tmp_path: Path) -> None:
     folder(tmp_path / "theirs", "Llama")
     loaded = load_checkpoint(str(tmp_path / "theirs"))
-    odd = replace(loaded, config=replace(loaded.config, out_bias=True))  # type: ignore[type-var]
+    odd = replace(loaded, config=with_fields(loaded, out_bias=True))
     with pytest.raises(ExportError, match=r"no class of transformers computes this model.*out_bias True"):
         convert(odd, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
@@ -175,3 +187,40 @@ def test_the_command_says_what_it_made(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "hf" / "model.safetensors").stat().st_mode == (tmp_path / "hf" / "config.json").stat().st_mode
     assert cli("hf", ckpt, "-o", tmp_path / "hf.onnx").code == 2
     assert cli("hf", ckpt, "-o", tmp_path / "hf").code == 1
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path: Path) -> None:
+    loaded = load_checkpoint(str(tiny_nanogpt(tmp_path / "ckpt.pt", vocab_size=61)))
+    with pytest.raises(ExportError, match="256 ids, the model's vocabulary 61: it is not this model's"):
+        convert(loaded, tmp_path / "hf", tokenizer=tokenizer_to_bundle("bytes"))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("nan"), "holds NaN or Inf"), (1e5, "reaches 1e.05, which float16")]
+)
+def test_weights_that_cannot_be_stored_are_named(tmp_path: Path, value: float, message: str) -> None:
+    loaded = load_checkpoint(str(tiny_nanogpt(tmp_path / "ckpt.pt")))
+    with torch.no_grad():
+        loaded.model.get_parameter("transformer.h.0.mlp.c_fc.weight")[0, 0] = value
+    with pytest.raises(ExportError, match=rf"mlp.c_fc.weight {message}"):
+        convert(loaded, tmp_path / "hf", dtype="float16")
+
+
+def test_special_tokens_and_chats_go_with_a_folders_tokenizer(cli: Cli, tmp_path: Path) -> None:
+    folder(tmp_path / "theirs", "Llama", vocab_size=260, bos_token_id=256, eos_token_id=257)
+    made = tokenizer_files(tokenizer_to_bundle("bytes"), 64)[0]
+    (tmp_path / "theirs" / "tokenizer.json").write_bytes(made["tokenizer.json"])
+    words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "chat_template": "{{ messages }}"}
+    (tmp_path / "theirs" / "tokenizer_config.json").write_text(json.dumps(words))
+    assert cli("hf", tmp_path / "theirs", "-o", tmp_path / "hf", "-q").code == 0
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs.eos_token == "</s>" and theirs.chat_template == "{{ messages }}"
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"] == 257
+
+
+def test_special_ids_beyond_the_vocabulary_are_left_out(cli: Cli, tmp_path: Path) -> None:
+    folder(tmp_path / "theirs", "Llama", vocab_size=97, bos_token_id=1, eos_token_id=95)
+    ran = cli("hf", tmp_path / "theirs", "-o", tmp_path / "hf", "--vocab-size", 90)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert ran.code == 0 and (config["bos_token_id"], config["eos_token_id"]) == (1, None)
+    assert "special ids [95] are left out: the vocabulary ends at 90" in ran.err

@@ -23,7 +23,7 @@ from gptexport.score.windows import Shard
 from gptexport.staging import watched
 from gptexport_runtime import Session
 from gptexport_runtime.errors import ExecutionError, InputError
-from gptexport_runtime.text import load_tokenizer
+from gptexport_runtime.text import characters, load_tokenizer
 from tests.support.faults import scale_weight, tampered
 from tests.support.files import files_of
 
@@ -154,6 +154,14 @@ def test_other_settings_are_refused_and_replaced_by_force(asked: Asked) -> None:
     fresh = replace(other, out=asked.out.with_name("fresh"))
     score_corpus(fresh, WORDS)
     assert files_of(asked.out) == files_of(fresh.out)
+
+
+def test_another_tokenizer_is_refused(asked: Asked) -> None:
+    """Also one of as many ids, which makes as many tokens of every text."""
+    score_corpus(asked, WORDS)
+    table = [chr(255 - i) for i in range(WORDS.size)]
+    with pytest.raises(OutputExistsError, match="was begun with another tokenizer"):
+        score_corpus(asked, characters(table, "reversed"))
 
 
 def test_files_that_changed_are_noticed(asked: Asked) -> None:

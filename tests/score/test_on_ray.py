@@ -105,7 +105,9 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeRay]:
     return made
 
 
-@pytest.mark.parametrize("dies", [lambda _: False, lambda n: n % 3 == 0, lambda n: n in (1, 2, 5, 6)], ids=str)
+@pytest.mark.parametrize(
+    "dies", [lambda _: False, lambda n: n % 3 == 0, lambda n: n in (1, 2, 5, 6)], ids=["none", "some", "many"]
+)
 def test_the_files_are_those_of_one_machine(
     asked: Asked,
     start: Callable[..., FakeRay],
