@@ -16,7 +16,7 @@ TYPES = ["float32", "float16", "bfloat16", "q8_0"]
 @click.command(short_help="Write a checkpoint as GGUF, for llama.cpp.")
 @click.argument("checkpoint")
 @click.option("-o", "--out", required=True, type=OutputPath(), help="Where to write: NAME.gguf.")
-@click.option("--dtype", type=Name(TYPES), default="float32", show_default=True, help="Of the matrices.")
+@click.option("--dtype", type=Name(TYPES), default="float32", show_default=True, help="The stored matrices' type.")
 @click.option("--tokenizer", metavar="NAME|FILE", help="Tokenizer to write.  [default: the one beside the checkpoint]")
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Keep the first ids alone: without padding tokens.")
 @assumption_options

@@ -15,7 +15,7 @@ from gptexport.precision import dtypes
 @click.command(short_help="Write a checkpoint as a Hugging Face folder.")
 @click.argument("checkpoint")
 @click.option("-o", "--out", required=True, type=OutputPath(), help="Where to write: a folder that is not there yet.")
-@click.option("--dtype", type=Name(dtypes()), default="float32", show_default=True, help="Of the stored weights.")
+@click.option("--dtype", type=Name(dtypes()), default="float32", show_default=True, help="The stored weights' type.")
 @click.option("--tokenizer", metavar="NAME|FILE", help="Tokenizer to write.  [default: the one beside the checkpoint]")
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Keep the first ids alone: without padding tokens.")
 @assumption_options

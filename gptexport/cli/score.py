@@ -33,7 +33,7 @@ EVERY = 5.0  # seconds between two lines of progress
 @click.option("--logprobs", is_flag=True, help="Write the log-prob of every token too.")
 @click.option("--lines", is_flag=True, help="Each line of a .txt is a document.")
 @click.option(
-    "--field", help="Of JSONL and Parquet, what holds text or ids.  [default: text, ids, input_ids or tokens]"
+    "--field", help="What holds text or ids in JSONL and Parquet.  [default: text, ids, input_ids or tokens]"
 )
 @click.option("--split-at", type=click.IntRange(min=0), metavar="ID", help="Documents of token files begin at this id.")
 @click.option(

@@ -89,7 +89,7 @@ def _of_gpt2(_tokenizer: BundledTokenizer) -> bytes:
     except Exception as error:  # it is missing, or there is no network
         raise TokenizerError(
             f"GPT-2's tokenizer is not in the folder: tiktoken is missing or cannot fetch its vocabulary ({error}). "
-            "Copy tokenizer.json of openai-community/gpt2 there"
+            "Copy tokenizer.json of openai-community/gpt2 there."
         ) from error
     ranks = {encoding.decode_single_token_bytes(i): i for i in range(GPT2_IDS - 1)}
     return json_of_encoding(ranks, {END_OF_TEXT: GPT2_IDS - 1}, GPT2_SPLIT)

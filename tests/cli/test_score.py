@@ -13,6 +13,7 @@ import pytest
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
+from gptexport.score import job
 from gptexport.tokenizers import tokenizer_to_bundle
 from tests.support.builders import tiny_nanogpt
 from tests.support.cli import Cli
@@ -54,7 +55,7 @@ def test_an_interrupt_says_that_it_can_go_on(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gptexport.score.job.write_part", interrupted)
+    monkeypatch.setattr(job, "write_part", interrupted)
     ran = cli("score", bundle, lines, "--lines", "-o", tmp_path / "out", "--batch-tokens", 512)
     assert ran.code == 130 and "what was scored stays: run the same command again" in ran.err
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from gptexport.errors import OutputExistsError
-from gptexport.score import Asked, Progress, score_corpus
+from gptexport.score import Asked, Progress, job, score_corpus, scorer
 from gptexport.score.scorer import Scorer, measure_batch
 from gptexport.score.windows import Shard
 from gptexport.staging import watched
@@ -122,9 +122,9 @@ def test_what_is_there_is_not_scored_again(asked: Asked, monkeypatch: pytest.Mon
 
 def test_the_measured_batch_is_kept(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = replace(asked, batch_tokens=None)
-    monkeypatch.setattr("gptexport.score.job.measure_batch", lambda *_: 48)
+    monkeypatch.setattr(job, "measure_batch", lambda *_: 48)
     score_corpus(asked, WORDS)
-    monkeypatch.setattr("gptexport.score.job.measure_batch", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(job, "measure_batch", lambda *_: pytest.fail("measured again"))
     score_corpus(asked, WORDS)
     assert json.loads((asked.out / "score.json").read_text())["batch_tokens"] == 48
 
@@ -137,7 +137,7 @@ def test_the_fastest_batch_is_taken(session: Session, monkeypatch: pytest.Monkey
             raise ExecutionError("out of memory.")
         return seconds[len(ids)]
 
-    monkeypatch.setattr("gptexport.score.scorer._fastest", fastest)
+    monkeypatch.setattr(scorer, "_fastest", fastest)
     assert measure_batch(session, BLOCK, lambda _: None) == 8 * BLOCK
     seconds.clear()
     with pytest.raises(ExecutionError):

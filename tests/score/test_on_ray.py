@@ -13,6 +13,7 @@ import pytest
 
 from gptexport.score import Asked, score_corpus
 from gptexport.score.on_ray import MOST_DEATHS, Fleet
+from gptexport.score.scorer import Scorer
 from gptexport_runtime.errors import BackendUnavailableError, ExecutionError, InputError
 from tests.support.files import files_of
 
@@ -140,7 +141,7 @@ def test_what_an_actor_raises_is_raised_here(
     def fails(*_: Any) -> Any:
         raise InputError("ids is wrong.")
 
-    monkeypatch.setattr("gptexport.score.scorer.Scorer.__call__", fails)
+    monkeypatch.setattr(Scorer, "__call__", fails)
     with pytest.raises(InputError, match=r"ids is wrong\."):
         score_corpus(asked, None, run=Fleet(workers=2))
 

@@ -11,6 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import gptexport_runtime
+from gptexport.bench import worker
 from gptexport.bench.measure import Timing, ratio_of
 from gptexport.bench.worker import Burst
 from gptexport.checkpoints import Checkpoint
@@ -72,7 +73,7 @@ def timings(
 def injected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timings that are given, of three candidates."""
     monkeypatch.setattr(tuning, "candidates", lambda: SOME)
-    monkeypatch.setattr("gptexport.bench.worker.Worker", lambda _specification: Still())
+    monkeypatch.setattr(worker, "Worker", lambda _specification: Still())
     monkeypatch.setattr(tuning, "measure", timings)
 
 
