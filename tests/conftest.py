@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
 
 from tests.support.cli import Cli, Ran
+
+# Every worker of pytest-xdist has a core of its own: more threads of PyTorch only wait for each other (a third slower).
+# Set before torch is imported; what a test starts inherits it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Ignored where a shell started pytest in its background; children inherit that, and tests interrupt some.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
