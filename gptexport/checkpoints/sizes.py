@@ -2,7 +2,8 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ class MissingChoiceError(CheckpointError):
 
 
 GPT2_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}  # by width, of the models that OpenAI trained
+
+
+@contextmanager
+def wrong_values_in(where: object) -> Iterator[None]:
+    """Around the making of a config: what it refuses with a ValueError is a CheckpointError that names `where`."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}.") from error
 
 
 def positive_integer(value: Any, name: str, path: Path) -> int:

@@ -32,9 +32,7 @@ EVERY = 5.0  # seconds between two lines of progress
 @click.option("--stride", type=click.IntRange(min=1), help="Tokens from window to window.  [default: block_size / 2]")
 @click.option("--logprobs", is_flag=True, help="Write the log-prob of every token too.")
 @click.option("--lines", is_flag=True, help="Each line of a .txt is a document.")
-@click.option(
-    "--field", help="What holds text or ids in JSONL and Parquet.  [default: text, ids, input_ids or tokens]"
-)
+@click.option("--field", help="What holds text or ids in JSONL and Parquet.  [default: text, ids, input_ids or tokens]")
 @click.option("--split-at", type=click.IntRange(min=0), metavar="ID", help="Documents of token files begin at this id.")
 @click.option(
     "--begin-with",

@@ -15,7 +15,7 @@ import torch
 from tests.support import format_builders, llama_builders, nanochat_builders
 from tests.support.builders import nanogpt_meta, random_weights, tiny_build_nanogpt, tiny_huggingface, tiny_nanogpt
 from tests.support.fake_engine import write_engine
-from tests.support.llama_builders import renamed, save, theirs, weights_of
+from tests.support.llama_builders import LLAMA3, YARN, renamed, save, theirs, weights_of
 from tests.support.texts import byte_level_bpe
 
 GPT: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 16, "vocab_size": 300}
@@ -28,15 +28,7 @@ LLAMA: dict[str, Any] = {
     "head_dim": 4,
     "max_position_embeddings": 16,
 }
-YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 2.0, "original_max_position_embeddings": 8}
-LLAMA_3 = {
-    "rope_type": "llama3",
-    "rope_theta": 5e5,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8,
-}
+TRAINED = {"original_max_position_embeddings": 8}
 
 
 def templates(root: Path) -> None:
@@ -71,9 +63,9 @@ def _gpt2s(root: Path) -> None:
 
 def _llamas(root: Path) -> None:
     models: dict[str, Any] = {
-        "llama": theirs("Llama", **LLAMA, rope_parameters=LLAMA_3),
+        "llama": theirs("Llama", **LLAMA, rope_parameters={**LLAMA3, **TRAINED}),
         "mistral": theirs("Mistral", **LLAMA, sliding_window=7),
-        "qwen2": theirs("Qwen2", **{**LLAMA, "head_dim": None}, rope_parameters=YARN),
+        "qwen2": theirs("Qwen2", **{**LLAMA, "head_dim": None}, rope_parameters={**YARN, **TRAINED, "factor": 2.0}),
         "qwen3": theirs("Qwen3", **LLAMA, tie_word_embeddings=True),
         "neox": llama_builders.tiny_neox(num_hidden_layers=1, hidden_size=15, intermediate_size=60),
     }

@@ -21,7 +21,7 @@ from gptexport.architectures.rotary import (
     scaling_of,
     scaling_to_dict,
 )
-from tests.support.llama_builders import IDX, logits_of, theirs
+from tests.support.llama_builders import IDX, LLAMA3, YARN, logits_of, theirs
 from tests.support.nanogpt_reference import relative_rms
 
 OURS: dict[str, Any] = {
@@ -34,15 +34,6 @@ OURS: dict[str, Any] = {
     "head_size": 10,
     "n_inner": 42,
     "tied": False,
-}
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 5e5,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
 }
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Llama": ("Llama", {}, {}),

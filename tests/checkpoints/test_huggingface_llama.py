@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from gptexport.checkpoints import describe_checkpoint, load_checkpoint
 from gptexport.errors import CheckpointError, UnknownCheckpointError
-from tests.support.llama_builders import IDX, logits_of, theirs
+from tests.support.llama_builders import IDX, LLAMA3, YARN, logits_of, theirs
 from tests.support.nanogpt_reference import relative_rms
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -32,19 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama",
         {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}},
     ),
-    "Llama 3.1": (
-        "Llama",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 5e5,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32,
-            }
-        },
-    ),
+    "Llama 3.1": ("Llama", {"rope_parameters": LLAMA3}),
     "Mistral": ("Mistral", {"sliding_window": None}),
     "Mistral with a window": ("Mistral", {"sliding_window": 7}),
     "Qwen2": ("Qwen2", {"hidden_size": 36, "head_dim": None}),
@@ -54,12 +42,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "use_sliding_window": True,
             "sliding_window": 5,
             "max_window_layers": 2,
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 1e6,
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
-            },
+            "rope_parameters": YARN,
         },
     ),
     "Qwen3": ("Qwen3", {"tie_word_embeddings": True}),

@@ -17,20 +17,12 @@ from gptexport.checkpoints import load_checkpoint
 from gptexport.engine import build_engine, make_profiles, open_library, open_source
 from gptexport.export import export_onnx
 from tests.support.greedy import agreement
-from tests.support.llama_builders import theirs, tiny_neox
+from tests.support.llama_builders import LLAMA3, theirs, tiny_neox
 from tests.support.nanochat_builders import GENERATIONS, H, K, V, nanochat, state_of
 from tests.support.nanochat_reference import nanochat_logits
 
 Logits = Callable[[np.ndarray], np.ndarray]  # ids (B,T) to (B,T,V) in float64
 HEADS = ["logits", "last", "score", "decode"]
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 5e5,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from gptexport.architectures.llama import LlamaConfig
 from gptexport.architectures.rotary import interleaved_to_halves
 from gptexport.checkpoints.formats.litgpt_config import Fields, check, scaling_of, sizes_of
 from gptexport.checkpoints.formats.llama_names import EMBEDDING, HEAD, renamed
-from gptexport.checkpoints.sizes import positive_integer
+from gptexport.checkpoints.sizes import positive_integer, wrong_values_in
 from gptexport.errors import CheckpointError
 
 _REQUIRED = {
@@ -48,7 +48,7 @@ def config_of(fields: Fields, path: Path) -> LlamaConfig:
         UnknownCheckpointError: fields ask for what gptexport does not build; they are named.
     """
     check(fields, _REQUIRED, path)
-    try:
+    with wrong_values_in(path):
         return LlamaConfig(
             **sizes_of(fields, path),
             n_inner=positive_integer(fields.get("intermediate_size"), "intermediate_size", path),
@@ -61,8 +61,6 @@ def config_of(fields: Fields, path: Path) -> LlamaConfig:
             rope_scaling=scaling_of(fields, path),
             windows=_windows(fields, path),
         )
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}.") from error
 
 
 def _windows(fields: Fields, path: Path) -> tuple[int | None, ...]:

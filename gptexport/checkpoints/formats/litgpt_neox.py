@@ -9,7 +9,7 @@ import torch
 from gptexport.architectures.neox import NeoxConfig
 from gptexport.checkpoints.formats.litgpt_config import Fields, check, scaling_of, sizes_of
 from gptexport.checkpoints.formats.llama_names import renamed
-from gptexport.checkpoints.sizes import positive_number
+from gptexport.checkpoints.sizes import positive_number, wrong_values_in
 from gptexport.errors import CheckpointError, UnknownCheckpointError
 
 _REQUIRED = {
@@ -49,7 +49,7 @@ def config_of(fields: Fields, path: Path) -> NeoxConfig:
         raise CheckpointError(f"{path}: gelu_approximate is {fields['gelu_approximate']!r}; expected none or tanh.")
     share = positive_number(fields["rotary_percentage"], "rotary_percentage", path)
     inner = fields.get("intermediate_size")
-    try:
+    with wrong_values_in(path):
         return NeoxConfig(
             **sizes,
             n_inner=4 * sizes["n_embd"] if inner is None else inner,
@@ -62,8 +62,6 @@ def config_of(fields: Fields, path: Path) -> NeoxConfig:
             gelu=_GELU[fields["gelu_approximate"]],
             norm_eps=fields["norm_eps"],
         )
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}.") from error
 
 
 def weights_of(weights: Mapping[str, torch.Tensor], config: NeoxConfig, fields: Fields) -> dict[str, torch.Tensor]:

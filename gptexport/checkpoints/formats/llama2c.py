@@ -12,7 +12,7 @@ from gptexport.architectures.rotary import interleaved_to_halves
 from gptexport.checkpoints.formats.llama_names import EMBEDDING, HEAD, heads_of, renamed, sizes_of
 from gptexport.checkpoints.formats.nanogpt import training
 from gptexport.checkpoints.names import clean_state_dict, is_tied
-from gptexport.checkpoints.sizes import positive_integer
+from gptexport.checkpoints.sizes import positive_integer, wrong_values_in
 from gptexport.checkpoints.types import Stored
 from gptexport.errors import CheckpointError
 
@@ -55,7 +55,7 @@ def read(payload: Mapping[str, Any], path: Path) -> Stored:
     stated = args.get("n_kv_heads") or args["n_heads"]
     if heads["n_kv_head"] != stated:
         raise CheckpointError(f"{where}: n_kv_heads is {stated!r}, but the keys have {heads['n_kv_head']} heads.")
-    try:
+    with wrong_values_in(where):
         config = LlamaConfig(
             **{**sizes_of(weights, path), "n_layer": args["n_layers"], "n_embd": args["dim"]},
             **heads,
@@ -64,8 +64,6 @@ def read(payload: Mapping[str, Any], path: Path) -> Stored:
             rope_base=1e4,
             tied=is_tied(weights, EMBEDDING, HEAD),
         )
-    except ValueError as error:
-        raise CheckpointError(f"{where}: {error}.") from error
     return Stored(
         format=FORMAT,
         path=path,

@@ -12,6 +12,7 @@ import torch
 
 from gptexport.architectures import gpt2
 from gptexport.architectures.gpt2 import GPTConfig
+from gptexport.checkpoints.sizes import wrong_values_in
 from gptexport.checkpoints.types import Stored
 from gptexport.errors import CheckpointError
 from gptexport_runtime.files import open_regular
@@ -76,10 +77,8 @@ def _header(path: Path) -> tuple[int, GPTConfig, int]:
         )
     named = dict(zip(_FIELDS, sizes, strict=True))
     padded = named.pop("padded vocab_size")
-    try:
+    with wrong_values_in(f"{path}: the header is corrupt"):
         config = GPTConfig(**named, gelu="tanh", tied=True, bias=True)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: the header is corrupt: {error}.") from error
     if padded < config.vocab_size:
         raise CheckpointError(
             f"{path}: the header is corrupt: vocab_size {config.vocab_size} is padded to {padded}, which is less."

@@ -14,9 +14,8 @@ import torch
 from gptexport.architectures import gpt2
 from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.checkpoints.names import clean_state_dict, is_tied
-from gptexport.checkpoints.sizes import heads_of_gpt2, layers_in, note_of_heads, shape_of
+from gptexport.checkpoints.sizes import heads_of_gpt2, layers_in, note_of_heads, shape_of, wrong_values_in
 from gptexport.checkpoints.types import Stored
-from gptexport.errors import CheckpointError
 
 FORMAT = "llms-from-scratch"
 _NAMES = {  # a pattern -> GPT's name
@@ -49,7 +48,7 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
     n_layer = layers_in(weights, _BLOCK, path)
     named = _joined(weights, n_layer, C)
     heads, told = heads_of_gpt2(C, n_head, path)
-    try:
+    with wrong_values_in(path):
         config = GPTConfig(
             block_size=T,
             vocab_size=V,
@@ -60,8 +59,6 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
             bias=True,
             tied=is_tied(named),
         )
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}.") from error
     return Stored(
         format=FORMAT,
         path=path,

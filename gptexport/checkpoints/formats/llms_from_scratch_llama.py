@@ -15,9 +15,9 @@ from gptexport.architectures.rotary import Llama3
 from gptexport.checkpoints.formats.llama_names import EMBEDDING, HEAD, heads_of, renamed, sizes_of
 from gptexport.checkpoints.formats.llms_from_scratch import FORMAT
 from gptexport.checkpoints.names import clean_state_dict, is_tied
-from gptexport.checkpoints.sizes import missing_heads, note_of_heads, shape_of
+from gptexport.checkpoints.sizes import missing_heads, note_of_heads, shape_of, wrong_values_in
 from gptexport.checkpoints.types import AssumptionSource, Stored
-from gptexport.errors import CheckpointError, UnknownCheckpointError
+from gptexport.errors import UnknownCheckpointError
 
 LLAMA_HEADS = {2048: 32, 3072: 24}  # by width, of the two models in the book
 _LLAMA: dict[str, Any] = {
@@ -62,10 +62,8 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
     heads, told = _heads(weights, fields, path, n_head)
     book = _QWEN if fields["qk_norm"] else _LLAMA
     weights.setdefault(HEAD, weights[EMBEDDING])
-    try:
+    with wrong_values_in(path):
         config = LlamaConfig(**fields, **heads, **book, tied=is_tied(weights, EMBEDDING, HEAD))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}.") from error
     name = "Qwen3Model, with base 1,000,000" if fields["qk_norm"] else "Llama3Model, with Llama 3.2's rotary scaling"
     return Stored(
         format=FORMAT,

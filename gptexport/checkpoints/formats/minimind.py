@@ -13,9 +13,9 @@ from gptexport.architectures.llama import LlamaConfig
 from gptexport.checkpoints.formats.huggingface_text import text_of
 from gptexport.checkpoints.formats.llama_names import EMBEDDING, HEAD, heads_of, sizes_of
 from gptexport.checkpoints.names import clean_state_dict, is_tied
-from gptexport.checkpoints.sizes import note_of_heads, shape_of
+from gptexport.checkpoints.sizes import note_of_heads, shape_of, wrong_values_in
 from gptexport.checkpoints.types import AssumptionSource, Stored
-from gptexport.errors import CheckpointError, UnknownCheckpointError
+from gptexport.errors import UnknownCheckpointError
 from gptexport_runtime.contract.manifest import TextEntry
 
 FORMAT = "minimind"
@@ -44,7 +44,7 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
         heads = heads_of(weights, path, n_head=n_head if n_head is not None else N_HEAD)
     told: AssumptionSource = "option" if n_head is not None else "checkpoint" if fields["qk_norm"] else "format"
     weights.setdefault(HEAD, weights[EMBEDDING])
-    try:
+    with wrong_values_in(path):
         config = LlamaConfig(
             **fields,
             **heads,
@@ -53,8 +53,6 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
             norm_eps=1e-6 if fields["qk_norm"] else 1e-5,
             rope_base=1e6,
         )
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}.") from error
     tokenizer = _tokenizer(path)
     text = text_of(tokenizer.parent, {}, config.vocab_size) if tokenizer else None
     return Stored(

@@ -14,6 +14,7 @@ import torch
 from gptexport.architectures import gpt2
 from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.checkpoints.names import clean_state_dict, is_tied
+from gptexport.checkpoints.sizes import wrong_values_in
 from gptexport.checkpoints.types import Stored
 from gptexport.errors import CheckpointError
 from gptexport_runtime.files import is_file
@@ -77,10 +78,8 @@ def config_of(fields: Any, *, where: str, gelu: str, tied: bool) -> GPTConfig:
     bias = fields.get("bias", True)  # checkpoints from before the option have them all
     if not isinstance(bias, bool):
         raise CheckpointError(f"{where}: bias is {bias!r}; expected True or False.")
-    try:
+    with wrong_values_in(where):
         return GPTConfig(**{name: fields[name] for name in _SIZES}, bias=bias, gelu=gelu, tied=tied)
-    except ValueError as error:
-        raise CheckpointError(f"{where}: {error}.") from error
 
 
 def training(payload: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, int | float]:

@@ -11,9 +11,8 @@ from typing import Any
 from gptexport.architectures import gpt2
 from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.checkpoints.names import clean_state_dict, is_tied
-from gptexport.checkpoints.sizes import heads_of_gpt2, layers_in, note_of_heads, shape_of
+from gptexport.checkpoints.sizes import heads_of_gpt2, layers_in, note_of_heads, shape_of, wrong_values_in
 from gptexport.checkpoints.types import Stored
-from gptexport.errors import CheckpointError
 
 FORMAT = "state-dict"
 _HEAD, _WTE = "lm_head.weight", "transformer.wte.weight"
@@ -39,7 +38,7 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
     inner, _ = shape_of(weights, f"{_FIRST}mlp.c_fc.weight", path, dims=2)
     bias = f"{_FIRST}attn.c_attn.bias" in weights
     heads, told = heads_of_gpt2(C, n_head, path)
-    try:
+    with wrong_values_in(path):
         config = GPTConfig(
             block_size=T,
             vocab_size=V,
@@ -51,8 +50,6 @@ def read(state: Mapping[Any, Any], path: Path, *, n_head: int | None = None) -> 
             bias=bias,
             tied=is_tied(weights),
         )
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}.") from error
     return Stored(
         format=FORMAT,
         path=path,
