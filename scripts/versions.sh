@@ -39,7 +39,8 @@ for name in artifact boundary engine_file files fork inputs load; do tests+=("te
 if [ "$part" = toolkit ]; then
     packages+=" $(want onnx) $(want onnxscript) $(want onnx-ir) $(want click) $(want safetensors)"
     packages+=" ${TORCH:-$(grep ^torch== constraints.txt)} tokenizers transformers"
-    tests+=(tests/runtime tests/staging tests/parity/verdict tests/export/test_graph.py tests/export/test_heads.py)
+    tests+=(tests/runtime tests/staging tests/parity/verdict tests/export/test_graph.py tests/export/test_heads.py
+        tests/cli/test_onnx.py tests/cli/test_inspect.py)
 fi
 echo "$("$python" --version), $age: $packages"
 # shellcheck disable=SC2086 # several words

@@ -7,8 +7,9 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 
 import onnx_ir as ir
 import onnxscript.optimizer
@@ -96,7 +97,8 @@ def trace_logits(model: nn.Module, *, block_size: int, opset: int = DEFAULT_OPSE
         assert onnx_program is not None
         weights = _take_weights(onnx_program.model.graph)
         made = onnx_program.model.clone()  # the exporter's own keeps weights that it merged, out of sight
-        onnxscript.optimizer.optimize_ir(made)
+        with redirect_stdout(StringIO()):  # onnxscript 0.6 prints how much it rewrote
+            onnxscript.optimizer.optimize_ir(made)
     _name_axes(made.graph)
     weights = {name: tensor for name, tensor in weights.items() if name in made.graph.initializers}
     return Trace(made, weights, _promised(program, opset), longest)
