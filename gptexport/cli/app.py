@@ -29,6 +29,7 @@ from gptexport.cli.terminal import forgiving, give_up, in_color
 from gptexport.cli.triton import triton
 from gptexport.cli.trt import trt
 from gptexport.cli.tune import tune
+from gptexport.cli.web import web
 from gptexport.errors import UnknownCheckpointError, UnsafeCheckpointError
 from gptexport_runtime.errors import BackendUnavailableError, GPTExportError
 
@@ -58,6 +59,7 @@ def gptexport() -> None:
       gptexport hf out/ckpt.pt -o gpt2-hf/           write it as a folder for transformers
       gptexport score gpt2/ val.bin -o scores/       perplexity of a corpus, token by token
       gptexport triton gpt2/ -o repository/          a model repository for Triton and KServe
+      gptexport web gpt2/ -o site/                   a page that runs it in the browser
       gptexport doctor                               what can this machine run?
 
     \b
@@ -105,6 +107,7 @@ for command in (
     generate,
     score,
     triton,
+    web,
     inspect,
     bench,
     hf,

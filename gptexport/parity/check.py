@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def check_parity(
     gates: Mapping[str, str | float | None] | None = None,
     quick: bool = False,
     source: str | None = None,
+    record: bool = True,
+    open_session: Callable[..., Session] | None = None,
     progress: Progress = lambda _step: None,
 ) -> ParityResult:
     """Compare an artifact with the checkpoint that it was exported from, as `gptexport parity` does.
@@ -58,6 +61,9 @@ def check_parity(
         gates: other numbers for some of the precision's gates; None as a number lifts the gate.
         quick: two small shapes and the logits alone, and no search for the cause.
         source: what to call the checkpoint in a report.
+        record: write the verdict where the artifact has a place for it.
+        open_session: opens the artifact, with the keyword arguments of `load`; None: `load` does. A session that runs
+            elsewhere, in a browser, is measured in this way.
         progress: is called with what is being done.
 
     Raises:
@@ -71,9 +77,10 @@ def check_parity(
         source, checkpoint = source or checkpoint, load_for(described, checkpoint)
     grid = choose_grid(described, checkpoint.block_size, shapes, quick=quick)
     device = device or described.device
+    opened = open_session or partial(load, described.path, device=device)
     notes: list[str] = []
     certificate, diagnosis = None, Diagnosis()
-    with load(described.path, device=device, verify=True) as session:
+    with opened(verify=True) as session:
         measured = measure_parity(
             session,
             checkpoint,
@@ -85,14 +92,14 @@ def check_parity(
             progress=progress,
         )
         if not quick:
-            measured = _with_other_heads(measured, described, device, tokens, progress)
+            measured = _with_other_heads(measured, described, opened, tokens, progress)
         origin = environment(described, source or checkpoint.format, session, checkpoint.sha256)
         measured = replace(measured, environment=origin)
         verdict = judge(measured, limits)
         progress(f"the verdict: {'PASS' if verdict else 'FAIL'}")
         if (why_not := _why_not_recorded(verdict, described, checkpoint)) is not None:
             notes.append(why_not)
-        elif not quick and not gates:
+        elif record and not quick and not gates:
             with noted("the verdict could not be recorded", notes):
                 certificate = certify(described, verdict, checkpoint.sha256)
         if not quick or not verdict:
@@ -225,7 +232,7 @@ def _with_special_ids(
 
 
 def _with_other_heads(
-    measured: Measured, artifact: Artifact, device: Device, tokens: Ids | None, progress: Progress
+    measured: Measured, artifact: Artifact, opened: Callable[..., Session], tokens: Ids | None, progress: Progress
 ) -> Measured:
     """Also how far the other graphs of the bundle are from the logits."""
     if len(artifact.heads) < 2 or not measured.invariances:
@@ -233,7 +240,7 @@ def _with_other_heads(
     progress("comparing the other graphs of the bundle")
     B, T = next(s.shape for s in sorted(measured.stats, key=lambda s: -s.shape[0] * (s.shape[1] > 1)))
     allowed = allowed_change(measured.stats, measured.precision)
-    with load(artifact.path, device=device, prepack=False) as lean:  # each graph of a session has its own copy
+    with opened(prepack=False) as lean:  # each graph of a session has its own copy
         ids = TokenSource(lean.config.predicted_ids, tokens).batch((B, T), seed=2)
         found = measure_heads(lean, artifact.heads, ids, allowed)
     return replace(measured, invariances=(*measured.invariances, *found))

@@ -18,6 +18,7 @@ from tests.support.cli import Cli
 from tests.support.fake_engine import write_engine
 from tests.support.faults import scale_weight, tampered
 from tests.support.pages import ROOT
+from tests.support.web import npm_packages
 
 SCHEMAS = {
     path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "docs" / "schemas").glob("*.json")
@@ -47,6 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = export_onnx(load_checkpoint(str(checkpoint)), made / "gpt").path
     tampered(bundle, made / "wrong", scale_weight("ln_f.weight", 1.01))
     write_engine(made)
+    npm_packages(made)
     (made / "ids.jsonl").write_text('{"ids": [1, 2, 3]}\n{"ids": [4, 5]}\n')
     return made
 
@@ -57,6 +59,7 @@ SUCCEED: dict[str, Arguments] = {
     "generate": lambda f: [f / "gpt", "--prompt-ids", "1,2", "--max-new-tokens", 2],
     "score": lambda f: [f / "gpt", f / "ids.jsonl", "-o", f / "scores", "--compare", f / "wrong", "--batch-tokens", 64],
     "triton": lambda f: [f / "gpt", "-o", f / "repository"],
+    "web": lambda f: [f / "gpt", "-o", f / "site", "--packages", f],
     "bench": lambda f: [f / "gpt", "--rounds", 1, "--shapes", "1x1"],
     "doctor": lambda f: [],
     "gguf": lambda f: [f / "ckpt.pt", "-o", f / "m.gguf"],
