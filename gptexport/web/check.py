@@ -61,7 +61,7 @@ def check_site(
     progress: Progress = lambda _step: None,
     **assumed: Any,
 ) -> WebCheck:
-    """Compare what a page computes with the checkpoint, as `gptexport parity` does, and its greedy texts with a session's.
+    """Compare a page's logits with the checkpoint's, as `gptexport parity` does, and its greedy texts with a session's.
 
     Args:
         site: what `write_site` wrote.

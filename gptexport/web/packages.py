@@ -50,8 +50,8 @@ def packages(folder: Path | None) -> Path:
         if got != expected:
             state = f"holds {name} {got}" if got else f"does not hold {name}"
             raise ArtifactError(
-                f"{found} {state}; expected version {expected}. Copy package.json and package-lock.json from {PAGE} "
-                "into a folder, run `npm ci` there, and name that folder."
+                f"{found} {state}; expected version {expected}. Copy {' and '.join(LOCKED)} from {PAGE} into a folder, "
+                "run `npm ci` there, and name that folder."
             )
     return found
 
@@ -95,9 +95,9 @@ def _fetched() -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise BackendUnavailableError(
-            f"the page needs {RUNTIME} {pinned()[RUNTIME]} from npm, and there is no npm here. Install Node.js; or copy "
-            f"package.json and package-lock.json from {PAGE} to a machine that has it, run `npm ci` there, copy the "
-            "folder back and name it with packages."
+            f"the page needs {RUNTIME} {pinned()[RUNTIME]} from npm, and there is no npm here. Install Node.js; or "
+            f"copy {' and '.join(LOCKED)} from {PAGE} to a machine that has it, run `npm ci` there, copy the folder "
+            "back, and name it with packages."
         )
     work = caches / f"{home.name}.{os.getpid()}"
     try:

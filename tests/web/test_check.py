@@ -1,4 +1,4 @@
-"""The page's answers are judged as a session's are. Here a program answers for it; tests/web/test_browser.py has a real one."""
+"""The page's answers are judged as a session's are. A program answers for it; test_browser.py has a real browser."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import replace
 from hashlib import sha256
@@ -42,9 +41,7 @@ def site(folder: Path) -> Path:
 
 def test_all_that_the_page_loads_is_in_the_site(site: Path) -> None:
     """And comes from nowhere else."""
-    ours = [
-        path for path in site.iterdir() if path.suffix in (".js", ".html", ".css") and path.name in os.listdir(PAGE)
-    ]
+    ours = [path for path in site.iterdir() if path.suffix in (".js", ".html", ".css") and (PAGE / path.name).exists()]
     loaded = {name for path in ours for _, name in LOADED.findall(path.read_text(encoding="utf-8"))}
     assert {"app.js", "worker.js", "files.js", "style.css", "ort/ort.wasm.bundle.min.mjs"} <= loaded
     assert [name for name in loaded if not (site / name).is_file()] == []
@@ -93,7 +90,7 @@ def changed(folder: Path, **changes: object) -> Artifact:
 def test_what_no_browser_runs_is_refused(folder: Path) -> None:
     manifest = open_artifact(folder / "gpt").manifest
     assert manifest is not None and manifest.weights is not None
-    with pytest.raises(ExportError, match="for cuda alone; a browser runs what a CPU does. Export it again with"):
+    with pytest.raises(ExportError, match=r"for cuda alone; a browser runs what a CPU does\. Export it again with"):
         check_browser_runs(changed(folder, runs_on=("cuda",)))
     graphs = {name: entry for name, entry in manifest.graphs.items() if name != "decode"}
     with pytest.raises(ExportError, match=r"needs the graph decode, and .*gpt is without it: no attention was found\."):
@@ -120,7 +117,7 @@ def test_npm_fetches_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """A fetch that fails leaves nothing that would be taken for one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(BackendUnavailableError, match="there is no npm here. Install Node.js; or copy package.json"):
+    with pytest.raises(BackendUnavailableError, match=r"there is no npm here\. Install Node.js; or copy package.json"):
         packages(None)
     npm = tmp_path / "bin" / "npm"
     npm.parent.mkdir()

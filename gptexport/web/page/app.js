@@ -1,7 +1,7 @@
 // The page: a prompt, the tokens as they come, and what else could have come.
 
 import { Model, hasWebGPU } from "./model.js";
-import { softmax, tokensLeft } from "./sampling.js";
+import { largest, softmax, tokensLeft } from "./sampling.js";
 import { pieces } from "./tokenizer.js";
 
 const SHOWN = 12; // bars
@@ -225,21 +225,18 @@ function draw() {
   if (logits === null) return;
   const chosen = tokens[selected]?.id;
   const asked = options();
-  const likely = tokensLeft(logits, { ...asked, temperature: asked.temperature || 1, topK: 0, topP: 1 });
+  const probability = softmax(logits, asked.temperature || 1);
   const left = new Set(tokensLeft(logits, asked).ids);
-  const shown = likely.ids.slice(0, SHOWN);
-  if (chosen !== undefined && !shown.includes(chosen)) shown[SHOWN - 1] = chosen;
-  const probability = new Map(likely.ids.map((id, at) => [id, likely.probabilities[at]]));
-  const before = words.decode(ids().slice(0, given.length + selected).slice(-8)).trim();
+  const shown = largest(logits, SHOWN);
+  if (chosen !== undefined && !shown.includes(chosen)) shown[shown.length - 1] = chosen;
+  const before = words.decode(ids().slice(0, given.length + selected).slice(-24)).trim();
   byId("after").textContent = `after “${before.length > 60 ? `…${before.slice(-60)}` : before}”`;
-  const widest = Math.max(...shown.map((id) => probability.get(id) ?? 0));
-  byId("bars").replaceChildren(
-    ...shown.map((id) => bar(id, probability.get(id) ?? 0, widest, id === chosen, !left.has(id))),
-  );
-  const sum = shown.reduce((total, id) => total + (probability.get(id) ?? 0), 0);
-  const others = likely.ids.length - shown.length;
+  const widest = Math.max(...shown.map((id) => probability[id]));
+  byId("bars").replaceChildren(...shown.map((id) => bar(id, probability[id], widest, id === chosen, !left.has(id))));
+  const others = logits.length - shown.length;
+  const rest = Math.max(0, 1 - shown.reduce((total, id) => total + probability[id], 0));
   byId("rest").textContent =
-    (others > 0 ? `The other ${others.toLocaleString("en")} tokens share ${percent(Math.max(0, 1 - sum))}. ` : "") +
+    (others > 0 ? `The other ${others.toLocaleString("en")} tokens share ${percent(rest)}. ` : "") +
     "Choose a token to go on with it.";
 }
 
