@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from gptexport.web.site import ISOLATION
 from gptexport_runtime.errors import ExecutionError
@@ -93,9 +93,9 @@ class _Http(ThreadingHTTPServer):
 def _handler(server: SiteServer, site: Path, headers: Mapping[str, str]) -> type[SimpleHTTPRequestHandler]:
     class Handler(SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        extensions_map: ClassVar = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}
 
         def __init__(self, *args: Any) -> None:
+            self.extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}
             super().__init__(*args, directory=str(site))
 
         def do_GET(self) -> None:
