@@ -18,6 +18,7 @@ from typing import Any
 
 from gptexport.artifacts import Artifact, describe_artifact
 from gptexport.staging import staged
+from gptexport.triton.ids import refuse_wrong_ids
 from gptexport.triton.text_format import Enum, Value, text_format
 from gptexport_runtime.artifact import ENGINE_SUFFIX, GRAPH_SUFFIX
 from gptexport_runtime.backends.ort.providers import AUTO
@@ -196,6 +197,9 @@ def _copy_graph(artifact: Artifact, head: Head, folder: Path) -> None:
     shutil.copyfile(file, place)
     for data in weights:
         shutil.copyfile(data, place.parent / data.name)
+    if file.suffix == GRAPH_SUFFIX:
+        model = artifact.model
+        refuse_wrong_ids(place, int(str(model.get("input_vocab_size", model["vocab_size"]))))
 
 
 def _served_as(artifact: Artifact) -> tuple[str, str]:

@@ -223,6 +223,7 @@ def _mistakes_are_refused_and_the_server_lives_on(session: Session, _r: Path, po
 
     said = {
         "bad id": _refused(lambda: raw(np.full((1, 4), V, np.int64))),
+        "negative id": _refused(lambda: raw(np.full((1, 4), -1, np.int64))),
         "too long": _refused(lambda: raw(np.zeros((1, T + 1), np.int64))),
         "too large": _refused(lambda: raw(np.zeros((999, 4), np.int64))),
         "bad id to generate": _refused(lambda: list(client.stream([V]))),

@@ -141,6 +141,21 @@ def test_every_graph_runs_as_it_lies_there(repository: Path, bundle: Path) -> No
         assert np.abs(out - value).max() < 1e-5
 
 
+@pytest.mark.parametrize("options", [{}, {"target": "cpu"}, {"quantize": "int8"}, {"quantize": "int4"}], ids=str)
+def test_a_wrong_id_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    """ONNX counts a negative id from the end, and int4 reads whatever lies behind its table."""
+    checkpoint = load_checkpoint(str(tiny_nanogpt(tmp_path / "ckpt.pt")))
+    made = export_onnx(checkpoint, tmp_path / "gpt", **options).path
+    write_repository(made, tmp_path / "repository", SERVING)
+    for name in ("logits", "score"):
+        file = tmp_path / "repository" / f"gpt_{name}" / "1" / "model.onnx" / "model.onnx"
+        graph = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        graph.run(None, {"input_ids": np.array([[0, 96, 3]])})
+        for wrong in (-1, -97, -98, 97, 10**6):
+            with pytest.raises(Exception, match="input_ids.checked.*out of data bounds"):
+                graph.run(None, {"input_ids": np.array([[3, wrong, 3]])})
+
+
 def test_an_engine_is_a_plan(tmp_path: Path) -> None:
     write_engine(tmp_path)
     configs = write_repository(tmp_path / "gpt.engine", tmp_path / "out", Serving(max_batch=64, buckets=(32,)))
