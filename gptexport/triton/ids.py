@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from gptexport_runtime.contract.names import INPUT_IDS
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def refuse_wrong_ids(graph: Path, vocab_size: int) -> None:
@@ -16,6 +19,8 @@ def refuse_wrong_ids(graph: Path, vocab_size: int) -> None:
     The runtime checks ids itself; here is none. Without it ONNX counts a negative id from the vocabulary's end, and
     GatherBlockQuantized, which int4 has, reads whatever lies behind its table.
     """
+    import onnx_ir as ir
+
     model = ir.load(graph)
     ids = next(value for value in model.graph.inputs if value.name == INPUT_IDS)
     uses = tuple(ids.uses())
@@ -32,6 +37,8 @@ def refuse_wrong_ids(graph: Path, vocab_size: int) -> None:
 
 
 def _number(graph: ir.Graph, number: np.ndarray) -> ir.Value:
+    import onnx_ir as ir
+
     name = f"{INPUT_IDS}.{number}"
     value = ir.Value(name=name, const_value=ir.tensor(number, name=name))
     graph.register_initializer(value)

@@ -152,7 +152,7 @@ def test_a_wrong_id_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
         graph = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         graph.run(None, {"input_ids": np.array([[0, 96, 3]])})
         for wrong in (-1, -97, -98, 97, 10**6):
-            with pytest.raises(Exception, match="input_ids.checked.*out of data bounds"):
+            with pytest.raises(Exception, match=r"input_ids\.checked.*out of data bounds"):
                 graph.run(None, {"input_ids": np.array([[3, wrong, 3]])})
 
 
