@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,8 @@ def _check(chunk: Chunk, limits: Limits) -> None:
 
 
 def _text(file: Input, how: Reading, encoder: Encoder) -> Iterator[Chunk]:
+    if file.stream.peek(3).startswith(BOM_UTF8):  # some editors mark UTF-8 so; it is no part of the text
+        file.stream.read(len(BOM_UTF8))
     if how.lines:
         for number, line in enumerate(file.stream, 1):
             name = f"{file.path}:{number}"

@@ -83,6 +83,14 @@ def test_a_text_is_a_document_or_each_of_its_lines(tmp_path: Path) -> None:
     assert read(path, lines=True) == [(f"{path}:1", list(b"one"), 3), (f"{path}:3", list(b"three"), 5)]
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = _bytes(tmp_path / "a.txt", b"\xef\xbb\xbfone")
+    assert read(path) == [(str(path), list(b"one"), 3)]
+    assert read(path, lines=True) == [(f"{path}:1", list(b"one"), 3)]
+    with_mark = _bytes(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "one"}\n')
+    assert read(with_mark) == [(f"{with_mark}:1", list(b"one"), 3)]
+
+
 FLAT = [5, 9, 1, 2, 9, 9, 3]
 TOKENS: dict[str, Callable[[Path], Path]] = {
     "a.bin": lambda p: _bytes(p, np.array(FLAT, "<u2").tobytes()),
