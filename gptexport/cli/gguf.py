@@ -66,5 +66,6 @@ def gguf(
             "bytes": done.bytes,
             "tokenizer": words.name if words is not None else None,
         },
-        f"{out}: {done.architecture}, {dtype}, {size(done.bytes)}\nnext: llama-cli -m {out}",
+        f"{out}: {done.architecture}, {dtype}, {size(done.bytes)}\n"
+        + (f"next: llama-cli -m {out}" if words is not None else f'next: llama_cpp.Llama("{out}").eval(ids)'),
     )

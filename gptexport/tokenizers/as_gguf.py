@@ -19,6 +19,8 @@ def tokenizer_fields(tokenizer: BundledTokenizer | None, vocab_size: int) -> tup
     Args:
         vocab_size: of the model; ids without a token are marked as unused.
     """
+    if tokenizer is None:
+        return NONE, ()
     files, notes = tokenizer_files(tokenizer, vocab_size)
     if HUGGINGFACE not in files:
         return NONE, (*notes, "the file has no tokenizer: llama.cpp takes and gives ids")

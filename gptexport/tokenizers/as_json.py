@@ -36,7 +36,7 @@ def tokenizer_files(
 
 def _files(tokenizer: BundledTokenizer | None, longest: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
     if tokenizer is None:
-        return {}, ("no tokenizer is in the folder: ids go in and come out. Pass --tokenizer to have one",)
+        return {}, ()
     config: dict[str, Any] = {"model_max_length": longest, "clean_up_tokenization_spaces": False}
     if tokenizer.name == SENTENCEPIECE:
         named = {"tokenizer_class": "LlamaTokenizer", **config}

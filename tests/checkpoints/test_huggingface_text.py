@@ -207,5 +207,5 @@ def test_a_slow_tokenizer_travels_or_is_told(cli: Cli, tmp_path: Path, name: str
 
 def test_no_tokenizer_is_told(cli: Cli, tmp_path: Path) -> None:
     ran = cli("onnx", tiny_huggingface(tmp_path / "hf"), "-o", tmp_path / "gpt", "--graphs", "logits")
-    assert "no tokenizer was found with the checkpoint: the bundle takes ids, not text" in ran.err
+    assert "no tokenizer was found with the checkpoint: ids go in and come out, not text" in ran.err
     assert "--tokenizer gpt2" not in ran.err, "it is not GPT-2's vocabulary"
