@@ -113,7 +113,8 @@ def found_with(checkpoint: Checkpoint) -> tuple[BundledTokenizer | None, str | N
     V = max(checkpoint.vocab_size, checkpoint.input_vocab_size or 0)
     if checkpoint.tokenizer is None:
         gpt2 = " If its text is GPT-2's, as the vocabulary looks: --tokenizer gpt2" if 0 <= V - GPT2_IDS < 256 else ""
-        return None, f"no tokenizer was found with the checkpoint: ids go in and come out, not text (--tokenizer names one).{gpt2}"
+        none = "no tokenizer was found with the checkpoint: ids go in and come out, not text (--tokenizer names one)."
+        return None, none + gpt2
     try:
         words = tokenizer_to_bundle(str(checkpoint.tokenizer))
     except GPTExportError as error:

@@ -23,10 +23,10 @@ from onnx_ir.tape import Tape
 from gptexport.architectures import Architecture
 from gptexport.export.irtools import MICROSOFT, constant, take_place, weight_behind
 from gptexport.export.rewrites import Audit, counted
+from gptexport.export.rewrites.embeddings import embeddings
 from gptexport.export.rewrites.linears import add_of_bias, linear_weight, split_gemms
 from gptexport.export.rewrites.rounding import BLOCK, Rounded, round_weight
 from gptexport.export.rewrites.smoothing import calibration_ids, smooth_norms
-from gptexport.export.sizes import Sizes
 from gptexport.export.trace import Trace
 from gptexport.recipe import Limits
 
@@ -55,9 +55,8 @@ class Int4:
         """Quantize every MatMul with a weight, and every table that tokens read rows of."""
         split_gemms(trace)
         graph = trace.graph
-        on_tokens = Sizes(graph, trace.weights).on_tokens
         matmuls = [node for node in graph if node.op_type == "MatMul" and linear_weight(trace, node.inputs[1])]
-        gathers = [node for node in graph if _reads_rows(trace, node, on_tokens)]
+        gathers = embeddings(trace)
         stored: dict[tuple[ir.Value, bool], _Blocks] = {}
         for node in (*matmuls, *gathers):
             weight = weight_behind(node.inputs[1]) if node in matmuls else node.inputs[0]
@@ -152,14 +151,6 @@ def own_text(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
                 draft[0, 1:] = drawn[:-1]
             drafts.append(draft)
     return torch.cat(drafts)
-
-
-def _reads_rows(trace: Trace, node: ir.Node, on_tokens: set[ir.Value]) -> bool:
-    """An embedding: rows of a table of weights, by token."""
-    if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0 or node.inputs[1] not in on_tokens:
-        return False
-    table = node.inputs[0]
-    return table is not None and table.name in trace.weights and trace.weights[table.name].dim() == 2
 
 
 def _add(trace: Trace, name: str, tensor: torch.Tensor) -> ir.Value:

@@ -1,8 +1,8 @@
-"""`--quantize int8`: linear layers in 8 bits, for ONNX Runtime's CPU provider.
+"""`--quantize int8`: linear layers and embeddings in 8 bits, for ONNX Runtime's CPU provider.
 
 Weights are int8, symmetric, one scale per output channel. Activations are quantized as they come, one scale per tensor
 (com.microsoft.DynamicQuantizeMatMul), so outliers cost precision for the whole tensor: smoothing moves them into the
-weights first. A tied embedding is stored once: a row of it is an output channel of the head, and has the same scale.
+weights first. An embedding has one scale per row. A tied one is stored once: a row of it is a channel of the head's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from onnx_ir.tape import Tape
 from gptexport.architectures import Architecture
 from gptexport.export.irtools import MICROSOFT, constant, take_place
 from gptexport.export.rewrites import Audit, counted
+from gptexport.export.rewrites.embeddings import embeddings
 from gptexport.export.rewrites.linears import add_of_bias, linear_weight, split_gemms
 from gptexport.export.rewrites.smoothing import smooth_norms
 from gptexport.export.trace import Trace
@@ -37,11 +38,12 @@ class Int8:
 
 
 def quantize_weights(trace: Trace) -> Audit:
-    """Quantize every MatMul with a weight, and the embedding that shares its weight, in place.
+    """Quantize every MatMul with a weight, and every table that tokens read rows of, in place.
 
     Returns: the audit: how many matmuls there were, and how many are in 8 bits.
     """
     graph = trace.graph
+    lookups = embeddings(trace)
     matmuls = [node for node in graph if node.op_type == "MatMul" and linear_weight(trace, node.inputs[1]) is not None]
     done = 0
     for node in matmuls:
@@ -61,6 +63,10 @@ def quantize_weights(trace: Trace) -> Audit:
         take_place(fused.outputs[0], replaced[-1].outputs[0])
         graph.remove(replaced, safe=True)
         done += 1
+    for table in dict.fromkeys(node.inputs[0] for node in lookups):
+        assert table is not None and table.name is not None
+        if trace.weights[table.name].is_floating_point() and all(use.node in lookups for use in table.uses()):
+            _dequantize_rows(graph, table, _quantize_weight(trace, table.name, channel_axis=0))
     graph.opset_imports[MICROSOFT] = 1
     return counted(QUANTIZED_MATMUL, len(matmuls), done)
 
