@@ -111,7 +111,8 @@ def main() -> int:
     parser.add_argument("--include", default=os.environ.get("ORT_INCLUDE"), help=f"the folder of {HEADER}")
     parser.add_argument("checkpoints", nargs="*", metavar="CHECKPOINT")
     args = parser.parse_args()
-    rows, wrong = [], []
+    rows: list[list[str]] = []
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         examples = _examples(args.include, Path(temporary))
         named = {name: make(*MODELS[name], Path(temporary) / name) for name in ("GPT-2", "Llama")}
