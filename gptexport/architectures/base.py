@@ -17,7 +17,8 @@ from gptexport.assumptions import Assumption
 from gptexport_runtime.contract.model import LARGEST
 from gptexport_runtime.errors import shown
 
-Smoothing = list[tuple[nn.Module, Sequence[nn.Linear]]]  # a norm, and all the linears that read it
+Smoothing = list[tuple[nn.Module, Sequence[nn.Linear]]]
+"""What can be scaled by channel without changing anything else, a norm say, and all the linears that read it."""
 
 
 class Config(Protocol):

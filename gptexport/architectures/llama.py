@@ -171,13 +171,13 @@ def forward_flops(config: LlamaConfig, B: int, T: int) -> float:
 
 
 def _smoothing(model: nn.Module) -> Smoothing:
-    """The linears that read a norm and nothing else."""
+    """The linears that read a norm and nothing else, and those that read the product of gate and up."""
     assert isinstance(model, Llama)
     pairs: Smoothing = []
     for layer in model.model.layers:
         attn, mlp = layer.self_attn, layer.mlp
         pairs += [(layer.input_layernorm, [attn.q_proj, attn.k_proj, attn.v_proj])]
-        pairs += [(layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj])]
+        pairs += [(layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj]), (mlp.up_proj, [mlp.down_proj])]
     return pairs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 import gptexport_runtime
+from gptexport.architectures import llama
 from gptexport.architectures.gpt2 import ARCHITECTURE
+from gptexport.architectures.llama import Llama, LlamaConfig
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx
@@ -22,7 +25,19 @@ from gptexport.recipe import Recipe
 from tests.support.builders import SIZES, own, random_weights, tiny_nanogpt
 from tests.support.cli import Cli
 from tests.support.few import few
+from tests.support.llama_builders import randomize
 
+LLAMA: dict[str, Any] = {
+    "n_layer": 2,
+    "n_head": 4,
+    "n_kv_head": 2,
+    "n_embd": 32,
+    "head_size": 8,
+    "block_size": 17,
+    "vocab_size": SIZES["vocab_size"],
+    "n_inner": 44,
+    "tied": True,
+}
 L, C, V = SIZES["n_layer"], 48, SIZES["vocab_size"]
 
 
@@ -57,7 +72,9 @@ def test_int8_is_close_and_small(tmp_path: Path, options: dict[str, bool]) -> No
     assert done.manifest.audit["DynamicQuantizeMatMul"] == {"expected": 4 * L + 1, "achieved": 4 * L + 1}
     graph = onnx.load(tmp_path / "gpt" / "logits.onnx", load_external_data=False).graph
     assert sum(node.op_type == "Add" for node in graph.node) == 2 * L + 1, "residuals and embeddings: biases are inside"
-    matrices = {t.name: t.data_type for t in graph.initializer if len(t.dims) == 2 and t.name != "transformer.wpe.weight"}
+    matrices = {
+        t.name: t.data_type for t in graph.initializer if len(t.dims) == 2 and t.name != "transformer.wpe.weight"
+    }
     assert set(matrices.values()) == {onnx.TensorProto.INT8}, "the embedding too, whether a head shares it or not"
     assert done.manifest.weights is not None
     assert done.manifest.weights.bytes < 1.6 * done.manifest.parameters + 4096 * 50
@@ -91,6 +108,28 @@ def test_smoothing_changes_nothing_but_the_ranges(tmp_path: Path) -> None:
 
     assert spread(model) > 20
     assert spread(smoothed) < 10
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("biases", [False, True])
+def test_a_llamas_products_of_gate_and_up_are_evened_out(biases: bool) -> None:
+    model = Llama(LlamaConfig(**LLAMA, qkv_bias=biases, out_bias=biases, mlp_bias=biases)).double()
+    randomize(model)
+    mlp = model.model.layers[1].mlp
+    for channel, factor in ((3, 60.0), (17, 100.0)):
+        mlp.up_proj.weight[channel] *= factor
+        if biases:
+            mlp.up_proj.bias[channel] *= factor
+        mlp.down_proj.weight[:, channel] /= factor
+    ids = calibration_ids(block_size=17, vocab_size=V)
+    expected, seen = model(ids), []
+    mlp.down_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].abs().amax(dim=(0, 1))))
+    model(ids)
+    assert llama.ARCHITECTURE.smoothing is not None
+    smooth(model, llama.ARCHITECTURE.smoothing(model), ids)
+    torch.testing.assert_close(model(ids), expected, rtol=0, atol=1e-10)
+    before, after = (float(peaks.max() / peaks.median()) for peaks in (seen[0], seen[-1]))
+    assert before > 40 and after < 10
 
 
 def test_without_smoothing_outliers_are_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

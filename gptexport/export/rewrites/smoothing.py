@@ -35,10 +35,10 @@ def calibration_ids(*, block_size: int, vocab_size: int) -> torch.Tensor:
 
 @torch.no_grad()
 def smooth(model: nn.Module, pairs: Smoothing, ids: torch.Tensor) -> None:
-    """Even out the inputs of the linears behind norms, in place; the function stays what it was (SmoothQuant).
+    """Even out the inputs of linears, in place; the function stays what it was (SmoothQuant).
 
     Args:
-        pairs: each norm, and all the linears that read it.
+        pairs: what scales them, a norm or a linear, and all the linears that read it.
         ids: (B,T) to see the activations' range on.
     """
     peaks: dict[nn.Module, torch.Tensor] = {}
@@ -52,12 +52,12 @@ def smooth(model: nn.Module, pairs: Smoothing, ids: torch.Tensor) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    for norm, linears in pairs:
+    for scaled, linears in pairs:
         weight_peak = torch.stack([linear.weight.abs().amax(dim=0) for linear in linears]).amax(dim=0).clamp(min=1e-5)
         scale = peaks[linears[0]].clamp(min=1e-5) ** SMOOTHING / weight_peak ** (1 - SMOOTHING)
         for name in ("weight", "bias"):
-            value = getattr(norm, name, None)
+            value = getattr(scaled, name, None)
             if value is not None:
-                value.data = value / scale
+                value.data = value / scale.reshape(-1, *[1] * (value.dim() - 1))  # a linear's weight is (N,K)
         for linear in linears:
             linear.weight.data = linear.weight * scale
