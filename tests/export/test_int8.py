@@ -115,7 +115,7 @@ def test_smoothing_changes_nothing_but_the_ranges(tmp_path: Path) -> None:
 def test_a_llamas_products_of_gate_and_up_are_evened_out(biases: bool) -> None:
     model = Llama(LlamaConfig(**LLAMA, qkv_bias=biases, out_bias=biases, mlp_bias=biases)).double()
     randomize(model)
-    mlp = model.model.layers[1].mlp
+    mlp: Any = model.get_submodule("model.layers.1.mlp")
     for channel, factor in ((3, 60.0), (17, 100.0)):
         mlp.up_proj.weight[channel] *= factor
         if biases:
