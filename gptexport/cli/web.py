@@ -94,12 +94,21 @@ def web(
 
 def _check_data(found: WebCheck) -> dict[str, Any]:
     page = {"onnxruntime_web": found.page.onnxruntime, "threads": found.page.threads, "agent": found.page.agent}
+    otherwise = list(found.encoded_otherwise)
     greedy = {"prompts": found.prompts, "different": [asdict(difference) for difference in found.different]}
-    return {"passed": bool(found), "page": page, "greedy": greedy, "parity": found.parity.to_dict()}
+    return {
+        "passed": bool(found),
+        "page": page,
+        "greedy": greedy,
+        "encoded_otherwise": otherwise,
+        "parity": found.parity.to_dict(),
+    }
 
 
 def _greedy_text(found: WebCheck) -> str:
     equal = found.prompts - len(found.different)
     ties = sum(difference.tie for difference in found.different)
     told = f"greedy texts: {equal} of {found.prompts} are the session's"
-    return f"{told}, {ties} part at a tie" if ties else told
+    told += f", {ties} part at a tie" if ties else ""
+    wrong = len(found.encoded_otherwise)
+    return f"{told}\nFAIL  the page's tokenizer makes other ids of {wrong} texts" if wrong else told

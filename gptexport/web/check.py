@@ -20,10 +20,32 @@ from gptexport.web.server import SiteServer
 from gptexport.web.site import MODEL, is_site
 from gptexport_runtime import Session, load
 from gptexport_runtime.artifact import open_artifact
-from gptexport_runtime.errors import ArtifactError
+from gptexport_runtime.errors import ArtifactError, BackendUnavailableError, InputError
+from gptexport_runtime.text import Tokenizer, bundle_tokenizer
 
 PROMPTS = 8
 NEW_TOKENS = 32
+PROMPT = "Once upon a time"  # that is typed into the page
+# where tokenizers tend to differ, a text a line
+TEXTS = (
+    PROMPT,
+    *(
+        "",
+        " ",
+        "  a",
+        "a  ",
+        "\n\n\tif x:\r\n",
+        "\x00\x7f",
+        "\u00a0nbsp\u2003em",
+        "\ufeffBOM",
+        "a\u200bb\u200d",
+        "the " * 40,
+    ),
+    *("don't WE'LL I'm", "3.14159 12345678 1,000", "x = {'a': [1, 2]}  # …", "https://example.org/?q=1&r=%20"),
+    *("naïve café Straße", "a\u0301 á e\u0300\u0301", "ﬁ ﷺ ™ ½ ²", "привет мир", "שלום مرحبا हिन्दी", "🙂👩‍👩‍👧 🇩🇪"),
+    *("中文，日本語 한국어", "<|endoftext|>", "<s>a</s>", "[MASK] ##ing", "_-_--__", "!?!?!?...", "AAAAaaaa"),
+    "supercalifragilisticexpialidocious",
+)
 
 Progress = Callable[[str], None]
 
@@ -46,9 +68,10 @@ class WebCheck:
     page: Page
     prompts: int
     different: tuple[Difference, ...]
+    encoded_otherwise: tuple[str, ...]  # texts whose ids in the page are not the tokenizer's
 
     def __bool__(self) -> bool:
-        return bool(self.parity) and all(found.tie for found in self.different)
+        return bool(self.parity) and all(found.tie for found in self.different) and not self.encoded_otherwise
 
 
 def check_site(
@@ -58,6 +81,7 @@ def check_site(
     browser: str | None = None,
     isolated: bool = True,
     quick: bool = False,
+    prompts: int = PROMPTS,
     progress: Progress = lambda _step: None,
     **assumed: Any,
 ) -> WebCheck:
@@ -69,6 +93,7 @@ def check_site(
         browser: see `find_browser`.
         isolated: serve it with the headers that a browser demands before it gives threads.
         quick: two small shapes.
+        prompts: whose greedy texts are compared, beside one that is typed into the page.
         assumed: what the checkpoint may not say.
 
     Raises:
@@ -83,7 +108,7 @@ def check_site(
     artifact = open_artifact(site / MODEL)
     described = describe_artifact(site / MODEL)
     loaded = load_for(described, checkpoint, **assumed)
-    with _page(site, program, isolated, progress) as page:
+    with open_page(site, program, isolated=isolated, progress=progress) as page:
         result = check_parity(
             described,
             loaded,
@@ -94,9 +119,39 @@ def check_site(
             progress=progress,
         )
         progress("comparing greedy texts")
+        words = _words(site / MODEL)
         with load(site / MODEL, "cpu") as session:
-            different = _differences(page, session, allowed_change(result.measured.stats, described.precision))
-    return WebCheck(parity=result, page=page, prompts=PROMPTS, different=different)
+            compare = _Compare(page, session, allowed_change(result.measured.stats, described.precision))
+            different = (*compare.loops(prompts), *compare.form(words))
+    return WebCheck(
+        parity=result,
+        page=page,
+        prompts=prompts + 1,
+        different=different,
+        encoded_otherwise=_encoded_otherwise(page, words),
+    )
+
+
+def _words(bundle: Path) -> Tokenizer | None:
+    try:
+        return bundle_tokenizer(bundle)
+    except BackendUnavailableError:  # the package that reads it is not installed
+        return None
+
+
+def _encoded_otherwise(page: Page, words: Tokenizer | None) -> tuple[str, ...]:
+    if words is None:
+        return ()
+    return tuple(
+        text for text, ids in zip(TEXTS, page.encode(list(TEXTS)), strict=True) if ids != _encoded(words, text)
+    )
+
+
+def _encoded(words: Tokenizer, text: str) -> list[int] | None:
+    try:
+        return words.encode(text)
+    except InputError:
+        return None
 
 
 def _threads(number: int) -> str:
@@ -104,7 +159,15 @@ def _threads(number: int) -> str:
 
 
 @contextmanager
-def _page(site: Path, browser: str, isolated: bool, progress: Progress) -> Iterator[Page]:
+def open_page(
+    site: Path, browser: str, *, isolated: bool = True, progress: Progress = lambda _step: None
+) -> Iterator[Page]:
+    """A site's page in a browser, with its model open.
+
+    Raises:
+        BackendUnavailableError: the browser does not start.
+        ExecutionError: the page says what went wrong.
+    """
     with SiteServer(site, isolated=isolated) as server:
         progress(f"opening the page in {browser}")
         with opened(browser, server.check_url):
@@ -113,28 +176,42 @@ def _page(site: Path, browser: str, isolated: bool, progress: Progress) -> Itera
             yield page
 
 
-def _differences(page: Page, session: Session, allowed: float) -> tuple[Difference, ...]:
-    """`allowed`: how far rounding may move a logit."""
-    block_size = session.config.block_size
-    assert block_size is not None, "a bundle says it"
-    draw = np.random.default_rng(0)
-    found = []
-    for number in range(PROMPTS):
-        T = 1 + number % max(1, block_size - 1)
-        prompt = draw.integers(0, session.config.vocab_size, T)
-        count = min(NEW_TOKENS, block_size - T)
-        here = session.generate([prompt], max_new_tokens=count, temperature=0)[0]
-        there = page.greedy(prompt, count)
-        if not np.array_equal(here, there):
-            found.append(_difference(session, prompt, there, here, allowed))
-    return tuple(found)
+@dataclass(frozen=True)
+class _Compare:
+    """Greedy texts of a page and of a session."""
 
+    page: Page
+    session: Session
+    allowed: float  # how far rounding may move a logit
 
-def _difference(session: Session, prompt: Ids, there: Ids, here: Ids, allowed: float) -> Difference:
-    shorter = min(len(there), len(here))
-    at = int(np.argmax([*(there[:shorter] != here[:shorter]), True]))  # where they part
-    tie = False
-    if at < shorter:
-        logits = session.last_logits([np.concatenate([prompt, here[:at]])])[0]
-        tie = bool(abs(logits[here[at]] - logits[there[at]]) <= 2 * allowed)
-    return Difference(prompt=prompt.tolist(), page=there.tolist(), session=here.tolist(), tie=tie)
+    def loops(self, prompts: int) -> Iterator[Difference]:
+        """The page's loop, from random ids of growing length."""
+        block_size = self.session.config.block_size
+        assert block_size is not None, "a bundle says it"
+        draw = np.random.default_rng(0)
+        for number in range(prompts):
+            T = 1 + number % min(32, block_size - 1)
+            prompt = draw.integers(0, self.session.config.vocab_size, T)
+            count = min(NEW_TOKENS, block_size - T)
+            yield from self._differs(prompt, self.page.greedy(prompt, count), count)
+
+    def form(self, words: Tokenizer | None) -> Iterator[Difference]:
+        """The page as a person sees it: a prompt is typed, and what it writes is read."""
+        known = words is None or _encoded(words, PROMPT) is not None
+        prompt = "0 1" if words is None else PROMPT if known else words.decode([0, 1])
+        block_size = self.session.config.block_size or 1
+        count = max(1, min(NEW_TOKENS, block_size // 2))
+        given, ids = self.page.write(prompt, count)
+        yield from self._differs(given, ids, min(count, block_size - len(given)))
+
+    def _differs(self, prompt: Ids, there: Ids, count: int) -> Iterator[Difference]:
+        here = self.session.generate([prompt], max_new_tokens=count, temperature=0)[0]
+        if np.array_equal(here, there):
+            return
+        shorter = min(len(there), len(here))
+        at = int(np.argmax([*(there[:shorter] != here[:shorter]), True]))  # where they part
+        tie = False
+        if at < shorter:
+            logits = self.session.last_logits([np.concatenate([prompt, here[:at]])])[0]
+            tie = bool(abs(logits[here[at]] - logits[there[at]]) <= 2 * self.allowed)
+        yield Difference(prompt=prompt.tolist(), page=there.tolist(), session=here.tolist(), tie=tie)

@@ -49,9 +49,14 @@ class Page:
         """What the page itself generates from (T) ids: int64 (count), or fewer where the text ends."""
         return np.asarray(self.json("greedy", ids=ids.tolist(), count=count), np.int64)
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """What the page's tokenizer makes of texts."""
-        found: list[list[int]] = self.json("encode", texts=texts)
+    def write(self, prompt: str, count: int) -> tuple[Ids, Ids]:
+        """What the page's form writes after a prompt, greedily: int64, the prompt's ids and the new ones."""
+        found = self.json("write", prompt=prompt, count=count)
+        return np.asarray(found["given"], np.int64), np.asarray(found["ids"], np.int64)
+
+    def encode(self, texts: list[str]) -> list[list[int] | None]:
+        """What the page's tokenizer makes of texts; None where it cannot."""
+        found: list[list[int] | None] = self.json("encode", texts=texts)
         return found
 
     def json(self, name: str, **given: Any) -> Any:

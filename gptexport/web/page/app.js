@@ -99,6 +99,7 @@ async function begin() {
     return;
   }
   tokens = [];
+  text.dataset.given = given.join(" ");
   text.replaceChildren(element("span", "given", words === numbers ? given.join(" ") : byId("prompt").value));
   await goOn();
 }
@@ -178,6 +179,7 @@ function show(at) {
     const index = from + offset;
     const node = nodes[index] ?? text.appendChild(tokenNode(index));
     const { id, logits } = tokens[index];
+    node.dataset.id = String(id);
     node.textContent = piece === "" ? words.show(id) : piece.replaceAll("\n", "↵\n");
     node.classList.toggle("raw", piece === "" || piece.includes("\ufffd"));
     const probability = softmax(logits)[id];
