@@ -84,8 +84,8 @@ def main() -> int:
         "",
         *table(["model", "noise ratio", "the same greedy text", "texts with other ids", "threads", "verdict"], rows),
         "",
-        "The same greedy text: of prompts of random ids, the last one typed into the page's form. Texts with other ids: of",
-        f"{len(TEXTS)} where tokenizers tend to differ.",
+        "The same greedy text: of prompts of random ids, and one that is typed into the page's form. Texts with other",
+        f"ids: of {len(TEXTS)} where tokenizers tend to differ.",
         "",
         *table(["what is wrong", "exit code", "what is said", "as it should be"], faults),
     ]
@@ -127,8 +127,8 @@ def _speed(folder: Path, browser: str, args: Namespace) -> int:
     lines = [
         "# Tokens a second in a browser",
         "",
-        f"By `scripts/check_web.py --speed`: GPT-2 124M, float32, random weights, 32 tokens read, {STEPS} written greedily;",
-        f"{threads} threads; {machine()}. {args.rounds} rounds in turn, a browser each; the median step of each.",
+        f"By `scripts/check_web.py --speed`: GPT-2 124M, float32, random weights, 32 tokens read, {STEPS} written",
+        f"greedily; {threads} threads; {machine()}. {args.rounds} rounds in turn, a browser each; the median step.",
         f"The texts are {'the same' if same else 'NOT the same'}.",
         "",
         *table(["", "tokens a second", "a step"], rows),

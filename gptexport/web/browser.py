@@ -55,9 +55,7 @@ def opened(browser: str, url: str) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="gptexport-", ignore_cleanup_errors=True) as profile:
         command = [browser, *FLAGS, *sandbox, f"--user-data-dir={profile}", url]
         try:
-            process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-            )
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
         except OSError as error:
             raise BackendUnavailableError(f"{browser} does not start: {error.strerror}.") from error
         try:

@@ -356,5 +356,6 @@ text.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
 });
 
 tellOptions();
-if (await hasWebGPU()) byId("backend").append(new Option("WebGPU", "webgpu"));
+// not waited for: some browsers take long to answer, or do not
+hasWebGPU().then((there) => there && byId("backend").append(new Option("WebGPU", "webgpu")));
 await load();
