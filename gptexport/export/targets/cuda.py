@@ -68,7 +68,7 @@ def _rewrites(_precision: Precision) -> Sequence[Rewrite]:
 
 def _runs_on(precision: Precision) -> tuple[str, ...]:
     """In float32 the CPU has a kernel for each fused node too, so parity can be checked there."""
-    return ("cpu", "cuda") if precision.bits == 32 else ("cuda",)
+    return ("cuda", "cpu") if precision.bits == 32 else ("cuda",)
 
 
 def _check(path: Path, head: Head) -> None:
