@@ -12,6 +12,7 @@ import click
 from gptexport.cli.options import Graphs, Name, OutputPath, assumption_options
 from gptexport.cli.output import Output, output_options, size
 from gptexport.errors import ExportError
+from gptexport.export.layout import LAYOUTS, layout_for
 from gptexport.export.targets import TARGETS
 from gptexport.precision import dtypes, quantizations
 from gptexport.recipe import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, Recipe
@@ -77,6 +78,11 @@ _TARGETS = "; ".join(f"{target.name}: {target.help}" for target in TARGETS.value
     is_flag=True,
     help="For --target cuda in 16 bits: logits stay in --dtype, which device_output hands out.",
 )
+@click.option(
+    "--layout",
+    type=Name(list(LAYOUTS)),
+    help="What the folder is; genai: a bundle that onnxruntime-genai opens too.  [default: bundle]",
+)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options("onnx")
 def onnx(
@@ -93,6 +99,7 @@ def onnx(
     opset: int,
     pad_vocab: bool,
     native_logits: bool,
+    layout: str | None,
     force: bool,
     **assumed: Any,
 ) -> None:
@@ -110,6 +117,7 @@ def onnx(
       gptexport onnx out/ckpt.pt -o gpt2/ --target cpu --quantize int8   a quarter of the size, for CPUs
       gptexport onnx out/ckpt.pt -o gpt2/ --quantize int4      an eighth: tokens one at a time, on CPUs
       gptexport onnx out/ckpt.pt -o gpt2/ --target cuda --dtype bfloat16   for GPUs
+      gptexport onnx out/ckpt.pt -o gpt2/ --layout genai       for onnxruntime-genai too
       gptexport onnx out/ckpt.pt -o gpt2/ --tokenizer data/shakespeare_char/meta.pkl   for text in and out
 
     \b
@@ -128,9 +136,11 @@ def onnx(
             pad_vocab=pad_vocab,
             native_logits=native_logits,
         )
+        place = layout_for(out, layout)
     except ExportError as error:
         raise click.UsageError(str(error)) from error
     check_output(out, force=force)  # before the seconds that importing torch takes
+    place.check(recipe)
     output.step(f"reading {checkpoint}")
 
     from gptexport.checkpoints import load_checkpoint
@@ -147,7 +157,7 @@ def onnx(
     changes = [f"{tokenizer}: {change}" for change in carried.changes] if carried and tokenizer else []
     for note in (*loaded.notes, *([found] if found else []), *changes):
         output.note(note)
-    done = export(loaded, out, replace(recipe, tokenizer=carried), force=force, progress=output.step)
+    done = export(loaded, out, replace(recipe, tokenizer=carried), layout=layout, force=force, progress=output.step)
 
     if out.suffix in OF_FILES:
         output.note(f"{out} is a folder, as every bundle is, though its name is like a file's.")

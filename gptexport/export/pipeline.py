@@ -70,6 +70,7 @@ def export_onnx(
     opset: int = DEFAULT_OPSET,
     pad_vocab: bool = False,
     native_logits: bool = False,
+    layout: str | None = None,
     force: bool = False,
     progress: Progress = lambda _step: None,
 ) -> Exported:
@@ -87,6 +88,7 @@ def export_onnx(
             `device_output` is a view of longer rows. Its shape stays (B,T,V).
         native_logits: there too: logits stay in the 16-bit floats that they are computed in. A session's arrays on the
             host are float32 all the same, with the same numbers; `device_output` has the floats as they are.
+        layout: "bundle", or "genai": a bundle that onnxruntime-genai opens too. None: as `out` says.
 
     Raises:
         ExportError: the model cannot become the contract's graph, or the options do not go together; nothing is
@@ -103,7 +105,7 @@ def export_onnx(
         pad_vocab=pad_vocab,
         native_logits=native_logits,
     )
-    return export(checkpoint, out, recipe, force=force, progress=progress)
+    return export(checkpoint, out, recipe, layout=layout, force=force, progress=progress)
 
 
 def export(
@@ -111,25 +113,26 @@ def export(
     out: Path,
     recipe: Recipe,
     *,
+    layout: str | None = None,
     force: bool = False,
     progress: Progress = lambda _step: None,
 ) -> Exported:
     """Like `export_onnx`, with a recipe that was made before."""
-    layout, limits = layout_for(out), Limits(block_size=checkpoint.block_size, vocab_size=checkpoint.predicted_ids)
-    layout.check(recipe)
+    place, limits = layout_for(out, layout), Limits(block_size=checkpoint.block_size, vocab_size=checkpoint.predicted_ids)
+    place.check(recipe)
     check_size(recipe.tokenizer, max(checkpoint.vocab_size, checkpoint.input_vocab_size or 0))
     with staged(out, force=force) as folder:
         traced = _trace(checkpoint, recipe, limits, progress)
         try:
-            done = _make(checkpoint, recipe, layout, limits, folder, traced, progress)
+            done = _make(checkpoint, recipe, place, limits, folder, traced, progress)
         except ExportError as error:
             if not traced.recognised:
                 raise
             progress(f"again, with attention as it was traced: {error}")
             traced = _trace(checkpoint, recipe, limits, progress, recognise=False)
-            done = _make(checkpoint, recipe, layout, limits, folder, traced, progress)
-        layout.finish(folder, done.manifest)
-    return replace(done, path=out)
+            done = _make(checkpoint, recipe, place, limits, folder, traced, progress)
+        notes = place.finish(folder, done.manifest, recipe)
+    return replace(done, path=out, notes=(*done.notes, *notes))
 
 
 def _make(

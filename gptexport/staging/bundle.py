@@ -16,11 +16,18 @@ from gptexport.staging import steps
 from gptexport.staging.files import confirm, put_files
 from gptexport.staging.stage import Stage, is_same, is_stage
 from gptexport_runtime.contract import heads
-from gptexport_runtime.contract.names import CHARACTERS, MANIFEST_FILE, WEIGHTS_FILE
+from gptexport_runtime.contract.names import (
+    CHARACTERS,
+    GENAI_CONFIG_FILE,
+    GENAI_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+)
 
-TOKENIZER_FILE = "tokenizer.json"
+OF_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", CHARACTERS)
+OF_GENAI = (GENAI_FILE, GENAI_CONFIG_FILE)
 OWN = frozenset(
-    {MANIFEST_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CHARACTERS, *(head.file for head in heads.HEADS.values())}
+    {MANIFEST_FILE, WEIGHTS_FILE, *OF_TOKENIZERS, *OF_GENAI, *(head.file for head in heads.HEADS.values())}
 )
 SWAP, OLD = "swap", "old"  # folders of a stage
 

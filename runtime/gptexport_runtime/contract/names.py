@@ -16,6 +16,8 @@ AXIS_S = "S"  # capacity of the cache, in tokens of a row
 MANIFEST_FILE = "gptexport.json"
 WEIGHTS_FILE = "weights.data"
 CHARACTERS = "characters.json"  # a tokenizer of one id a character: the list of them
+GENAI_FILE = "genai.onnx"  # for onnxruntime-genai, where a bundle is laid out for it: no part of the manifest
+GENAI_CONFIG_FILE = "genai_config.json"
 FORMAT = "gptexport-bundle"
 FORMAT_VERSION = 1
 
