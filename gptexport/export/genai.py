@@ -53,7 +53,7 @@ def write_genai(folder: Path, manifest: Manifest, precision: Precision) -> None:
     """Write the graph and the config beside a bundle's `decode`, and run both graphs.
 
     Raises:
-        ExportError: the graph does not compute what `decode` does.
+        ExportError: the graph does not run, or does not compute what `decode` does.
     """
     ends = _ends(manifest)
     model = behind_masks(ir.load(folder / DECODE.file), one_more=not ends)
@@ -178,7 +178,7 @@ def _check(folder: Path, manifest: Manifest, precision: Precision) -> None:
     if not worst <= precision.max_relative_rms:
         raise ExportError(
             f"{GENAI_FILE} differs from {DECODE.file} by {worst:.1e} relative RMS; expected at most "
-            f"{precision.max_relative_rms:.0e}. This is a bug in gptexport: please report it."
+            f"{precision.max_relative_rms:.0e}. {_BUG}"
         )
 
 
@@ -195,7 +195,11 @@ def _theirs(ids: Array, lengths: Array, past_lengths: Array) -> dict[str, Array]
 
 
 def _run(path: Path, calls: Sequence[dict[str, Array]], S: int) -> list[Array]:
-    """The logits of calls that continue one another, in a cache of S tokens."""
+    """The logits of calls that continue one another, in a cache of S tokens.
+
+    Raises:
+        ExportError: it does not run.
+    """
     options = ort.SessionOptions()
     options.add_session_config_entry("session.disable_prepacking", "1")  # memory, and speed does not matter here
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -205,10 +209,14 @@ def _run(path: Path, calls: Sequence[dict[str, Array]], S: int) -> list[Array]:
     }
     logits = []
     for call in calls:
-        found, *present = session.run(None, {**call, **cache})
+        try:
+            found, *present = session.run(None, {**call, **cache})
+        except Exception as error:  # ONNX Runtime's have no class in common
+            raise ExportError(f"{path.name} does not run: {error}. {_BUG}") from error
         cache = dict(zip(cache, present, strict=True))
         logits.append(found.astype(np.float64))
     return logits
 
 
+_BUG = "This is a bug in gptexport: please report it."
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
