@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,13 @@ def main() -> int:
     parser = options(__doc__, writes="OUT.md and OUT.json", rounds=1)
     parser.add_argument("checkpoints", nargs="*", metavar="CHECKPOINT")
     args = parser.parse_args()
-    rows, wrong = [], []
+    rows: list[list[str]] = []
+    wrong = []
     with tempfile.TemporaryDirectory() as temporary:
         made: dict[str, Callable[[], Checkpoint]] = {
-            name: (lambda kind=kind, config=config, name=name: make(kind, config, Path(temporary) / name))
-            for name, (kind, config) in MODELS.items()
+            name: partial(make, kind, config, Path(temporary) / name) for name, (kind, config) in MODELS.items()
         }
-        made |= {path: (lambda path=path: load_checkpoint(path)) for path in args.checkpoints}
+        made |= {path: partial(load_checkpoint, path) for path in args.checkpoints}
         for name, loaded in ((name, each()) for name, each in made.items()):
             for target, cases in CASES.items():
                 bundle = Path(temporary) / f"{len(rows)}"
@@ -76,7 +77,7 @@ def main() -> int:
     of = ", ".join(f"{package} {version}" for package, version in named.items())
     lines = ["# What onnxruntime-genai makes of `gptexport onnx --layout genai`", ""]
     lines += [f"By `scripts/check_genai.py`: {of}. Weights are", "random where no checkpoint is named.", ""]
-    header = ["model", "target", "batch", "cache", f"the session's text, of {PROMPTS}", "part at a tie", "part elsewhere"]
+    header = ["model", "target", "batch", "cache", f"as the session, of {PROMPTS}", "part at a tie", "part elsewhere"]
     lines += [*table(header, rows), "", *table(["asked of a portable graph", "what it says"], refused)]
     write(args.out, lines, {"rows": rows, "refused": refused})
     for each in wrong:
@@ -144,7 +145,7 @@ def _is_tie(loaded: Checkpoint, prompt: list[int], ours: list[int], theirs: list
 
 
 def refusals(bundle: Path) -> list[tuple[str, str]]:
-    """What cannot be had of a bundle for the target portable, and what onnxruntime-genai says to it; empty: it was taken."""
+    """What cannot be had of a portable bundle, and what onnxruntime-genai says to it; empty: it was taken."""
     theirs = GenAI(bundle)
     asked: dict[str, Callable[[], object]] = {
         "beams": lambda: theirs.generate([[1, 2, 3]], 5, num_beams=2),

@@ -1,4 +1,4 @@
-"""A bundle that onnxruntime-genai opens too: its `decode` graph behind the inputs that onnxruntime-genai fills, and a config.
+"""For onnxruntime-genai, beside a bundle: its `decode` graph behind the inputs that are filled there, and a config.
 
 onnxruntime-genai has no input for how many tokens a row's cache holds, and none for how many of the new ones are real.
 Both follow from the two that it has: position_ids (B,T), where each new token stands, and attention_mask (B,n), which
@@ -6,7 +6,7 @@ is 1 for each of the n tokens so far that is not padding. Everything behind them
 and checked, over the same file of weights; the cache keeps its names, which the config tells.
 
 It also insists on an id that ends a text. Where a checkpoint names none, every id is a token like others, so the graph
-has one more than the model, V, whose logit is minus infinity: it is never chosen, and a text goes on to its full length.
+has one more than the model, V, whose logit is minus infinity: it is never chosen, and a text goes on to the end.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def write_genai(folder: Path, manifest: Manifest, precision: Precision) -> None:
 
 
 def _ends(manifest: Manifest) -> list[int]:
-    """The ids that end a text: those that the checkpoint names, and what may be predicted and is no id to go on with."""
-    V, inputs = manifest.info.vocab_size, manifest.info.input_vocab_size
-    return sorted({i for i in manifest.text.eos_token_ids if i < V} | {*range(inputs or V, V)})
+    """The ids that end a text: those that the checkpoint names, and those that may be predicted and cannot go in."""
+    V = manifest.info.vocab_size
+    return sorted({i for i in manifest.text.eos_token_ids if i < V} | {*range(manifest.info.predicted_ids, V)})
 
 
 def behind_masks(model: ir.Model, *, one_more: bool) -> ir.Model:
@@ -163,11 +163,12 @@ def _check(folder: Path, manifest: Manifest, precision: Precision) -> None:
         ExportError: they are not the same.
     """
     V, longest = manifest.info.vocab_size, manifest.info.block_size
+    assert longest is not None  # an export's manifest says it
     T = min(5, longest)
-    prompt = np.random.default_rng(0).integers(0, V, (2, T))
+    prompt = np.random.default_rng(0).integers(0, manifest.info.predicted_ids, (2, T))
     lengths = np.array([T, (T + 1) // 2])
     calls = [(prompt, lengths, np.zeros_like(lengths))]
-    if T < longest:
+    if longest > T:
         calls.append((prompt[:, :1], np.ones_like(lengths), lengths))
     expected = _run(folder / DECODE.file, [dict(zip(_OURS, call, strict=True)) for call in calls], T + 1)
     got = _run(folder / GENAI_FILE, [_theirs(*call) for call in calls], T + 1)

@@ -83,15 +83,15 @@ class Bundle:
 
 @dataclass(frozen=True)
 class GenAI(Bundle):
-    """A bundle that onnxruntime-genai opens too: with a graph and a config for it, and the tokenizer as it reads one."""
+    """A bundle that onnxruntime-genai opens too: a graph and a config for it, and the tokenizer as it reads one."""
 
     def check(self, recipe: Recipe) -> None:
         if not recipe.wants(DECODE):
             raise ExportError(f"layout genai without the graph {DECODE}: it is what generates. Put it into graphs.")
         if not recipe.target.runs_on_cpu(recipe.precision):
             raise ExportError(
-                f"layout genai with target {recipe.target} in {recipe.precision.name}, which no CPU runs: it is written "
-                "and tried for onnxruntime-genai on a CPU. Leave target and dtype out, or pass target cpu."
+                f"layout genai with target {recipe.target} in {recipe.precision.name}, which no CPU runs: it is for "
+                "onnxruntime-genai on a CPU, and was tried nowhere else. Leave target and dtype out, or pass target cpu."
             )
 
     def finish(self, folder: Path, manifest: Manifest, recipe: Recipe) -> tuple[str, ...]:
@@ -101,7 +101,9 @@ class GenAI(Bundle):
         if (reason := manifest.left_out.get(DECODE.name)) is not None:
             raise ExportError(f"layout genai needs the graph {DECODE}, which this model does not allow: {reason}.")
         write_genai(folder, manifest, recipe.precision)
-        files, notes = tokenizer_files(recipe.tokenizer, manifest.info.block_size)
+        longest = manifest.info.block_size
+        assert longest is not None  # an export's manifest says it
+        files, notes = tokenizer_files(recipe.tokenizer, longest)
         for name, data in files.items():
             if not (folder / name).exists():  # which the bundle has then, with the same bytes
                 write_file(folder / name, data)

@@ -118,8 +118,9 @@ def export(
     progress: Progress = lambda _step: None,
 ) -> Exported:
     """Like `export_onnx`, with a recipe that was made before."""
-    place, limits = layout_for(out, layout), Limits(block_size=checkpoint.block_size, vocab_size=checkpoint.predicted_ids)
+    place = layout_for(out, layout)
     place.check(recipe)
+    limits = Limits(block_size=checkpoint.block_size, vocab_size=checkpoint.predicted_ids)
     check_size(recipe.tokenizer, max(checkpoint.vocab_size, checkpoint.input_vocab_size or 0))
     with staged(out, force=force) as folder:
         traced = _trace(checkpoint, recipe, limits, progress)

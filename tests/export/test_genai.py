@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import gptexport_runtime
+from gptexport.architectures.module import ModuleConfig
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
 from gptexport.export import export_onnx, genai
@@ -58,7 +59,9 @@ def generated(bundle: Path, rows: list[list[int]], count: int) -> list[list[int]
     positions = np.where(mask, np.arange(T), 0)
     shape = (B, model["decoder"]["num_key_value_heads"], S, model["decoder"]["head_size"])
     layers = range(model["decoder"]["num_hidden_layers"])
-    names = [model["decoder"]["inputs"][kind] % layer for layer in layers for kind in ("past_key_names", "past_value_names")]
+    names = [
+        model["decoder"]["inputs"][kind] % layer for layer in layers for kind in ("past_key_names", "past_value_names")
+    ]
     cache = {name: np.zeros(shape, np.float32) for name in names}
     new: list[list[int]] = [[] for _ in rows]
     for _ in range(count):
@@ -160,7 +163,7 @@ def test_an_id_that_cannot_go_in_ends_a_text(tmp_path: Path) -> None:
             return self.head(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0])
 
     checkpoint = replace(own(Tiny(), block_size=8, vocab_size=31), input_vocab_size=29)
-    config = replace(checkpoint.config, input_vocab_size=29)
+    config = ModuleConfig(block_size=8, vocab_size=31, input_vocab_size=29)
     export_onnx(replace(checkpoint, config=config), tmp_path / "gpt", layout="genai")
     assert config_of(tmp_path / "gpt")["model"]["eos_token_id"] == [29, 30]
 
@@ -223,6 +226,6 @@ def test_a_forward_without_a_cache_is_refused(tmp_path: Path) -> None:
         def forward(self, idx: torch.Tensor) -> torch.Tensor:
             return self.head(self.wte(idx).cumsum(dim=1))
 
-    with pytest.raises(ExportError, match="layout genai needs the graph decode, which this model does not allow: .+"):
+    with pytest.raises(ExportError, match="layout genai needs the graph decode, which this model does not allow: "):
         export_onnx(own(Mean(), block_size=8, vocab_size=7), tmp_path / "gpt", layout="genai")
     assert not (tmp_path / "gpt").exists()
