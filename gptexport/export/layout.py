@@ -91,7 +91,7 @@ class GenAI(Bundle):
         if not recipe.target.runs_on_cpu(recipe.precision):
             raise ExportError(
                 f"layout genai with target {recipe.target} in {recipe.precision.name}, which no CPU runs: it is for "
-                "onnxruntime-genai on a CPU, and was tried nowhere else. Leave target and dtype out, or pass target cpu."
+                "onnxruntime-genai on a CPU, the one place where it was tried. Leave them out, or pass target cpu."
             )
 
     def finish(self, folder: Path, manifest: Manifest, recipe: Recipe) -> tuple[str, ...]:
