@@ -161,12 +161,9 @@ def onnx(
 
     if out.suffix in OF_FILES:
         output.note(f"{out} is a folder, as every bundle is, though its name is like a file's.")
-    for note in done.notes:
+    for note in (*done.notes, *(f"without {kind}.onnx: {why}" for kind, why in done.manifest.left_out.items())):
         output.note(note)
-    for kind, reason in done.manifest.left_out.items():
-        output.note(f"without {kind}.onnx: {reason}")
-    audit = ", ".join(f"{row['achieved']} of {row['expected']} {op}" for op, row in done.manifest.audit.items())
-    output.step(f"{audit or 'nothing to audit'}; {_ran(done)}")
+    output.step(f"{_audited(done)}; {_ran(done)}")
     if (kernels := done.manifest.checked.get("kernels")) is not None:
         output.step(f"CUDA kernels: {kernels}; attention: {_expected(done)}")
     # a bundle keeps the sizes itself
@@ -194,6 +191,11 @@ def _next(recipe: Recipe, out: Path, checkpoint: str, options: dict[str, Any]) -
     on_cpu, devices = recipe.target.runs_on_cpu(recipe.precision), recipe.target.runs_on(recipe.precision)
     device = [] if on_cpu else [f"--device={devices[0]}"]
     return shlex.join(["gptexport", "parity", str(out), "--against", checkpoint, *told, *device])
+
+
+def _audited(done: Exported) -> str:
+    rows = done.manifest.audit.items()
+    return ", ".join(f"{row['achieved']} of {row['expected']} {op}" for op, row in rows) or "nothing to audit"
 
 
 def _ran(done: Exported) -> str:
