@@ -32,6 +32,8 @@ from gptexport.tokenizers import BundledTokenizer, tokenizer_to_bundle
 from gptexport.web import write_site
 from gptexport.web.browser import find_browser
 from gptexport.web.check import TEXTS, check_site, open_page
+from gptexport.web.packages import RUNTIME, pinned
+from gptexport_runtime.errors import ExecutionError
 from scripts.bench.tables import machine, options, table, write
 from scripts.bench.workers import versions
 from scripts.web_peer import write_peer
@@ -80,7 +82,8 @@ def main() -> int:
     lines = [
         "# `gptexport web` in a browser",
         "",
-        f"By `scripts/check_web.py`: {of}; {agent}.",
+        f"By `scripts/check_web.py`: {of}, onnxruntime-web {pinned()[RUNTIME]};",
+        f"{agent}.",
         "",
         *table(["model", "noise ratio", "the same greedy text", "texts with other ids", "threads", "verdict"], rows),
         "",
@@ -202,10 +205,21 @@ def _faults(case: Case, folder: Path, browser: str) -> Iterator[list[str]]:
         site = shutil.copytree(case.site, folder / f"fault-{code}-{len(says)}")
         break_it(site / "model")
         got, said = _command(site, case.checkpoint, browser)
+        said = _page_says(site, browser) or said
         shutil.rmtree(site)
         yield [what, str(got), said, "yes" if got == code and says in said else "no"]
     with open_page(case.site, browser, isolated=False) as page:
         yield ["no headers for threads", "-", f"{page.threads} thread", "yes" if page.threads == 1 else "no"]
+
+
+def _page_says(site: Path, browser: str) -> str | None:
+    """Why the page cannot open its model, and go on; None: it can."""
+    try:
+        with open_page(site, browser) as page:
+            page.json("greedy", ids=[1], count=1)
+    except ExecutionError as error:
+        return str(error)
+    return None
 
 
 def _command(site: Path, checkpoint: Path, browser: str) -> tuple[int, str]:
@@ -213,7 +227,7 @@ def _command(site: Path, checkpoint: Path, browser: str) -> tuple[int, str]:
     ran = subprocess.run([*command, "--browser", browser, "--json", "-q"], capture_output=True, text=True, check=False)
     answer = json.loads(ran.stdout.splitlines()[-1] if ran.stdout.count("\n") == 1 else ran.stdout)
     if "check" in answer:
-        return ran.returncode, "; ".join(answer["check"]["parity"]["reasons"])
+        return ran.returncode, answer["check"]["parity"]["reasons"][0]
     return ran.returncode, answer["error"]["message"]
 
 
@@ -256,8 +270,8 @@ def _other_weight(model: Path) -> None:
 FAULTS: tuple[tuple[str, Callable[[Path], object], int, str], ...] = (
     ("a weight is another", _other_weight, 3, "noise"),
     ("a bit of the weights is flipped", _damage, 1, "weights.data is damaged: its SHA-256 is"),
-    ("the weights are cut short", _truncate, 1, "weights.data"),
-    ("a graph is missing", lambda model: (model / "decode.onnx").unlink(), 1, "decode.onnx"),
+    ("the weights are cut short", _truncate, 1, "weights.data is damaged: it has"),
+    ("a graph is missing", lambda model: (model / "decode.onnx").unlink(), 1, "decode.onnx is missing"),
 )
 
 

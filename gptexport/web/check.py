@@ -123,12 +123,14 @@ def check_site(
         with load(site / MODEL, "cpu") as session:
             compare = _Compare(page, session, allowed_change(result.measured.stats, described.precision))
             different = (*compare.loops(prompts), *compare.form(words))
+        progress("comparing the tokenizer")
+        otherwise = _encoded_otherwise(page, words)
     return WebCheck(
         parity=result,
         page=page,
         prompts=prompts + 1,
         different=different,
-        encoded_otherwise=_encoded_otherwise(page, words),
+        encoded_otherwise=otherwise,
     )
 
 

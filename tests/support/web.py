@@ -33,6 +33,7 @@ def allocate():
 answers = {{
     "open": lambda: {{"onnxruntime": "0", "threads": 1, "agent": "a test"}},
     "logits": logits, "allocate": allocate, "decode": decode,
+    "encode": lambda texts: [list(text.encode()) for text in texts],
     "write": lambda prompt, count: {{"given": [0, 1], "ids": answers["greedy"]([0, 1], count)}},
     "greedy": lambda ids, count: session.generate([ids], max_new_tokens=count, temperature=0)[0].tolist(),
 }}

@@ -9,6 +9,7 @@ import pytest
 
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
+from gptexport.tokenizers import tokenizer_to_bundle
 from gptexport.web import write_site
 from gptexport.web.browser import find_browser
 from gptexport.web.check import check_site
@@ -23,7 +24,8 @@ from tests.support.web import browser_of, npm_packages
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("web")
-    export_onnx(load_checkpoint(str(tiny_nanogpt(made / "ckpt.pt"))), made / "gpt")
+    checkpoint = load_checkpoint(str(tiny_nanogpt(made / "ckpt.pt", vocab_size=256)))
+    export_onnx(checkpoint, made / "gpt", tokenizer=tokenizer_to_bundle("bytes"))
     write_site(made / "gpt", made / "site", npm_packages=npm_packages(made))
     return made
 
@@ -51,6 +53,15 @@ def test_greedy_texts_that_differ_fail(folder: Path) -> None:
     program.write_text(program.read_text().replace("[0].tolist()", "[0].tolist()[::-1]"))
     found = check_site(folder / "site", str(folder / "ckpt.pt"), browser=browser, quick=True)
     assert found.parity and not found and not any(difference.tie for difference in found.different)
+
+
+def test_a_tokenizer_that_differs_fails(cli: Cli, folder: Path) -> None:
+    program = folder / "tokenizer"
+    browser = browser_of(program, folder / "site")
+    program.write_text(program.read_text().replace("list(text.encode())", "list(text.strip().encode())"))
+    against = ("--check", "--against", folder / "ckpt.pt", "--browser", browser, "--quick")
+    ran = cli("web", folder / "site", *against)
+    assert ran.code == 3 and "FAIL  the page's tokenizer makes other ids of 6 texts" in ran.out
 
 
 def test_what_the_page_says_is_told(folder: Path) -> None:
