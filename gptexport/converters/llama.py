@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from gptexport.architectures.llama import LlamaConfig
-from gptexport.architectures.rotary import Linear, Llama3, Scaling, Yarn, frequencies_of
+from gptexport.architectures.rotary import Linear, Llama3, Yarn, frequencies_of
 from gptexport.checkpoints.formats.huggingface_llama_config import MODEL_TYPES, config_of
 from gptexport.converters.converter import Converter, Gguf, Given, Weights, renamed
+from gptexport.converters.rope import rope_fields
 from gptexport.errors import CheckpointError, ExportError
 
 
@@ -34,7 +35,7 @@ def _fields(config: LlamaConfig) -> dict[str, Any]:
             "rms_norm_eps": config.norm_eps,
             "tie_word_embeddings": config.tied,
             **_biases(config, kind.defaults),
-            **_rope(config),
+            **rope_fields(config.rope_base, config.rope_scaling),
             **_windows(config, kind.defaults),
         }
         try:
@@ -71,39 +72,6 @@ def _windows(config: LlamaConfig, known: Mapping[str, Any]) -> dict[str, Any]:
         return {"sliding_window": window}
     kinds = ["full_attention" if each is None else "sliding_attention" for each in seen]
     return {"use_sliding_window": window is not None, "sliding_window": window, "layer_types": kinds}
-
-
-def _rope(config: LlamaConfig) -> dict[str, Any]:
-    """In transformers 5's field, and in those that earlier versions read."""
-    scaling = _scaling(config.rope_scaling)
-    before = {"rope_theta": config.rope_base, **({"rope_scaling": scaling} if scaling else {})}
-    return {**before, "rope_parameters": {"rope_theta": config.rope_base, **(scaling or {"rope_type": "default"})}}
-
-
-def _scaling(scaling: Scaling | None) -> dict[str, Any] | None:
-    match scaling:
-        case None:
-            return None
-        case Linear():
-            return {"rope_type": "linear", "factor": scaling.factor}
-        case Llama3():
-            return {
-                "rope_type": "llama3",
-                "factor": scaling.factor,
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_block_size,
-            }
-        case Yarn():
-            return {
-                "rope_type": "yarn",
-                "factor": scaling.factor,
-                "original_max_position_embeddings": scaling.original_block_size,
-                "beta_fast": scaling.beta_fast,
-                "beta_slow": scaling.beta_slow,
-                "attention_factor": scaling.gain,
-                "truncate": scaling.truncate,
-            }
 
 
 def _weights(config: LlamaConfig, weights: Given) -> Weights:
