@@ -38,7 +38,7 @@ def hf(
       gptexport hf out/ckpt.pt -o gpt2-hf/ --dtype bfloat16    half the size
 
     \b
-    Of GPT-2 and of Llama's family, in every format that `gptexport onnx` reads. Every weight is read
+    Of GPT-2, GPT-NeoX and Llama's family, in every format that `gptexport onnx` reads. Every weight is read
     again and compared, and where transformers is installed its logits are held to parity's gate.
     """
     from gptexport.staging import check_output

@@ -34,6 +34,8 @@ class Converter:
     weights: Callable[[Any, Given], Weights]
     """Under the names of transformers' class, in its layout."""
     gguf: Callable[[Any, Given], Gguf]
+    window: Callable[[Any], int | None] = lambda _config: None
+    """The shortest one of its layers: no text up to it shows whether a reader knows of it."""
 
 
 def renamed(name: str, blocks: str, names: Mapping[str, str]) -> str:

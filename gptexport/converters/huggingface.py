@@ -75,11 +75,13 @@ def convert(
         (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
         progress("reading it again")
         again = read_back(folder, weights, precision.torch_dtype)
-        proof = Proof(checkpoint, precision.torch_dtype)
+        proof = Proof(checkpoint, precision.torch_dtype, converter.window(checkpoint.config))
         proof.noise_ratio(again, "gptexport")
         if (theirs := in_transformers(folder)) is not None:
             progress(f"comparing with {theirs[1]}")
         ratio = proof.noise_ratio(*theirs) if theirs is not None else None
+    if proof.unseen is not None:
+        notes = (*notes, f"logits were compared on short texts: none is longer than its window of {proof.unseen}")
     return Converted(out, fields["architectures"][0], size, ratio, (*left_out, *notes))
 
 

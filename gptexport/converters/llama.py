@@ -143,4 +143,8 @@ def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return pairs.reshape(weight.shape)
 
 
-CONVERTER = Converter(_fields, _weights, _gguf)
+def _window(config: LlamaConfig) -> int | None:
+    return min((window for window in _seen(config) if window is not None), default=None)
+
+
+CONVERTER = Converter(_fields, _weights, _gguf, _window)

@@ -55,7 +55,9 @@ def _fields(config: NeoxConfig) -> dict[str, Any]:
 def _share(config: NeoxConfig) -> float:
     """How much of a head turns. Readers multiply by the head's size and round down, which may lose one in floats."""
     share = config.rotary_size / config.head_size
-    return share if int(config.head_size * share) == config.rotary_size else (config.rotary_size + 0.5) / config.head_size
+    return (
+        share if int(config.head_size * share) == config.rotary_size else (config.rotary_size + 0.5) / config.head_size
+    )
 
 
 def _weights(config: NeoxConfig, weights: Given) -> Weights:

@@ -20,6 +20,8 @@ from gptexport.parity.measure.reference import run, run_reference
 from gptexport.precision import FLOAT32
 
 SHAPES = ((1, 1), (2, 17), (3, 64))
+PAST_WINDOW = 33  # how far a text goes on behind a layer's window
+LONGEST = 2048  # of such a text; a guess at what people wait for: a model of 1e9 parameters takes a minute or two
 
 
 def check_finite(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
@@ -56,15 +58,22 @@ class Proof:
 
     Args:
         dtype: what the weights were rounded to. Everything is computed in float32 over them.
+        window: of a layer, if there is one. A text that goes on behind it is among the ids, if it is not too long.
+
+    Attributes:
+        unseen: the window that no text went behind, if so.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, window: int | None = None) -> None:
         model = checkpoint.model
         if dtype != torch.float32:
             model = checkpoint.architecture.model(checkpoint.config).eval().requires_grad_(False)
             model.load_state_dict({name: w.to(dtype).float() for name, w in checkpoint.model.state_dict().items()})
         generator = np.random.default_rng(0)
-        shapes = [(B, min(T, checkpoint.block_size)) for B, T in SHAPES]
+        past = window + PAST_WINDOW if window is not None and window < checkpoint.block_size else 0
+        self.unseen = window if past > LONGEST else None
+        longer = [(1, past)] if max(T for _, T in SHAPES) < past <= LONGEST else []
+        shapes = [(B, min(T, checkpoint.block_size)) for B, T in (*SHAPES, *longer)]
         self._ids = [generator.integers(0, checkpoint.vocab_size, shape) for shape in shapes]
         self._eager = [run(model, ids) for ids in self._ids]
         self._expected = [expected for ids in self._ids if (expected := run_reference(model, ids)) is not None]

@@ -20,6 +20,7 @@ from gptexport.tokenizers.as_json import splits_as_gpt2
 from tests.checkpoints.test_huggingface_llama import CASES, folder
 from tests.support.builders import tiny_nanogpt
 from tests.support.cli import Cli
+from tests.support.llama_builders import tiny_neox
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -47,6 +48,12 @@ def test_gpt2(tmp_path: Path) -> None:
     qkv = weights["transformer.h.1.attn.c_attn.weight"].numpy()
     assert np.array_equal(tensors["blk.1.attn_qkv.weight"], qkv) and not tensors["blk.1.attn_qkv.bias"].any()
     assert np.array_equal(tensors["position_embd.weight"], weights["transformer.wpe.weight"].numpy())
+
+
+def test_gpt_neox_is_refused(tmp_path: Path) -> None:
+    tiny_neox().save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ExportError, match=r"a GPT-NeoX is not written for llama.cpp.*convert_hf_to_gguf"):
+        write_gguf(load_checkpoint(str(tmp_path / "theirs")), tmp_path / "m.gguf")
 
 
 def test_an_erf_gelu_is_told_to_be_approximated(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptexport.architectures.gpt2 import GPTConfig
 from gptexport.checkpoints import Checkpoint, load_checkpoint
-from gptexport.converters import convert, gpt2, proof
+from gptexport.converters import convert, gpt2, llama, proof
 from gptexport.converters import huggingface as to_huggingface
 from gptexport.converters.registry import CONVERTERS
 from gptexport.errors import ExportError, OutputExistsError
@@ -23,8 +23,10 @@ from gptexport.recipe import Recipe
 from gptexport.tokenizers import load_tokenizer, tokenizer_to_bundle
 from gptexport.tokenizers.as_json import tokenizer_files
 from tests.checkpoints.test_huggingface_llama import CASES, folder
+from tests.checkpoints.test_huggingface_neox import CASES as NEOXES
 from tests.support.builders import ALPHABET, nanogpt_meta, tiny_nanogpt
 from tests.support.cli import Cli
+from tests.support.llama_builders import tiny_neox
 
 TEXT = "first line,\n\tand a second: 0123 \u00e9\u4f60 <|endoftext|>"
 
@@ -91,6 +93,49 @@ def test_llama_and_its_relatives_go_there_and_back(tmp_path: Path, case: str) ->
     assert done.noise_ratio is not None and 0 < done.noise_ratio <= 2
     assert seen(again) == seen(loaded)
     same_weights(loaded, again)
+
+
+@pytest.mark.parametrize("case", NEOXES)
+def test_gpt_neox_goes_there_and_back(tmp_path: Path, case: str) -> None:
+    tiny_neox(**NEOXES[case]).save_pretrained(tmp_path / "theirs")
+    loaded = load_checkpoint(str(tmp_path / "theirs"))
+    done = convert(loaded, tmp_path / "hf")
+    again = load_checkpoint(str(tmp_path / "hf"))
+    assert done.class_name == "GPTNeoXForCausalLM" and done.noise_ratio is not None and 0 < done.noise_ratio <= 2
+    assert again.config == loaded.config
+    same_weights(loaded, again)
+
+
+def test_a_gpt_neox_without_biases_gets_zeros(tmp_path: Path) -> None:
+    """As LitGPT has them. And 30 of 44 numbers turn, a share that floats make 29 of."""
+    half = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    sizes = {"hidden_size": 44, "num_attention_heads": 1, "rope_parameters": half}
+    tiny_neox(**sizes, attention_bias=False).save_pretrained(tmp_path / "theirs")
+    loaded = load_checkpoint(str(tmp_path / "theirs"))
+    config = with_fields(loaded, mlp_bias=False, rotary_size=30)
+    torch.manual_seed(0)
+    loaded = replace(loaded, config=config, model=loaded.architecture.model(config).eval().requires_grad_(False))
+    done = convert(loaded, tmp_path / "hf")
+    again = load_checkpoint(str(tmp_path / "hf"))
+    assert done.noise_ratio is not None and again.config == with_fields(loaded, mlp_bias=True)
+    same_weights(loaded, again)
+
+
+def test_a_text_goes_on_behind_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than the texts that every model is compared on; a class that has another window is then found out."""
+    folder(tmp_path / "theirs", "Mistral", sliding_window=80, max_position_embeddings=160)
+    loaded = load_checkpoint(str(tmp_path / "theirs"))
+    assert "window" not in "".join(convert(loaded, tmp_path / "hf").notes)
+
+    def fields(config: Any) -> dict[str, Any]:
+        return {**llama.CONVERTER.fields(config), "sliding_window": 81}
+
+    monkeypatch.setitem(CONVERTERS, "llama", replace(llama.CONVERTER, fields=fields))
+    with pytest.raises(ExportError, match="computes another model of what was written"):
+        convert(loaded, tmp_path / "off by one")
+    monkeypatch.setattr(proof, "LONGEST", 100)
+    done = convert(loaded, tmp_path / "short")
+    assert "none is longer than its window of 80" in done.notes[-1]
 
 
 def test_weights_are_stored_in_16_bits(tmp_path: Path) -> None:
