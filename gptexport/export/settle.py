@@ -99,7 +99,8 @@ def _check(path: Path, head: Head, samples: Sequence[Sample], recipe: Recipe) ->
         if not recipe.precision.runs_on_cpu or not _casts_to_bfloat16(path):
             raise
         raise ExportError(
-            f"the forward computes in bfloat16 by itself, as under autocast, which a CPU has no kernels for: {error} "
+            f"the forward computes in bfloat16 by itself, as under autocast, which a CPU has no kernels for: "
+            f"{str(error).replace(str(path), path.name)} "
             "Take that out of forward; the dtype of an export is asked for."
         ) from error
 

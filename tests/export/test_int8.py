@@ -141,6 +141,20 @@ def test_without_smoothing_outliers_are_too_much(tmp_path: Path, monkeypatch: py
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
 
 
+@torch.no_grad()
+def test_a_weight_that_several_matmuls_read_is_quantized_once(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "from tests.support.own.catalogue import CATALOGUE\nmake = CATALOGUE['block: one block three times'].make\n"
+    )
+    checkpoint = load_checkpoint(f"{tmp_path / 'model.py'}:make")
+    ids = np.random.default_rng(0).integers(0, checkpoint.vocab_size, (2, 11))
+    expected = checkpoint.model(torch.from_numpy(ids)).numpy()
+    done = export_onnx(checkpoint, tmp_path / "gpt", target="cpu", quantize="int8")
+    assert done.manifest.audit["DynamicQuantizeMatMul"] == {"expected": 13, "achieved": 13}
+    with gptexport_runtime.load(tmp_path / "gpt", "cpu") as gpt:
+        assert relative_rms(gpt.logits(ids), expected) < 0.06
+
+
 def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
     export_onnx(load_checkpoint(str(make(tmp_path / "ckpt.pt"))), tmp_path / "gpt", target="cpu", quantize="int8")
     graph = onnx.load(tmp_path / "gpt" / "logits.onnx", load_external_data=False).graph

@@ -13,6 +13,7 @@ import torch.nn as nn
 from onnx_ir.tape import Tape
 
 from gptexport.architectures import Architecture
+from gptexport.errors import ExportError
 from gptexport.export.irtools import MICROSOFT, constant, take_place
 from gptexport.export.rewrites import Audit, counted
 from gptexport.export.rewrites.embeddings import embeddings
@@ -45,16 +46,21 @@ def quantize_weights(trace: Trace) -> Audit:
     graph = trace.graph
     lookups = embeddings(trace)
     matmuls = [node for node in graph if node.op_type == "MatMul" and linear_weight(trace, node.inputs[1]) is not None]
+    stored: dict[str, tuple[int, ir.Value]] = {}  # by weight, which several may read: the axis of its channels, scales
     done = 0
     for node in matmuls:
-        name = linear_weight(trace, node.inputs[1])
-        assert name is not None and node.inputs[1] is not None
-        transposed = not node.inputs[1].is_initializer()  # the tied head: Transpose of (V,C)
-        scales = _quantize_weight(trace, name, channel_axis=0 if transposed else 1)
-        if transposed:
-            _dequantize_rows(graph, graph.initializers[name], scales)
-            node.inputs[1].type = ir.TensorType(ir.DataType.INT8)
-        inputs, replaced = [node.inputs[0], node.inputs[1], scales], [node]
+        name, right = linear_weight(trace, node.inputs[1]), node.inputs[1]
+        assert name is not None and right is not None
+        axis = 1 if right.is_initializer() else 0  # 0 of the tied head: Transpose of (V,C)
+        if name not in stored:
+            stored[name] = axis, _quantize_weight(trace, name, channel_axis=axis)
+            if axis == 0:
+                _dequantize_rows(graph, graph.initializers[name], stored[name][1])
+        of_axis, scales = stored[name]
+        if axis != of_axis:
+            raise ExportError(f"{name} is multiplied both as it is and transposed, which int8 has no scales for.")
+        right.type = ir.TensorType(ir.DataType.INT8)
+        inputs, replaced = [node.inputs[0], right, scales], [node]
         if (found := add_of_bias(node.outputs[0])) is not None:
             add, bias = found
             inputs, replaced = [*inputs, None, bias], [node, add]
