@@ -24,7 +24,7 @@ from gptexport_runtime.contract.names import (
     WEIGHTS_FILE,
 )
 
-OF_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", CHARACTERS)
+OF_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", CHARACTERS)
 OF_GENAI = (GENAI_FILE, GENAI_CONFIG_FILE)
 OWN = frozenset({MANIFEST_FILE, WEIGHTS_FILE, *OF_TOKENIZERS, *OF_GENAI, *(head.file for head in heads.HEADS.values())})
 SWAP, OLD = "swap", "old"  # folders of a stage

@@ -10,6 +10,7 @@ from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import OutputError, OutputExistsError
 from gptexport.export import export_onnx
 from gptexport.staging import watched
+from gptexport.tokenizers import BundledTokenizer
 from gptexport_runtime import load
 from tests.support.few import few
 from tests.support.outputs import listing
@@ -27,6 +28,17 @@ def test_a_failure_leaves_nothing(
     with pytest.raises((KeyboardInterrupt, RuntimeError, OutputError)), watched(fail):
         export_onnx(checkpoint, tmp_path / out)
     assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer.model", "characters.json"])
+def test_force_replaces_the_tokenizer_too(checkpoint: Checkpoint, tmp_path: Path, file: str) -> None:
+    """It is no stranger's file, which would be kept, or be in the way of the new one."""
+    for data in (b"old", b"new"):
+        words = BundledTokenizer(file, 50, file, data)
+        export_onnx(checkpoint, tmp_path / "gpt", graphs=["logits"], tokenizer=words, force=True)
+        assert (tmp_path / "gpt" / file).read_bytes() == data
+    export_onnx(checkpoint, tmp_path / "gpt", graphs=["logits"], force=True)
+    assert not (tmp_path / "gpt" / file).exists()
 
 
 def test_force_keeps_the_old_one_until_the_new_one_is_there(ckpt: Path, bundle: Path, tmp_path: Path) -> None:
