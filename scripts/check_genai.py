@@ -3,11 +3,12 @@
     make peers
     .venv-peers/bin/python -m scripts.check_genai --out docs/measurements/genai [CHECKPOINT ...]
 
-Small models of random weights, by transformers, and the checkpoints that are named, each for the targets portable and
-cpu. 50 prompts of 1 to 20 ids, at most 20 new ones each: alone, and two at a time, which pads the shorter; in one
-buffer, as the config says, and with target cpu in a cache that grows, as beam search has it. Where a text parts from
-the session's, it is a tie if eager's logits of the two tokens are nearer than 1e-4 of their RMS. What a portable graph
-refuses is tried and quoted. Exit code 1: a text differs by more than ties, or something was taken that should not be.
+Small models of random weights, by transformers, and the checkpoints that are named, each in every kind of export that a
+CPU runs, quantized only what is named. 50 prompts of 1 to 20 ids, at most 20 new ones each: alone, and two at a time,
+which pads the shorter; in one buffer, as the config says, and with target cpu in a cache that grows, as beam search has
+it. Where a text parts from the session's, it is a tie if eager's logits of the two tokens are nearer than 1e-4 of their
+RMS. What a portable graph refuses is tried and quoted. Exit code 1: a text differs by more than ties, or something was
+taken that should not be.
 """
 
 from __future__ import annotations
@@ -31,9 +32,13 @@ from scripts.check_gguf import TIE, make
 
 PROMPTS, NEW, PADDING = 50, 20, -1
 SHARED, GROWS = {"past_present_share_buffer": True}, {"past_present_share_buffer": False}
-CASES: dict[str, list[tuple[int, dict[str, bool]]]] = {  # by target: the batch, and the cache
-    "cpu": [(1, SHARED), (2, SHARED), (1, GROWS), (2, GROWS)],
-    "portable": [(1, SHARED), (2, SHARED)],
+ONE_BUFFER = [(1, SHARED), (2, SHARED)]  # the batch, and the cache
+CASES: dict[str, tuple[dict[str, Any], list[tuple[int, dict[str, bool]]]]] = {  # by the name of an export
+    "cpu": ({"target": "cpu"}, [*ONE_BUFFER, (1, GROWS), (2, GROWS)]),
+    "cpu, int8": ({"quantize": "int8"}, ONE_BUFFER),
+    "cpu, int4": ({"quantize": "int4"}, ONE_BUFFER),
+    "portable, float16": ({"dtype": "float16"}, ONE_BUFFER),
+    "portable": ({}, ONE_BUFFER),  # the last, which is asked for what it refuses
 }
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": ("GPT2", {"n_positions": 64}),
@@ -57,9 +62,11 @@ def main() -> int:
         }
         made |= {path: partial(load_checkpoint, path) for path in args.checkpoints}
         for name, loaded in ((name, each()) for name, each in made.items()):
-            for target, cases in CASES.items():
+            for target, (asked, cases) in CASES.items():
+                if name in MODELS and "quantize" in asked:
+                    continue  # random weights do not survive it
                 bundle = Path(temporary) / f"{len(rows)}"
-                export_onnx(loaded, bundle, target=target, layout="genai")
+                export_onnx(loaded, bundle, layout="genai", **asked)
                 for B, search in cases:
                     cache = "grows" if search is GROWS else "one buffer"
                     try:
@@ -77,7 +84,7 @@ def main() -> int:
     of = ", ".join(f"{package} {version}" for package, version in named.items())
     lines = ["# What onnxruntime-genai makes of `gptexport onnx --layout genai`", ""]
     lines += [f"By `scripts/check_genai.py`: {of}. Weights are", "random where no checkpoint is named.", ""]
-    header = ["model", "target", "batch", "cache", f"as the session, of {PROMPTS}", "part at a tie", "part elsewhere"]
+    header = ["model", "export", "batch", "cache", f"as the session, of {PROMPTS}", "part at a tie", "part elsewhere"]
     lines += [*table(header, rows), "", *table(["asked of a portable graph", "what it says"], refused)]
     write(args.out, lines, {"rows": rows, "refused": refused})
     for each in wrong:

@@ -41,6 +41,7 @@ from gptexport_runtime.contract.names import (
     past_names,
     present_names,
 )
+from gptexport_runtime.inputs import PADDING_ID
 
 ATTENTION_MASK, POSITION_IDS = "attention_mask", "position_ids"  # as onnxruntime-genai has them
 AXIS_HELD = "held"  # the tokens of a row so far, the new ones among them
@@ -89,6 +90,12 @@ def behind_masks(model: ir.Model, *, one_more: bool) -> ir.Model:
     first = tape.op("Gather", [positions, constant(tape, 0)], {"axis": 1})  # (B): what the cache holds of a row
     held = tape.op("ReduceSum", [mask, constant(tape, [1])], {"keepdims": 0})
     new = tape.op("Sub", [held, first])
+    readers = list(ids.uses())
+    # NO_TOKEN becomes the id that a session pads with: int8 rounds all rows together
+    known = tape.op("Max", [ids, constant(tape, PADDING_ID)])
+    known.type, known.shape = ids.type, ids.shape
+    for use in readers:
+        use.node.replace_input_with(use.idx, known)
     for old, made in ((past_lengths, first), (lengths, new)):
         made.type, made.shape = old.type, old.shape
         old.replace_all_uses_with(made)

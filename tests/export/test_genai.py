@@ -142,6 +142,17 @@ def test_a_model_without_an_end_gets_an_id_that_is_never_chosen(bundle: Path) ->
     assert np.isneginf(logits[0, 0, 97]) and np.isfinite(logits[0, 0, :97]).all()
 
 
+def test_padding_is_a_session_s(bundle: Path) -> None:
+    """int8 rounds all rows together, so that what a row is padded with is felt by the others."""
+    session = ort.InferenceSession(str(bundle / "genai.onnx"), providers=["CPUExecutionProvider"])
+    cache = {value.name: np.zeros((1, 3, 4, 10), np.float32) for value in session.get_inputs()[3:]}
+    found = []
+    for padding in (-1, 0):
+        given = {"input_ids": [[5, padding]], "attention_mask": [[1, 0]], "position_ids": [[0, 0]]}
+        found.append(session.run(None, {**{name: np.array(value) for name, value in given.items()}, **cache}))
+    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_the_checkpoint_s_end_is_the_config_s(tmp_path: Path) -> None:
     export_onnx(llama(tmp_path, "Llama"), tmp_path / "gpt", layout="genai", graphs=["decode"])
     model = config_of(tmp_path / "gpt")["model"]
