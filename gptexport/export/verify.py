@@ -205,11 +205,12 @@ def _check(path: Path, head: Head, samples: Sequence[Sample], precision: Precisi
         raise ExportError(f"the exported graph {head} does not run: {error}") from error
     worst = float(np.max(errors))  # NaN stays NaN, which max() may lose
     if not worst <= precision.max_relative_rms:  # NaN fails
+        why = f"{precision.bits} bits lose this model, or" if precision.quantized else "Not a rounding difference:"
         raise ExportError(
             f"the exported graph {head} differs from the eager model by {worst:.1e} relative RMS; expected at most "
-            f"{precision.max_relative_rms:.0e} for {precision.name}. Not a rounding difference: the forward depends on "
-            "something that tracing fixed (random numbers, global state), or the weights hold NaN or are beyond "
-            "what the precision can hold."
+            f"{precision.max_relative_rms:.0e} for {precision.name}. {why} the forward depends on something that "
+            "tracing fixed (random numbers, global state), or the weights hold NaN or are beyond what the precision can "
+            "hold."
         )
     return worst
 
