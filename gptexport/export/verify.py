@@ -209,8 +209,8 @@ def _check(path: Path, head: Head, samples: Sequence[Sample], precision: Precisi
         raise ExportError(
             f"the exported graph {head} differs from the eager model by {worst:.1e} relative RMS; expected at most "
             f"{precision.max_relative_rms:.0e} for {precision.name}. {why} the forward depends on something that "
-            "tracing fixed (random numbers, global state), or the weights hold NaN or are beyond what the precision can "
-            "hold."
+            "tracing fixed (random numbers, global state), or the weights hold NaN or are beyond what the precision "
+            "can hold."
         )
     return worst
 
