@@ -50,7 +50,7 @@ KINDS: dict[str, dict[str, Any]] = {
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PROMPTS = 50
 PEER = "transformers.js"
-STEPS = 64  # tokens of a text whose speed is taken
+STEPS = 32  # tokens of a text whose speed is taken
 
 
 @dataclass(frozen=True, kw_only=True)
