@@ -88,8 +88,8 @@ def main() -> int:
         *table(["model", "noise ratio", "the same greedy text", "texts with other ids", "threads", "verdict"], rows),
         "",
         "The same greedy text: of prompts of random ids, and one that is typed into the page's form. Texts with other",
-        f"ids: of {len(TEXTS)} where tokenizers tend to differ. A text that differs parts from the session's where rounding",
-        "decides between two tokens, or the verdict is FAIL.",
+        f"ids: of {len(TEXTS)} where tokenizers tend to differ. A text that differs parts from the session's where",
+        "rounding decides between two tokens, or the verdict is FAIL.",
         "",
         *table(["what is wrong", "exit code", "what is said", "as it should be"], faults),
     ]
