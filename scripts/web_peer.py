@@ -86,12 +86,13 @@ def _export(model: GPT, path: Path) -> None:
     given = (torch.ones(2, 5, dtype=torch.int64), torch.ones(2, 8, dtype=torch.int64), past)
     kinds = [(layer, kind) for layer in range(config.n_layer) for kind in ("key", "value")]
     free = torch.export.Dim.DYNAMIC
+    batch = torch.export.Dim("batch_size")  # by this name transformers.js makes the empty cache
     program = torch.onnx.export(
         WithCache(model).eval(),
         given,
         input_names=["input_ids", "attention_mask", *(f"past_key_values.{i}.{kind}" for i, kind in kinds)],
         output_names=["logits", *(f"present.{i}.{kind}" for i, kind in kinds)],
-        dynamic_shapes=({0: free, 1: free}, {0: free, 1: free}, [{0: free, 2: free} for _ in past]),
+        dynamic_shapes=({0: batch, 1: free}, {0: batch, 1: free}, [{0: batch, 2: free} for _ in past]),
         dynamo=True,
     )
     assert program is not None
