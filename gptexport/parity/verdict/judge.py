@@ -114,7 +114,7 @@ def judge(measured: Measured, gates: Gates | None = None) -> Verdict:
     tie = tie_of(stats)
     rows = tuple(_judge_shape(s, noise, gates, tie) for s in stats)
     summary = summarize(stats, tie)
-    reasons = _reasons(rows, gates) + _statistical_reasons(summary, gates, measured.real_text)
+    reasons = _reasons(rows, gates) + _statistical_reasons(summary, stats, gates, measured.real_text)
     special = None
     if measured.special is not None and measured.special.eager.finite:
         special = _judge_shape(measured.special, noise, gates, tie_of([*stats, measured.special]))
@@ -135,6 +135,11 @@ def _changed(i: Invariance) -> str:
 def tie_of(stats: Sequence[ShapeStats]) -> float:
     """Two logits this near may change places: each errs by as much as eager's largest error."""
     return 2 * max(s.eager.max for s in stats)
+
+
+def _allowed_tie(gates: Gates) -> float:
+    """Logits of quantized weights this near may change places: to move them by d costs about d²/2 nats of `kl_mean`."""
+    return float(np.sqrt(2 * gates.kl_mean)) if gates.statistical and gates.kl_mean is not None else 0.0
 
 
 def _judge_shape(s: ShapeStats, noise: Noise, gates: Gates, tie: float) -> ShapeVerdict:
@@ -208,15 +213,20 @@ def _reasons(rows: tuple[ShapeVerdict, ...], gates: Gates) -> list[str]:
     return reasons
 
 
-def _statistical_reasons(summary: Summary | None, gates: Gates, real_text: bool) -> list[str]:
+def _statistical_reasons(
+    summary: Summary | None, stats: Sequence[ShapeStats], gates: Gates, real_text: bool
+) -> list[str]:
     """What is judged over the whole grid."""
     if summary is None:
         return []
     reasons = []
     if gates.statistical and not _within(summary.kl.mean, gates.kl_mean):
         reasons.append(f"mean KL is {summary.kl.mean:.2g}; at most {gates.kl_mean:g}")
-    if gates.top1_agreement is not None and summary.top1.mean < gates.top1_agreement:
-        reasons.append(f"top-1 agrees at {summary.top1.mean:.2%} of positions; at least {gates.top1_agreement:.2%}")
+    tie = _allowed_tie(gates)
+    agreed = 1 - sum(margin > tie for s in stats for margin in s.flip_margins) / summary.positions
+    if gates.top1_agreement is not None and agreed < gates.top1_agreement:
+        but = f", or the two are within {tie:.2g}" if tie else ""
+        reasons.append(f"top-1 agrees at {agreed:.2%} of positions{but}; at least {gates.top1_agreement:.2%}")
     ratio = summary.perplexity_ratio
     if gates.perplexity_ratio is not None and real_text and ratio is not None:
         worse = max(ratio.mean, 1 / ratio.mean if ratio.mean else np.inf)

@@ -250,6 +250,19 @@ def test_statistics_that_just_keep_a_gate() -> None:
     assert reason == "top-1 agrees at 50.00% of positions; at least 51.00%"
 
 
+def test_flips_that_the_allowed_divergence_explains_are_no_disagreement() -> None:
+    """Two flips: between logits 0.5 apart, and 1 apart. 0.32 nats allow logits within 0.8 to change places."""
+    expected, actual = np.array([[[0.5, 0.0], [1.0, 0.0]]]), np.array([[[0.0, 0.5], [0.0, 1.0]]])
+    draw = Draw(ids=np.array([[0, 1]]), expected=expected, eager=expected, actual=actual)
+    measured = Measured(precision=INT8, real_text=False, stats=(compare([draw]),))
+    gates = replace(INT8.gates, kl_mean=0.32, top1_agreement=0.5)
+    assert module.judge(measured, gates).reasons == ()
+    [reason] = module.judge(measured, replace(gates, top1_agreement=0.51)).reasons
+    assert reason == "top-1 agrees at 50.00% of positions, or the two are within 0.8; at least 51.00%"
+    [reason] = module.judge(measured, replace(gates, kl_mean=None)).reasons
+    assert reason == "top-1 agrees at 0.00% of positions; at least 50.00%"
+
+
 def test_verdict_to_dict_is_what_json_holds() -> None:
     stored = replace(KEPT, kind=Invariant.WEIGHT)
     data = judge([GOOD], [KEPT, stored], "float32").to_dict()
