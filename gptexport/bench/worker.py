@@ -180,7 +180,8 @@ def _eager(artifact: str, checkpoint: str, threads: int) -> tuple[Forward, dict[
     from gptexport.artifacts import describe_artifact
     from gptexport.parity import load_for
 
-    torch.set_num_threads(threads)
+    if torch.get_num_threads() != threads:  # asking for as many as it has makes it slower by a twentieth
+        torch.set_num_threads(threads)
     loaded = load_for(describe_artifact(Path(artifact)), checkpoint)
 
     def run(ids: Ids) -> object:
