@@ -107,10 +107,8 @@ def eager(folder: Path) -> Generate:
 
 def open_transformers(folder: Path) -> Any:
     """A transformers.GPT2LMHeadModel on all cores; its `generate` has no types."""
-    import torch
     import transformers
 
-    torch.set_num_threads(os.cpu_count() or 1)
     return transformers.GPT2LMHeadModel.from_pretrained(folder / "hf").eval()
 
 

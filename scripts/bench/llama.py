@@ -140,7 +140,6 @@ def open_transformers(folder: Path) -> Peer:
     import torch
     import transformers
 
-    torch.set_num_threads(os.cpu_count() or 1)
     model: Any = transformers.LlamaForCausalLM.from_pretrained(folder / "hf").eval()
 
     def logits(ids: np.ndarray) -> object:

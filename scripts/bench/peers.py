@@ -101,7 +101,6 @@ def eager(folder: Path, *, compiled: bool = False, dtype: str = "float32") -> Ru
 
     from gptexport.checkpoints import load_checkpoint
 
-    torch.set_num_threads(os.cpu_count() or 1)
     model = load_checkpoint(str(folder / "hf")).model.to(getattr(torch, dtype))
     forward: Callable[[torch.Tensor], object] = torch.compile(model) if compiled else model
 
