@@ -96,7 +96,7 @@ ATTENTION = {
 }
 
 
-@pytest.mark.parametrize(("body", "reason"), ATTENTION.values(), ids=ATTENTION)
+@pytest.mark.parametrize(("body", "reason"), few(ATTENTION.values(), 2), ids=ATTENTION)
 def test_another_forward_is_left_out_with_the_reason(tmp_path: Path, body: str, reason: str) -> None:
     source = write(tmp_path, "attend(self, q, k, v)", body)
     manifest = export_onnx(load_checkpoint(source), tmp_path / "gpt").manifest

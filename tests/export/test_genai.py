@@ -86,7 +86,7 @@ def of_nanochat(tmp_path: Path) -> Checkpoint:
     ("case", "target"),
     [
         ("GPT-2", "portable"),
-        ("Llama", "cpu"),
+        pytest.param("Llama", "cpu", marks=pytest.mark.slow),
         pytest.param("Mistral with a window", "portable", marks=pytest.mark.slow),
         pytest.param("nanochat", "cpu", marks=pytest.mark.slow),
     ],

@@ -94,6 +94,7 @@ def test_int4_is_close_and_small(tmp_path: Path, options: dict[str, bool]) -> No
         assert len(gpt.generate([[1, 2]], max_new_tokens=3, temperature=0)[0]) == 3
 
 
+@pytest.mark.slow
 def test_a_lone_graph_is_known_by_the_bits_that_its_nodes_read(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt")))
     for precision in (INT4, INT8):

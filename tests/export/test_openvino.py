@@ -39,6 +39,7 @@ def test_in_bfloat16_weights_alone_are_in_16_bits(source: str, tmp_path: Path) -
         assert "Attention" not in operators and ("GroupQueryAttention" in operators) == (head == "decode")
 
 
+@pytest.mark.slow
 def test_in_float32_it_is_a_graph_for_any_cpu(source: str, tmp_path: Path) -> None:
     export_onnx(load_checkpoint(source), tmp_path / "gpt", target="openvino")
     export_onnx(load_checkpoint(source), tmp_path / "portable")

@@ -31,15 +31,12 @@ UNCACHED = {
     "what is not attention alone: documents apart": "a mask that depends on the tokens",
 }
 QUICK = {  # one of each way to find attention and positions; the others take minutes
-    "positions: ALiBi buffer cut to T",
     "positions: rotary complex, a buffer",
     "scaled_dot_product_attention: is_causal=T > 1",
     "attention by hand: baddbmm, (B*H,T,D)",
     "attention by hand: softmax by hand",
     "torch.nn: MultiheadAttention, time first, weights",
-    "MLP: experts by masks",
     "head: padded vocabulary, cut",
-    "models that people know: Llama's",
     "refused: nn.LSTM",
 }
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CATALOGUE]

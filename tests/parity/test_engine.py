@@ -166,6 +166,7 @@ def test_another_checkpoint_is_told_by_its_hash(cli: Cli, make: Make, bundle: Pa
     assert ran.code == 3 and "CAUSE  the engine's graph was exported from another file than this checkpoint" in ran.out
 
 
+@pytest.mark.slow
 def test_bfloat16_goes_through_float32_here(
     cli: Cli, make: Make, bundle: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

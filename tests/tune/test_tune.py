@@ -94,6 +94,7 @@ def test_the_fastest_within_the_bound_is_kept_and_certified(cli: Cli, tmp_path: 
     assert len(list(ElementTree.parse(chart).iter("{http://www.w3.org/2000/svg}circle"))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("injected")
 def test_a_stopped_run_goes_on_and_an_impossible_bound_is_refused(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
