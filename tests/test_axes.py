@@ -95,7 +95,7 @@ def entropy_graph(logits: Trace, _recipe: Recipe) -> Trace:
     return trace
 
 
-@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.parametrize("wrong", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_head(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool) -> None:
     monkeypatch.setitem(HEADS, ENTROPY.name, ENTROPY)
     monkeypatch.setitem(HEAD_GRAPHS, ENTROPY.name, HeadGraph(ENTROPY, entropy_graph))

@@ -351,6 +351,7 @@ def test_two_exports_are_the_same_bytes(source: str, bundle: Path, tmp_path: Pat
         assert (tmp_path / "gpt" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_the_commands(cli: Cli, source: str, bundle: Path, tmp_path: Path) -> None:
     ran = cli("parity", bundle, "--against", source)
     assert ran.code == 4 and "--target cuda in bfloat16, which runs on CUDA alone" in ran.err

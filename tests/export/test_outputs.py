@@ -62,6 +62,7 @@ def test_force_keeps_the_old_one_until_the_new_one_is_there(ckpt: Path, bundle: 
     assert listing(tmp_path) == ["gpt", *(f"gpt/{name}" for name in listing(bundle))]
 
 
+@pytest.mark.slow
 def test_the_checkpoint_inside_the_bundle_outlives_it(ckpt: Path, tmp_path: Path) -> None:
     out = tmp_path / "gpt"
     export_onnx(load_checkpoint(str(ckpt)), out)

@@ -34,8 +34,6 @@ QUICK = {  # one of each way to find attention and positions; the others take mi
     "positions: rotary complex, a buffer",
     "scaled_dot_product_attention: is_causal=T > 1",
     "attention by hand: baddbmm, (B*H,T,D)",
-    "attention by hand: softmax by hand",
-    "torch.nn: MultiheadAttention, time first, weights",
     "head: padded vocabulary, cut",
     "refused: nn.LSTM",
 }
