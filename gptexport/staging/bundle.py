@@ -24,9 +24,9 @@ from gptexport_runtime.contract.names import (
     WEIGHTS_FILE,
 )
 
-OF_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", CHARACTERS)
-OF_GENAI = (GENAI_FILE, GENAI_CONFIG_FILE)
-OWN = frozenset({MANIFEST_FILE, WEIGHTS_FILE, *OF_TOKENIZERS, *OF_GENAI, *(head.file for head in heads.HEADS.values())})
+OF_TOKENIZERS = ("tokenizer.json", "tokenizer.model", CHARACTERS)
+OWN = frozenset({MANIFEST_FILE, WEIGHTS_FILE, *OF_TOKENIZERS, *(head.file for head in heads.HEADS.values())})
+OF_GENAI = frozenset({GENAI_FILE, GENAI_CONFIG_FILE, "tokenizer_config.json"})  # ours beside GENAI_FILE alone
 SWAP, OLD = "swap", "old"  # folders of a stage
 
 
@@ -77,7 +77,13 @@ def is_empty(folder: Path) -> bool:
 
 def strangers(folder: Path) -> list[Path]:
     """What in a bundle's folder gptexport did not write."""
-    return [path for path in sorted(folder.iterdir()) if not _is_own(path, OWN) and not is_stage(path)]
+    own = _names_in(folder)
+    return [path for path in sorted(folder.iterdir()) if not _is_own(path, own) and not is_stage(path)]
+
+
+def _names_in(folder: Path) -> frozenset[str]:
+    """What files that gptexport wrote may be called there."""
+    return OWN | OF_GENAI if (folder / GENAI_FILE).is_file() else OWN
 
 
 def _is_own(path: Path, names: frozenset[str]) -> bool:
@@ -112,6 +118,11 @@ def _replace(stage: Stage, made: Path, out: Path) -> None:
     swap = stage.folder(SWAP) / out.name
     steps.rename_new(made, swap)
     for path in strangers(out):
+        if os.path.lexists(swap / path.name):
+            raise OutputExistsError(
+                f"{path} was not written by gptexport, and the new bundle has a file of that name. Move it away, or "
+                "choose another place."
+            )
         _keep(path, swap / path.name)
     steps.sync_folder(swap)
     try:
@@ -147,12 +158,12 @@ def settle_bundle(stage: Stage) -> None:
         if not os.path.lexists(stage.home / old.name):
             steps.rename_new(old, stage.home / old.name)
     for left in (*stage.found(SWAP), *stage.found(OLD)):
-        _discard(left, stage.home / left.name, OWN)
+        _discard(left, stage.home / left.name, _names_in(left))
 
 
 def _discard(folder: Path, beside: Path, own: frozenset[str]) -> None:
     """Delete what gptexport wrote, and what has a second name in the folder `beside`; move the rest there."""
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name == GENAI_FILE, path.name)):  # it names others
         twin = beside / path.name
         if _is_own(path, own) or is_same(path, twin):
             steps.remove(path)

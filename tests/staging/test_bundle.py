@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from gptexport.errors import OutputError, OutputExistsError
 from gptexport.staging import check_output, staged, steps, watched, write_file
-from tests.support.outputs import BUNDLE, listing, read_bundle, write_bundle
+from tests.support.outputs import BUNDLE, FORMAT, listing, read_bundle, write_bundle
 
 
 def test_only_what_gptexport_wrote_is_ever_replaced(tmp_path: Path) -> None:
@@ -43,6 +44,33 @@ def test_the_new_bundle_keeps_what_others_had_put_beside_the_old(tmp_path: Path)
         *(f"gpt/{name}" for name in ("ckpt.pt", "gptexport.json", "logits.onnx", "pipe", "sub", "sub/weights.data")),
         "gpt/weights.data",
     ]
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "genai_config.json"])
+def test_a_strangers_file_that_is_named_as_one_for_other_programs_is_kept(tmp_path: Path, name: str) -> None:
+    """They are ours beside genai.onnx alone, and are then replaced; a new one never takes a stranger's place."""
+    out = tmp_path / "gpt"
+    write_bundle(out, "old")
+    (out / name).write_text("another's")
+    write_bundle(out, "new", force=True)
+    assert (read_bundle(out), (out / name).read_text()) == ("new", "another's")
+
+    def with_genai(tag: str) -> None:
+        with staged(out, force=True) as folder:
+            for file in ("weights.data", "logits.onnx", "genai.onnx", name):
+                write_file(folder / file, tag.encode())
+            write_file(folder / "gptexport.json", json.dumps({"format": FORMAT, "tag": tag}).encode())
+
+    with pytest.raises(OutputExistsError, match=f"{name} was not written by gptexport, and the new bundle has a file"):
+        with_genai("genai")
+    assert (read_bundle(out), (out / name).read_text()) == ("new", "another's")
+    assert listing(tmp_path) == ["gpt", *(f"gpt/{path.name}" for path in sorted(out.iterdir()))]
+    (out / name).unlink()
+    with_genai("genai")
+    with_genai("again")
+    assert (out / name).read_text() == "again"
+    write_bundle(out, "plain", force=True)
+    assert read_bundle(out) == "plain" and not (out / name).exists() and not (out / "genai.onnx").exists()
 
 
 def test_what_appears_in_the_old_bundle_while_it_is_replaced_is_kept_too(tmp_path: Path) -> None:

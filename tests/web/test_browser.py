@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
 from gptexport.tokenizers import tokenizer_to_bundle
 from gptexport.web import write_site
-from gptexport.web.browser import find_browser
+from gptexport.web.browser import VARIABLE, find_browser
 from gptexport.web.check import check_site, open_page
 from gptexport_runtime import BackendUnavailableError
 from gptexport_runtime.errors import ExecutionError
@@ -26,6 +28,8 @@ def browser() -> str:
     try:
         return find_browser(None)
     except BackendUnavailableError as error:
+        if VARIABLE in os.environ:  # it was to be run
+            raise
         pytest.skip(str(error))
 
 
@@ -34,10 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("browser")
     checkpoint = load_checkpoint(str(tiny_nanogpt(made / "ckpt.pt", vocab_size=256, block_size=64)))
     export_onnx(checkpoint, made / "gpt", tokenizer=tokenizer_to_bundle("bytes"))
-    try:
-        write_site(made / "gpt", made / "site")
-    except BackendUnavailableError as error:  # no npm, or no network
-        pytest.skip(str(error))
+    if shutil.which("npm") is None:
+        pytest.skip("no npm, which fetches what the page needs")
+    write_site(made / "gpt", made / "site")
     return made
 
 
