@@ -7,19 +7,14 @@ from typing import Any
 
 import click
 
-from gptexport.cli.options import Name, OutputPath, assumption_options
+from gptexport.cli.conversion import conversion_options, read_with_tokenizer
 from gptexport.cli.output import Output, output_options, size
 
 TYPES = ["float32", "float16", "bfloat16", "q8_0"]
 
 
 @click.command(short_help="Write a checkpoint as GGUF, for llama.cpp.")
-@click.argument("checkpoint")
-@click.option("-o", "--out", required=True, type=OutputPath(), help="Where to write: NAME.gguf.")
-@click.option("--dtype", type=Name(TYPES), default="float32", show_default=True, help="The stored matrices' type.")
-@click.option("--tokenizer", metavar="NAME|FILE", help="Tokenizer to write.  [default: the one beside the checkpoint]")
-@click.option("--vocab-size", type=click.IntRange(min=1), help="Keep the first ids alone: without padding tokens.")
-@assumption_options
+@conversion_options(TYPES, where="NAME.gguf", stored="The stored matrices' type.")
 @output_options("gguf")
 def gguf(
     output: Output,
@@ -47,15 +42,11 @@ def gguf(
     if out.suffix != ".gguf":
         raise click.BadParameter(f"{out} does not end in .gguf.", param_hint="-o")
     check_output(out, force=False)
-    output.step(f"reading {checkpoint}")
-    from gptexport.checkpoints import load_checkpoint
     from gptexport.converters.gguf import write_gguf
-    from gptexport.tokenizers import found_with, tokenizer_to_bundle
 
-    loaded = load_checkpoint(checkpoint, **assumed, vocab_size=vocab_size)
-    words, found = (tokenizer_to_bundle(tokenizer), None) if tokenizer is not None else found_with(loaded)
+    loaded, words = read_with_tokenizer(output, checkpoint, tokenizer, vocab_size, assumed)
     done = write_gguf(loaded, out, dtype=dtype, tokenizer=words, progress=output.step)
-    for note in (*loaded.notes, *([found] if found and words is None else []), *done.notes):
+    for note in done.notes:
         output.note(note)
     output.result(
         {

@@ -7,18 +7,13 @@ from typing import Any
 
 import click
 
-from gptexport.cli.options import Name, OutputPath, assumption_options
+from gptexport.cli.conversion import conversion_options, read_with_tokenizer
 from gptexport.cli.output import Output, output_options, size
 from gptexport.precision import dtypes
 
 
 @click.command(short_help="Write a checkpoint as a Hugging Face folder.")
-@click.argument("checkpoint")
-@click.option("-o", "--out", required=True, type=OutputPath(), help="Where to write: a folder that is not there yet.")
-@click.option("--dtype", type=Name(dtypes()), default="float32", show_default=True, help="The stored weights' type.")
-@click.option("--tokenizer", metavar="NAME|FILE", help="Tokenizer to write.  [default: the one beside the checkpoint]")
-@click.option("--vocab-size", type=click.IntRange(min=1), help="Keep the first ids alone: without padding tokens.")
-@assumption_options
+@conversion_options(dtypes(), where="a folder that is not there yet", stored="The stored weights' type.")
 @output_options("hf")
 def hf(
     output: Output,
@@ -46,15 +41,9 @@ def hf(
     if out.suffix == ".onnx":
         raise click.BadParameter(f"{out} is the name of a graph; name a folder.", param_hint="-o")
     check_output(out, force=False)
-    output.step(f"reading {checkpoint}")
-    from gptexport.checkpoints import load_checkpoint
     from gptexport.converters import convert
-    from gptexport.tokenizers import found_with, tokenizer_to_bundle
 
-    loaded = load_checkpoint(checkpoint, **assumed, vocab_size=vocab_size)
-    words, found = (tokenizer_to_bundle(tokenizer), None) if tokenizer is not None else found_with(loaded)
-    for note in (*loaded.notes, *([found] if found and words is None else [])):
-        output.note(note)
+    loaded, words = read_with_tokenizer(output, checkpoint, tokenizer, vocab_size, assumed)
     beside = loaded.tokenizer.parent if tokenizer is None and loaded.tokenizer is not None else None
     done = convert(loaded, out, dtype=dtype, tokenizer=words, beside=beside, progress=output.step)
     for note in done.notes:

@@ -13,7 +13,8 @@ import pytest
 
 from gptexport.errors import OutputError, OutputExistsError
 from gptexport.staging import check_output, staged, steps, watched, write_file
-from tests.support.outputs import BUNDLE, FORMAT, listing, read_bundle, write_bundle
+from gptexport_runtime.contract.names import FORMAT
+from tests.support.outputs import BUNDLE, listing, read_bundle, write_bundle
 
 
 def test_only_what_gptexport_wrote_is_ever_replaced(tmp_path: Path) -> None:
