@@ -26,7 +26,8 @@ from typing import Any
 from gptexport.artifacts import Artifact, describe_artifact
 from gptexport.errors import OutputError, OutputExistsError
 from gptexport.score.arrow import import_pyarrow
-from gptexport.score.documents import Limits, Reading, encoder_of, read_files
+from gptexport.score.documents import Limits, Reading, encoder_of
+from gptexport.score.readers import read_files
 from gptexport.score.scorer import Logprobs, Scorer, measure_batch
 from gptexport.score.tables import identity_of_part, part_file, write_documents, write_part
 from gptexport.score.windows import Shard, cut_shards, cut_windows

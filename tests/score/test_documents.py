@@ -13,9 +13,10 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
-from gptexport.score import documents
+from gptexport.score import readers
 from gptexport.score.arrow import import_pyarrow
-from gptexport.score.documents import Chunk, Limits, Reading, encoder_of, read_files
+from gptexport.score.documents import Chunk, Limits, Reading, encoder_of
+from gptexport.score.readers import read_files
 from gptexport_runtime.errors import InputError
 from gptexport_runtime.text import load_tokenizer
 
@@ -110,7 +111,7 @@ TEXT_FILES: dict[str, Callable[[Path], Path]] = {
 def test_token_files_are_one_document_or_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, at_once: int
 ) -> None:
-    monkeypatch.setattr(documents, "AT_ONCE", at_once)
+    monkeypatch.setattr(readers, "AT_ONCE", at_once)
     path = TOKENS[name](tmp_path / name)
     assert read(path) == [(str(path), FLAT, 7)]
     split = [[5], [9, 1, 2], [9], [9, 3]]
