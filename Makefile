@@ -14,7 +14,7 @@ $(VENV)/.done: pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gptexport needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade pip # older ones know no --group
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e './runtime[cpu,openvino,rtx]' -e '.[cpu,gguf,hf,openvino,rtx,score]' --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e './runtime[cpu,openvino,openvino-plugin,rtx]' -e '.[cpu,gguf,hf,openvino,rtx,score]' --group dev
 	# TensorRT 11's bindings without its libraries: tests/engine/test_conformance.py reads their signatures
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt tensorrt-cu13-bindings
 	@touch $@
@@ -46,7 +46,7 @@ peers: .venv-peers/.done
 .venv-peers/.done: pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet -c constraints.txt --upgrade pip
-	.venv-peers/bin/python -m pip install --quiet -c constraints.txt -e './runtime[cpu,openvino]' -e . --group peers
+	.venv-peers/bin/python -m pip install --quiet -c constraints.txt -e './runtime[cpu,openvino,openvino-plugin]' -e . --group peers
 	@touch $@
 
 clean:

@@ -26,6 +26,7 @@ PACKAGES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "onnxruntime-ep-openvino",
     "tensorrt",
     "tensorrt-rtx",

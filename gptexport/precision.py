@@ -71,7 +71,6 @@ class Precision:
     quantizer: Callable[[], Quantizer] | None = None  # imports what makes such weights; of a quantized precision
     runs_on_cpu: bool = True  # ONNX Runtime's CPU provider has kernels for it
     plain_onnx: bool = True  # its graphs need no operator of ONNX Runtime's own
-    note: str | None = None  # what a person who exports in it should be told
 
     def runs_on(self, device: str) -> bool:
         """Whether ONNX Runtime computes in it there."""
@@ -171,7 +170,6 @@ INT4 = Precision(
     quantized=True,
     quantizer=_int4,
     plain_onnx=False,
-    note="int4 is for size and for tokens one at a time: prompts and score take longer than with int8",
 )
 PRECISIONS = {precision.name: precision for precision in (FLOAT32, FLOAT16, BFLOAT16, INT8, INT4)}
 

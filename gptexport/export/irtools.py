@@ -19,6 +19,11 @@ def constant(tape: Tape, value: int | list[int], dtype: ir.DataType = ir.DataTyp
     return made
 
 
+def number_like(tape: Tape, value: float, dtype: ir.DataType) -> ir.Value:
+    """A Constant node: a scalar of a type of floats."""
+    return tape.op("Constant", [], {"value": ir.tensor(np.array(value, dtype.numpy()))})
+
+
 def size_of(tape: Tape, value: ir.Value, axis: int) -> ir.Value:
     """(1) int64: how long `value` is along an axis, which ONNX Runtime knows on the host."""
     return tape.op("Shape", [value], {"start": axis, "end": axis + 1})

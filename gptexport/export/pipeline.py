@@ -149,7 +149,7 @@ def _make(
     graphs, left_out = _derive(traced.trace, recipe, layout)
     bare = _structure(traced)
     for graph in graphs:
-        apply_rewrites(graph.trace, recipe, limits)
+        apply_rewrites(graph.trace, graph.head, recipe, limits)
     progress(f"writing {traced.trace.weight_bytes / 1e6:,.0f} MB of weights")
     weights = layout.weights(folder, traced.trace.weight_bytes)
     for graph in graphs:
@@ -177,7 +177,8 @@ def _trace(
 ) -> Traced:
     """Trace and normalize the model in the recipe's precision, and prepare it for the target."""
     precision = recipe.precision
-    notes = [precision.note] if precision.note is not None else []
+    note = recipe.target.note(precision)
+    notes = [note] if note is not None else []
     quantizer = precision.quantizer() if precision.quantizer is not None else None
     with Cast(checkpoint.model, precision.torch_dtype) as model:
         if quantizer is not None:

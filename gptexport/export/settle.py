@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from gptexport.errors import ExportError
 from gptexport.export.heads import HEAD_GRAPHS
@@ -46,13 +46,19 @@ class HeadExport:
     error: float = 0.0  # relative RMS from eager
 
 
-def apply_rewrites(trace: Trace, recipe: Recipe, limits: Limits, skip: Collection[str] = ()) -> None:
-    """Apply the target's rewrites to one graph, in place; its audit says what they did."""
-    rewrites = [r for r in recipe.target.rewrites(recipe.precision) if r.name not in skip]
+def apply_rewrites(trace: Trace, head: Head, recipe: Recipe, limits: Limits, skip: Collection[str] = ()) -> None:
+    """Apply the target's rewrites to one head's graph, in place; its audit says what they did."""
+    on_cpu = head.cached and recipe.target.cached_on_cpu
+    rewrites = [
+        rewrite
+        for rewrite in recipe.target.rewrites(recipe.precision)
+        if rewrite.name not in skip and (rewrite.on_cpu or not on_cpu)
+    ]
     for rewrite in rewrites:
         trace.audit.update(rewrite.apply(trace.graph, limits))
     if rewrites:
         RemoveUnusedNodesPass()(trace.model)
+        NameFixPass()(trace.model)  # what is put into a loop's body may be called as something outside is
         trace.graph.opset_imports[MICROSOFT] = 1
 
 
@@ -122,7 +128,7 @@ def _undo(graph: HeadExport, traced: Traced, recipe: Recipe, limits: Limits, wei
         fresh = replace(traced.trace, model=traced.trace.model.clone(), audit={})
         try:
             trace = HEAD_GRAPHS[graph.head.name].build(fresh, chosen)
-            apply_rewrites(trace, recipe, limits, skip)
+            apply_rewrites(trace, graph.head, recipe, limits, skip)
             file = write_graph(trace.model, weights, path)
             graph.error = _check(path, graph.head, traced.samples, recipe)
         except ExportError:

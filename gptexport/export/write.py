@@ -20,6 +20,7 @@ from gptexport_runtime.contract.model import FileEntry
 from gptexport_runtime.contract.names import META_WEIGHTS
 from gptexport_runtime.contract.seal import seal
 
+VIEW = "view"  # in the `meta` of an initializer: the name of the weight whose bytes it is, in another type
 PAGE = 4096  # external data that begins on a page can be memory-mapped (onnx.proto, TensorProto.external_data)
 
 
@@ -80,7 +81,8 @@ class WeightsFile:
     def attach(self, graph: ir.Graph) -> None:
         for name, value in graph.initializers.items():
             if value.const_value is None:
-                value.const_value = self._stored[name]
+                stored = self._stored[value.meta.get(VIEW, name)]
+                value.const_value = _seen_as(stored, value) if VIEW in value.meta else stored
 
     def close(self) -> FileEntry:
         self.sha256 = self._hash.hexdigest()
@@ -119,10 +121,45 @@ class InlineWeights:
     def attach(self, graph: ir.Graph) -> None:
         for name, value in graph.initializers.items():
             if value.const_value is None:
-                value.const_value = ir.tensor_adapters.TorchTensor(self._stored[name], name=name)
+                stored = self._stored[value.meta.get(VIEW, name)]
+                if VIEW in value.meta:
+                    value.const_value = _packed(stored, value)
+                else:
+                    value.const_value = ir.tensor_adapters.TorchTensor(stored, name=name)
 
     def close(self) -> None:
         return None
+
+
+def view_of(graph: ir.Graph, weight: str, dtype: ir.DataType, shape: list[int]) -> ir.Value:
+    """The bytes of a weight, by its name, as an initializer of another type and shape. They are stored once."""
+    name = f"{weight}.{dtype.name.lower()}"
+    if name not in graph.initializers:
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        value.meta[VIEW] = weight
+        graph.initializers[name] = value
+    return graph.initializers[name]
+
+
+def _seen_as(stored: ir.ExternalTensor, value: ir.Value) -> ir.ExternalTensor:
+    assert value.dtype is not None and value.shape is not None
+    return ir.ExternalTensor(
+        location=stored.location,
+        offset=stored.offset,
+        length=stored.length,
+        dtype=value.dtype,
+        shape=value.shape,
+        name=value.name or "",
+        base_dir=stored.base_dir,
+    )
+
+
+def _packed(stored: torch.Tensor, value: ir.Value) -> ir.TensorProtocol:
+    assert value.dtype is not None and value.shape is not None
+    numbers = stored.numpy().reshape(-1)
+    if value.dtype.bitwidth < 8:
+        return ir.PackedTensor(numbers, value.dtype, shape=value.shape, name=value.name)
+    return ir.Tensor(numbers.reshape(value.shape.numpy()), name=value.name)
 
 
 def write_graph(model: ir.Model, weights: Weights, path: Path) -> FileEntry:

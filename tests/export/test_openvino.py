@@ -1,4 +1,4 @@
-"""`--target openvino`: attention written out, and arithmetic in float32 over weights in 16 bits."""
+"""`--target openvino`: attention written out, arithmetic in float32 over weights in 16, 8 and 4 bits."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from onnx import TensorProto
 import gptexport_runtime
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
+from gptexport.parity import check_parity
 from gptexport_runtime import BackendUnavailableError
 from gptexport_runtime.contract.manifest import Manifest
-from tests.support.builders import SIZES, tiny_fusable
+from tests.export.test_int8 import relative_rms
+from tests.support.builders import SIZES, tiny_fusable, tiny_nanogpt
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,45 @@ def test_in_bfloat16_weights_alone_are_in_16_bits(source: str, tmp_path: Path) -
         assert TensorProto.BFLOAT16 not in {value.type.tensor_type.elem_type for value in values}
         operators = {node.op_type for node in graph.node}
         assert "Attention" not in operators and ("GroupQueryAttention" in operators) == (head == "decode")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quantize", "stored"),
+    [
+        ("bfloat16", None, {TensorProto.BFLOAT16}),
+        ("float32", "int8", {TensorProto.INT8}),
+        ("float32", "int4", {TensorProto.UINT4}),
+    ],
+)
+def test_parity_in_openvino(
+    dtype: str, quantize: str | None, stored: set[int], tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    """On the session that users run. 96 channels are three blocks: an odd number of zero points."""
+    pytest.importorskip("openvino")
+    source = tiny_nanogpt(tmp_path / "ckpt.pt", n_embd=96)
+    checkpoint = load_checkpoint(str(source))
+    out = tmp_path / "gpt"
+    done = export_onnx(checkpoint, out, target="openvino", dtype=dtype, quantize=quantize)
+    assert done.manifest.on_cpu == ("decode",) and not done.manifest.left_out
+    if quantize is None:
+        assert check_parity(out, checkpoint, device="openvino").verdict
+    for head in ("logits", "last", "score"):
+        with subtests.test(head=head):
+            graph = onnx.load(str(out / f"{head}.onnx"), load_external_data=False).graph
+            kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2}
+            assert stored <= kinds, "weights are stored as the target says"
+            assert "com.microsoft" not in {node.domain for node in graph.node}
+    with gptexport_runtime.load(out, "openvino") as gpt:
+        ids = np.arange(24).reshape(2, 12)
+        assert (gpt.backend, gpt.device) == ("openvino", "openvino")
+        logits = gpt.logits(ids)
+        if quantize is not None:
+            with gptexport_runtime.load(out, "cpu") as cpu:  # which reads the same weights
+                assert relative_rms(logits, cpu.logits(ids)) < 0.05
+        np.testing.assert_array_equal(gpt.last_logits(ids), logits[:, -1])
+        np.testing.assert_array_equal(gpt.logits(ids[1:]), logits[1:])  # a row does not depend on its neighbours
+        longer = gpt.generate([[1, 2]], max_new_tokens=4, temperature=0)[0]
+        assert len(longer) == 4
 
 
 @pytest.mark.slow

@@ -1,6 +1,13 @@
-"""The head `score`: log-probs of the tokens that came, without all logits ever existing at once."""
+"""The head `score`: log-probs of the tokens that came, without all logits ever existing at once.
+
+In a loop, as a rule: its trips are as long for any number of tokens. Where a backend lays out the weights of a loop's
+body anew in each trip, as OpenVINO does, in a few parts one behind another.
+"""
 
 from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +21,9 @@ from gptexport.recipe import Recipe
 from gptexport_runtime.contract import heads
 from gptexport_runtime.contract.names import AXIS_B, LOGPROBS
 
+if TYPE_CHECKING:
+    from gptexport.export.targets import Target
+
 
 def build(logits: Trace, recipe: Recipe) -> Trace:
     """input_ids (B,T) -> logprobs (B,T-1) of each next token; as many logits at a time as the target says.
@@ -23,24 +33,51 @@ def build(logits: Trace, recipe: Recipe) -> Trace:
     """
     trace, lm_head = without_lm_head(logits, heads.SCORE)
     graph, tape = trace.graph, Tape()
-    chunk_size = recipe.target.score_chunk
     ids = graph.inputs[0]
-    zero, one, chunk = (constant(tape, [value]) for value in (0, 1, chunk_size))
+    zero, one = (constant(tape, [value]) for value in (0, 1))
     axis1, end, flat = constant(tape, [1]), constant(tape, [2**62]), constant(tape, [-1])
     targets = tape.op("Reshape", [tape.op("Slice", [ids, one, end, axis1]), flat])  # (N), N = B * (T-1)
     before = tape.op("Slice", [lm_head.hidden, zero, constant(tape, [-1]), axis1])  # every position but the last
     hidden = tape.op("Reshape", [before, constant(tape, [-1, lm_head.width])])  # (N,C)
-    count = tape.op("Shape", [targets])
-    trips = tape.op("Div", [tape.op("Add", [count, constant(tape, [chunk_size - 1])]), chunk])
-    nothing = tape.op("Constant", [], {"value": ir.tensor(np.zeros(0, np.float32))})
-    body = _body(lm_head, hidden, targets, chunk)
-    always = tape.op("Constant", [], {"value": ir.tensor(np.array(True))})
-    done = tape.op("Loop", [tape.op("Squeeze", [trips]), always, nothing], {"body": body})
+    how = _in_parts if recipe.target.score_parts else _in_a_loop
+    done = how(tape, lm_head, hidden, targets, recipe.target)
     shape = tape.op("Shape", [tape.op("Slice", [ids, one, end, axis1])])
     result = tape.op("Reshape", [done, shape], {"allowzero": 1})  # T = 1 has nothing to score: (B,0)
     finish(graph, tape, result, LOGPROBS, [AXIS_B, "T-1"])
     NameFixPass()(trace.model)  # the loop's values have names of their own
     return trace
+
+
+def _in_a_loop(tape: Tape, lm_head: LMHead, hidden: ir.Value, targets: ir.Value, target: Target) -> ir.Value:
+    """(N) log-probs, `score_chunk` positions a trip."""
+    chunk = constant(tape, [target.score_chunk])
+    count = tape.op("Shape", [targets])
+    trips = tape.op("Div", [tape.op("Add", [count, constant(tape, [target.score_chunk - 1])]), chunk])
+    nothing = tape.op("ConstantOfShape", [constant(tape, [0])])  # OpenVINO takes an empty Constant for a scalar
+    always = tape.op("Constant", [], {"value": ir.tensor(np.array(True))})
+    body = _body(lm_head, hidden, targets, chunk)
+    return tape.op("Loop", [tape.op("Squeeze", [trips]), always, nothing], {"body": body})
+
+
+def _in_parts(tape: Tape, lm_head: LMHead, hidden: ir.Value, targets: ir.Value, target: Target) -> ir.Value:
+    """(N) log-probs, in `score_parts` parts of about one size, the last of which may be empty."""
+    parts = target.score_parts
+    count = tape.op("Add", [tape.op("Shape", [targets]), constant(tape, [parts - 1])])
+    size = tape.op("Div", [count, constant(tape, [parts])])
+    ends = [tape.op("Mul", [size, constant(tape, [part])]) for part in range(parts + 1)]
+    done = [_scored(tape, lm_head, hidden, targets, *bounds) for bounds in pairwise(ends)]
+    return tape.op("Concat", done, {"axis": 0})
+
+
+def _scored(
+    tape: Tape, lm_head: LMHead, hidden: ir.Value, targets: ir.Value, start: ir.Value, stop: ir.Value
+) -> ir.Value:
+    """Log-probs of the positions from `start` up to `stop`, or to the last."""
+    rows = tape.op("Slice", [hidden, start, stop, constant(tape, [0])])
+    wanted = tape.op("Unsqueeze", [tape.op("Slice", [targets, start, stop, constant(tape, [0])]), constant(tape, [1])])
+    logits = lm_head.apply(tape, rows)  # (stop - start, V)
+    picked = tape.op("GatherElements", [tape.op("LogSoftmax", [logits], {"axis": -1}), wanted], {"axis": 1})
+    return tape.op("Squeeze", [picked, constant(tape, [1])])
 
 
 def _body(lm_head: LMHead, hidden: ir.Value, targets: ir.Value, chunk: ir.Value) -> ir.Graph:
@@ -55,11 +92,7 @@ def _body(lm_head: LMHead, hidden: ir.Value, targets: ir.Value, chunk: ir.Value)
     before = ir.Value(name="before", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["done"]))
     start = tape.op("Shape", [before])
     stop = tape.op("Add", [start, chunk])
-    rows = tape.op("Slice", [hidden, start, stop, constant(tape, [0])])
-    wanted = tape.op("Unsqueeze", [tape.op("Slice", [targets, start, stop, constant(tape, [0])]), constant(tape, [1])])
-    logits = lm_head.apply(tape, rows)  # (chunk, V)
-    picked = tape.op("GatherElements", [tape.op("LogSoftmax", [logits], {"axis": -1}), wanted], {"axis": 1})
-    after = tape.op("Concat", [before, tape.op("Squeeze", [picked, constant(tape, [1])])], {"axis": 0})
+    after = tape.op("Concat", [before, _scored(tape, lm_head, hidden, targets, start, stop)], {"axis": 0})
     after.name, after.type, after.shape = "after", before.type, ir.Shape(["done_after"])
     still = tape.op("Identity", [go_on])
     still.name, still.type, still.shape = "still", go_on.type, go_on.shape

@@ -20,6 +20,7 @@ class Rewrite:
 
     name: str
     apply: Callable[[ir.Graph, Limits], Audit]
+    on_cpu: bool = True  # also of a head that runs on ONNX Runtime's CPU provider, whatever the target
 
 
 def counted(op: str, expected: int, achieved: int) -> Audit:

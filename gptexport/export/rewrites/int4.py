@@ -25,7 +25,7 @@ from gptexport.export.irtools import MICROSOFT, constant, take_place, weight_beh
 from gptexport.export.rewrites import Audit, counted
 from gptexport.export.rewrites.embeddings import embeddings
 from gptexport.export.rewrites.linears import add_of_bias, linear_weight, split_gemms
-from gptexport.export.rewrites.rounding import BLOCK, Rounded, round_weight
+from gptexport.export.rewrites.rounding import BLOCK, FLAT, Rounded, round_weight
 from gptexport.export.rewrites.smoothing import calibration_ids, smooth_norms
 from gptexport.export.trace import Trace
 from gptexport.recipe import Limits
@@ -109,6 +109,7 @@ class Int4:
             rounded = round_weight(matrix)
         N, K = matrix.shape
         scales = _add(trace, f"{weight.name}.scale", rounded.scales)
+        _add(trace, f"{weight.name}.zero{FLAT}", rounded.flat_zeros)
         return _Blocks(
             bits=rounded.bits,
             rows=N,

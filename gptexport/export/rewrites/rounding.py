@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 BLOCK = 32  # inputs that share a scale and a zero point
+FLAT = ".flat"  # behind a weight's name: without half bytes
 DAMPINGS = (0.01, 0.1, 1.0)  # of the inputs' mean square: GPTQ's own, and more where its matrix has no inverse yet
 SHRINKS = (0.75, 0.85, 0.92, 1.0)  # of a block's range: clipping its ends may fit the rest better
 FLOAT16_FITS = (1e-4, 1e4)  # a weight's largest number, for which scales in float16 lose less than half a percent
@@ -27,6 +28,14 @@ class Rounded:
     codes: torch.Tensor  # (N, blocks, BLOCK * bits / 8) uint8
     scales: torch.Tensor  # (N, blocks) float16; float32 where that is too narrow
     zeros: torch.Tensor  # (N, blocks * bits / 8) uint8, rounded up
+
+    @property
+    def flat_zeros(self) -> torch.Tensor:
+        """(N * blocks * bits / 8) uint8: without the half byte that a row of an odd number of them ends in."""
+        if self.bits == 8:
+            return self.zeros.flatten()
+        apart = torch.stack([self.zeros & 15, self.zeros >> 4], dim=-1).flatten(1)[:, : self.scales.shape[1]]
+        return _pack(apart.reshape(1, -1), self.bits).flatten()
 
 
 @contextmanager

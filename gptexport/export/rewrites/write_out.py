@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from gptexport.export.attention import OP_TYPE, Attention, attentions
-from gptexport.export.irtools import constant, size_of, take_place
+from gptexport.export.irtools import constant, number_like, size_of, take_place
 from gptexport.export.rewrites import Audit, Rewrite, counted
 from gptexport.recipe import Limits
 
@@ -89,7 +89,7 @@ def _number(tape: Tape, value: float, like: Attention) -> ir.Value:
     """A scalar of the scores' dtype."""
     dtype = like.query.dtype
     assert dtype is not None, "the exporter infers every type"
-    return tape.op("Constant", [], {"value": ir.tensor(np.array(value, dtype.numpy()))})
+    return number_like(tape, value, dtype)
 
 
 WRITE_OUT_ATTENTION = Rewrite(WRITTEN_OUT, write_out_attention)

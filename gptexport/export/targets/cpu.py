@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gptexport.export.targets.base import Target
-from gptexport.precision import FLOAT32, Precision
+from gptexport.precision import FLOAT32, INT4, Precision
 
 if TYPE_CHECKING:
     from gptexport.export.cached import Attend
@@ -42,11 +42,18 @@ def _rewrites(_precision: Precision) -> Sequence[Rewrite]:
     return FUSE_GELUS, FUSE_ATTENTION, FUSE_ROTARY, FUSE_TIED_HEADS
 
 
+def _note(precision: Precision) -> str | None:
+    if precision is not INT4:
+        return None
+    return "int4 here is for size and for tokens one at a time: prompts and score are faster with target openvino"
+
+
 CPU = Target(
     name="cpu",
     help="fused for ONNX Runtime on a CPU",
     takes=lambda precision: precision.dtype == FLOAT32.dtype,  # its fused kernels compute in nothing else
     min_opset=23,
+    note=_note,
     prepare=_prepare,
     attend=_attend,
     rewrites=_rewrites,

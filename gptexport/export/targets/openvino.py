@@ -1,8 +1,10 @@
-"""`--target openvino`: for OpenVINO's execution provider of ONNX Runtime, which takes each graph as one piece.
+"""`--target openvino`: for OpenVINO, through its own package or ONNX Runtime's plugin, which takes each graph whole.
 
 In bfloat16 the graph computes in float32 over weights stored in bfloat16, and the runtime tells OpenVINO to compute in
 bfloat16. OpenVINO rounds where it pays, and the logits leave its last product in float32. `decode` runs on ONNX
 Runtime's CPU provider, whose attention writes into the cache where it lies: OpenVINO would copy all of it at each step.
+
+Quantized weights are ONNX's own DequantizeLinear, over the bytes that `decode` reads on the CPU provider.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from gptexport_runtime.backends.ort.options import OpenOptions
 from gptexport_runtime.backends.ort.providers import provider_of, why_not
 from gptexport_runtime.backends.ort.session import open_session
 from gptexport_runtime.contract.heads import Head
-from gptexport_runtime.errors import BackendUnavailableError
+from gptexport_runtime.errors import ArtifactError, BackendUnavailableError
 
 if TYPE_CHECKING:
     from gptexport.export.cached import Attend
@@ -31,12 +33,14 @@ def _attend(_precision: Precision) -> Attend:
     return group_query_attention(lengths_of_rows)
 
 
-def _rewrites(_precision: Precision) -> Sequence[Rewrite]:
+def _rewrites(precision: Precision) -> Sequence[Rewrite]:
+    from gptexport.export.rewrites.dequantize import WRITE_OUT_QUANTIZED
     from gptexport.export.rewrites.rms_norm import WRITE_OUT_RMS_NORMS
     from gptexport.export.rewrites.stored import WIDEN_ARITHMETIC
     from gptexport.export.rewrites.write_out import WRITE_OUT_ATTENTION
 
-    return WIDEN_ARITHMETIC, WRITE_OUT_ATTENTION, WRITE_OUT_RMS_NORMS  # in float32, in which a scale is not rounded
+    by_precision = WRITE_OUT_QUANTIZED if precision.quantized else WIDEN_ARITHMETIC
+    return by_precision, WRITE_OUT_ATTENTION, WRITE_OUT_RMS_NORMS  # in float32, in which a scale is not rounded
 
 
 def _runs_on(precision: Precision) -> tuple[str, ...]:
@@ -45,7 +49,7 @@ def _runs_on(precision: Precision) -> tuple[str, ...]:
 
 
 def _check(path: Path, head: Head) -> None:
-    """OpenVINO must take the graph as one piece: by the plugin's own word where it runs, else as far as is known.
+    """OpenVINO must take the graph as one piece: by its own word where it runs, else as far as is known.
 
     Raises:
         ExportError: it does not.
@@ -62,18 +66,20 @@ def _check(path: Path, head: Head) -> None:
         )
     if why_not("openvino") is None:
         try:
-            open_session(path, provider_of("openvino"), OpenOptions())
-        except BackendUnavailableError as error:
+            provider = provider_of("openvino")
+            provider.bind().open(lambda _captures: open_session(path, provider, OpenOptions()), head, OpenOptions(), "")
+        except (ArtifactError, BackendUnavailableError) as error:
             raise ExportError(f"the graph {head} is not for OpenVINO: {error}") from error
 
 
 OPENVINO = Target(
     name="openvino",
-    help="one piece for OpenVINO, in bfloat16 on CPUs that have it",
-    takes=lambda precision: precision in (FLOAT32, BFLOAT16),
+    help="for OpenVINO on a CPU, in bfloat16 where it has it",
+    takes=lambda precision: precision is BFLOAT16 or precision.dtype == FLOAT32.dtype,
     min_opset=23,
     runs_on=_runs_on,
     cached_on_cpu=True,
+    score_parts=4,
     check=_check,
     attend=_attend,
     rewrites=_rewrites,

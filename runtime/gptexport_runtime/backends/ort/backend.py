@@ -1,4 +1,4 @@
-"""ONNX Runtime as a backend: the graphs of an artifact, each opened when it is first asked for."""
+"""The graphs of an artifact, each opened when it is first asked for, by ONNX Runtime or by what a provider brings."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ from gptexport_runtime.files import MappedFile
 class OrtBackend:
     """See base.Backend. Each graph has a session of its own, with its own packed weights."""
 
-    name = "onnxruntime"
-
     def __init__(
         self,
         provider: Provider,
@@ -47,7 +45,7 @@ class OrtBackend:
             weights: the file that the graphs read their weights from, where that is known.
             check_unchanged: raises ArtifactError once a file is not what it was. Graphs are opened late, and by name.
         """
-        self.device = provider.device
+        self.name, self.device = provider.backend, provider.device
         self.tokens_at_once = provider.tokens_at_once
         self._options = options or OpenOptions()
         self.threads = self._options.threads or provider.threads()

@@ -11,9 +11,9 @@ from gptexport_runtime.errors import BackendUnavailableError
 
 @dataclass(frozen=True)
 class ProviderProbe:
-    """Whether a device really runs a graph; where not, why, and what to do."""
+    """Whether a provider really runs a graph on its device; where not, why, and what to do."""
 
-    device: str
+    device: str  # "cpu"; of a plugin "openvino plugin"
     loads: bool
     reason: str | None
     lacks: str | None = None  # what it runs without and would better have
@@ -35,24 +35,24 @@ class RuntimeProbe:
 def probe_providers() -> RuntimeProbe:
     """Try each provider in earnest. Raises nothing: what is wrong is in the result."""
     found = installed_packages()
-    in_order = sorted(PROVIDERS, key=lambda provider: provider.device)
+    in_order = sorted(PROVIDERS, key=lambda provider: provider.title)
     try:
         ort = import_onnxruntime()
     except BackendUnavailableError as error:
-        nothing = tuple(ProviderProbe(provider.device, False, str(error)) for provider in in_order)
+        nothing = tuple(ProviderProbe(provider.title, False, str(error)) for provider in in_order)
         return RuntimeProbe(None, found, conflict(found), (), nothing)
     tried = [(provider, provider.why_not(ort)) for provider in in_order]
-    running = {provider.device for provider, reason in tried if reason is None}
-    advice = (provider.export_with(ort) for provider in PROVIDERS if provider.device in running)
+    running = [provider for provider, reason in tried if reason is None]
+    advice = (provider.export_with(ort) for provider in PROVIDERS if provider in running)
     return RuntimeProbe(
         version=ort.__version__,
         packages=found,
         conflict=conflict(found),
         available=tuple(ort.get_available_providers()),
         providers=tuple(
-            ProviderProbe(provider.device, True, None, provider.lacks(), provider.about(ort))
+            ProviderProbe(provider.title, True, None, provider.lacks(), provider.about(ort))
             if reason is None
-            else ProviderProbe(provider.device, False, reason)
+            else ProviderProbe(provider.title, False, reason)
             for provider, reason in tried
         ),
         export_with=next(filter(None, advice), None),

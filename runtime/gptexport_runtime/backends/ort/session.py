@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import types
-import weakref
 from pathlib import Path
 from typing import Any
 
+from gptexport_runtime.backends.forked import keep_in_child
 from gptexport_runtime.backends.ort.options import OpenOptions
 from gptexport_runtime.backends.ort.package import SILENT, first_line, import_onnxruntime
 from gptexport_runtime.backends.ort.providers.provider import Provider
@@ -28,7 +26,7 @@ def open_session(
     plan: bool = True,
     captures: bool = False,
 ) -> Any:
-    """Open a graph.
+    """Open a graph: an `onnxruntime.InferenceSession`, or what the provider opens in place of one.
 
     Args:
         model: the file; or the graph itself, whose weights lie in files beside `path`.
@@ -41,6 +39,8 @@ def open_session(
         BackendUnavailableError: it cannot run there.
         ArtifactError: the file is damaged, or its external data is missing.
     """
+    if provider.open is not None:
+        return provider.open(model, options, path)
     ort = import_onnxruntime()
     session_options = ort.SessionOptions()
     session_options.log_severity_level = SILENT
@@ -71,7 +71,7 @@ def open_session(
         )
     except Exception as error:
         raise _load_error(ort, path, provider, error) from error
-    _sessions.add(session)
+    keep_in_child(session)
     session.disable_fallback()  # a run that fails on CUDA would be repeated on the CPU
     if provider.name not in session.get_providers():
         raise BackendUnavailableError(
@@ -97,20 +97,6 @@ def _check_whole(session: Any, path: Path, provider: Provider) -> None:
         f"{', '.join(sorted(left)) or 'it as one'}. Export it for this provider: "
         f"gptexport onnx CHECKPOINT -o FOLDER --target {provider}."
     )
-
-
-_sessions: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def _keep_in_child() -> None:
-    """In a forked child: never free a session of the parent's. To free one is to join its threads, and the child has
-    none of them, so that it would wait for ever, at its exit at the latest."""
-    for session in list(_sessions):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_keep_in_child)
 
 
 def _load_error(

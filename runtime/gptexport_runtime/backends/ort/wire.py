@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from gptexport_runtime.errors import ArtifactError
 from gptexport_runtime.files import open_regular
 
-FUNCTIONS = 25  # of ModelProto (onnx.proto)
+METADATA, FUNCTIONS = 14, 25  # of ModelProto (onnx.proto)
 MOST_FIELDS = 100_000
+MOST_METADATA = 1 << 20  # bytes of one entry
 
 
 def refuse_functions(path: Path) -> None:
@@ -22,7 +24,7 @@ def refuse_functions(path: Path) -> None:
     """
     try:
         with open_regular(path) as file:
-            for count, number in enumerate(_fields(file)):
+            for count, (number, _length) in enumerate(_fields(file, os.fstat(file.fileno()).st_size)):
                 if number == FUNCTIONS or count > MOST_FIELDS:
                     what = "functions" if number == FUNCTIONS else "more parts than a graph has"
                     raise ArtifactError(
@@ -33,17 +35,42 @@ def refuse_functions(path: Path) -> None:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _fields(file: BinaryIO) -> Iterator[int]:
-    """The number of each field of a protobuf message, as ONNX Runtime reads it, and as far as it is one.
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a graph says of itself in its metadata_props.
 
-    A tag is what 32 bits hold of it. A group has no length: its beginning and its end are fields, and what is between.
+    Raises:
+        ArtifactError: the file cannot be read, or an entry is not UTF-8.
     """
-    size = os.fstat(file.fileno()).st_size
+    try:
+        with open_regular(path) as file:
+            fields = _fields(file, os.fstat(file.fileno()).st_size)
+            entries = [file.read(n) for number, n in fields if number == METADATA and n <= MOST_METADATA]
+        return dict(map(_entry, entries))
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise ArtifactError(
+            f"{path} is damaged: its metadata are not UTF-8 ({error.reason}). Copy it again, or export again."
+        ) from error
+
+
+def _entry(data: bytes) -> tuple[str, str]:
+    """A StringStringEntryProto: field 1 is the key, 2 the value."""
+    stream = BytesIO(data)
+    found = {number: stream.read(length).decode() for number, length in _fields(stream, len(data))}
+    return found.get(1, ""), found.get(2, "")
+
+
+def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """The number and the length of each field of a protobuf message, as ONNX Runtime reads it, and as far as it is one.
+
+    The file stands at the field's bytes meanwhile. A tag is what 32 bits hold of it. A group has no length: its
+    beginning and its end are fields, and what is between.
+    """
     while file.tell() < size:
         tag = _varint(file)
         if tag is None:
             return
-        yield (tag & 0xFFFFFFFF) >> 3
         match tag & 7:
             case 0:
                 length = 0 if _varint(file) is not None else None
@@ -56,10 +83,13 @@ def _fields(file: BinaryIO) -> Iterator[int]:
             case 3 | 4:
                 length = 0
             case _:
-                return
-        if length is None or length > size:
+                length = None
+        broken = length is None or length > size
+        start = file.tell()
+        yield (tag & 0xFFFFFFFF) >> 3, 0 if broken or length is None else length
+        if broken or length is None:
             return
-        file.seek(length, os.SEEK_CUR)
+        file.seek(start + length)
 
 
 def _varint(file: BinaryIO) -> int | None:

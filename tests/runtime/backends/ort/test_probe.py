@@ -13,7 +13,7 @@ def test_probe_tells_what_runs() -> None:
     if why_not("cuda") is None:
         pytest.skip("CUDA runs here")
     probe = probe_providers()
-    cpu, cuda, _openvino = probe.providers
+    cpu, cuda, *_openvino = probe.providers
     assert (cpu.device, cpu.loads, cpu.reason) == ("cpu", True, None)
     assert (cuda.device, cuda.loads) == ("cuda", False) and cuda.reason
     assert probe.version == import_onnxruntime().__version__ and "CPUExecutionProvider" in probe.available

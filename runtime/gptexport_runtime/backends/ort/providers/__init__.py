@@ -8,44 +8,51 @@ from gptexport_runtime.backends.ort.package import import_onnxruntime
 from gptexport_runtime.backends.ort.providers.cpu import CPU
 from gptexport_runtime.backends.ort.providers.cuda import CUDA
 from gptexport_runtime.backends.ort.providers.openvino import OPENVINO
+from gptexport_runtime.backends.ort.providers.openvino_plugin import OPENVINO_PLUGIN
 from gptexport_runtime.backends.ort.providers.provider import Provider
 from gptexport_runtime.errors import BackendUnavailableError
 
 AUTO = "auto"
-# the one line for each; "auto" takes the first that runs here
-PROVIDERS: list[Provider] = [CUDA, OPENVINO, CPU]
+# the one line for each; "auto" takes the first that runs here, and so does a device that several compute on
+PROVIDERS: list[Provider] = [CUDA, OPENVINO, OPENVINO_PLUGIN, CPU]
 
 _running: set[str] = set()  # providers that were tried in this process, and run
 
 
 def devices() -> list[str]:
     """What `load` may be asked for."""
-    return [AUTO, *sorted(provider.device for provider in PROVIDERS)]
+    return [AUTO, *sorted({provider.device for provider in PROVIDERS})]
 
 
 def provider_of(device: str) -> Provider:
-    """The provider that computes on a device.
+    """The provider that computes on a device: the first that runs here, else the first that might.
 
     Raises:
         BackendUnavailableError: there is none in this version.
     """
-    for provider in PROVIDERS:
-        if provider.device == device:
-            return provider
-    known = ", ".join(provider.device for provider in PROVIDERS)
-    raise BackendUnavailableError(f"this version of gptexport-runtime runs nothing on {device!r}, only on {known}.")
+    providers = [provider for provider in PROVIDERS if provider.device == device]
+    if not providers:
+        known = ", ".join(dict.fromkeys(provider.device for provider in PROVIDERS))
+        raise BackendUnavailableError(f"this version of gptexport-runtime runs nothing on {device!r}, only on {known}.")
+    if len(providers) == 1:
+        return providers[0]
+    there = [provider for provider in providers if _is_there(provider)] or providers
+    return next((provider for provider in there if _why_not(provider) is None), there[0])
 
 
 def why_not(device: str) -> str | None:
-    """None where ONNX Runtime runs on the device; else the first thing in its way, and what to do about it.
+    """None where something runs on the device; else the first thing in its way, and what to do about it.
 
     Raises:
         BackendUnavailableError: ONNX Runtime is missing.
     """
     try:
-        provider = provider_of(device)
+        return _why_not(provider_of(device))
     except BackendUnavailableError as error:
         return str(error)
+
+
+def _why_not(provider: Provider) -> str | None:
     if provider.name in _running:
         return None
     reason = provider.why_not(import_onnxruntime())
@@ -70,11 +77,12 @@ def find_provider(device: str, runs_on: Collection[str]) -> Provider | None:
     for provider in PROVIDERS:
         fits = provider.device in runs_on if runs_on else provider.for_any or device != AUTO
         wanted = device in (AUTO, provider.device) and fits
-        if wanted and _is_there(provider) and why_not(provider.device) is None:
+        if wanted and _is_there(provider) and _why_not(provider) is None:
             return provider
     return None
 
 
 def _is_there(provider: Provider) -> bool:
-    """Was ONNX Runtime built with it, or does it come as a plug-in? `why_not` takes its time to say why not."""
-    return provider.library is not None or provider.name in import_onnxruntime().get_available_providers()
+    """Is it installed? `why_not` takes its time to say why not."""
+    ort = import_onnxruntime()
+    return provider.is_there(ort) if provider.is_there is not None else provider.name in ort.get_available_providers()

@@ -1,104 +1,69 @@
-"""OpenVINO on a CPU, by the plugin that stands beside onnxruntime (onnxruntime-ep-openvino, with OpenVINO inside).
+"""OpenVINO on any CPU, by its own package, which compiles a graph without ONNX Runtime.
 
-It compiles a graph as one piece, for the precision that it is told, on threads of its own. Its plugin offers devices
-of Intel's alone: of a CPU by another vendor it knows nothing, though OpenVINO itself would run there.
+Beside the plugin (openvino_plugin.py) it is not bound to Intel's CPUs, and writes its output where the caller wants it.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import json
 import types
-from pathlib import Path
-from typing import Any
 
-from gptexport_runtime.backends.ort.host import HostBinding
-from gptexport_runtime.backends.ort.options import OpenOptions
+import numpy as np
+
+from gptexport_runtime.backends.openvino.package import (
+    CPU,
+    INSTALL,
+    PACKAGE,
+    capabilities,
+    core,
+    import_openvino,
+    is_installed,
+    version,
+)
+from gptexport_runtime.backends.openvino.runner import OpenVinoBinding
+from gptexport_runtime.backends.openvino.session import OpenVinoSession
+from gptexport_runtime.backends.ort.package import first_line
 from gptexport_runtime.backends.ort.providers.cpu import TOKENS_AT_ONCE, usable_cores
 from gptexport_runtime.backends.ort.providers.provider import Provider
-from gptexport_runtime.backends.ort.providers.trial import why_not_running
+from gptexport_runtime.backends.ort.providers.trial import TINY_MODEL
 from gptexport_runtime.errors import BackendUnavailableError
 
-PACKAGE = "onnxruntime-ep-openvino"
-MODULE = "onnxruntime_ep_openvino"
-INSTALL = "pip install gptexport-runtime[openvino]"
-PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names
-KIND, CPU = "ov_device", "CPU"  # of a device's metadata
 
-
-def _library() -> Path:
-    spec = importlib.util.find_spec(MODULE)
-    if spec is None or spec.origin is None:
-        raise BackendUnavailableError(f"{PACKAGE} is not installed: `{INSTALL}`.")
-    # where the package's get_library_path() finds it, which importing would do the same
-    return Path(spec.origin).with_name("libonnxruntime_providers_openvino_plugin.so")
-
-
-def _why_not(ort: types.ModuleType) -> str | None:
-    if not hasattr(ort, "register_execution_provider_library"):
-        return f"onnxruntime {ort.__version__} takes no plugins: they need 1.23 or newer. Upgrade it."
+def _why_not(_ort: types.ModuleType) -> str | None:
     try:
-        devices = OPENVINO.devices(ort)
+        import_openvino()
     except BackendUnavailableError as error:
-        known = f" Install the {PACKAGE} that goes with it: `{INSTALL}`."
-        return str(error) if "is not installed" in str(error) else str(error) + known
-    if not devices:
-        vendors = {device.device.vendor for device in ort.get_ep_devices() if device.ep_name == "CPUExecutionProvider"}
-        return (
-            f"{PACKAGE} {_version()} offers no CPU here. It takes those of Intel alone, and ONNX Runtime says that "
-            f"this one is of {' and '.join(sorted(vendors)) or 'nobody'}. Export with --target cpu instead."
-        )
-    return why_not_running(ort, OPENVINO)
-
-
-def _version() -> str:
+        return str(error)
     try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"
+        compiled = core().compile_model(core().read_model(TINY_MODEL), CPU)
+        (y,) = compiled([np.array([1.5], np.float32)]).values()
+    except Exception as error:  # whatever stops it is the answer
+        return f"{PACKAGE} {version()} does not run: {first_line(error)}. Install it again: `{INSTALL}`."
+    return None if y.tolist() == [-1.5] else f"{PACKAGE} {version()} computes wrongly: -(1.5) gave {y.tolist()}."
 
 
-def _about(ort: types.ModuleType) -> str | None:
-    metadata = OPENVINO.devices(ort)[0].ep_metadata
-    name, capabilities = metadata.get("FULL_DEVICE_NAME", "a CPU"), metadata.get("OPTIMIZATION_CAPABILITIES", "")
-    numbers = [word for word in ("FP32", "BF16", "FP16", "INT8") if word in capabilities.split()]
-    return f"{PACKAGE} {_version()}, {name}: {' '.join(numbers)}"
+def describe(what: str, name: str, can: list[str]) -> str:
+    """A version, a device, and in which numbers it computes."""
+    return f"{what}, {name}: {' '.join(word for word in ('FP32', 'BF16', 'FP16', 'INT8') if word in can)}"
 
 
-def _export_with(ort: types.ModuleType) -> str | None:
-    """Without bfloat16 the CPU provider is as fast."""
-    has_bfloat16 = "BF16" in OPENVINO.devices(ort)[0].ep_metadata.get("OPTIMIZATION_CAPABILITIES", "").split()
-    return "--target openvino --dtype bfloat16" if has_bfloat16 else None
-
-
-def _chooses(device: Any) -> bool:
-    return bool(device.ep_metadata.get(KIND) == CPU)
-
-
-def _options(options: OpenOptions, _captures: bool) -> dict[str, str]:
-    """OpenVINO's properties of its CPU device, by `load_config`."""
-    properties = {
-        # else it chooses bfloat16 by itself where the CPU has it: another model than a float32 bundle's
-        "INFERENCE_PRECISION_HINT": PRECISIONS[options.dtype],
-        "INFERENCE_NUM_THREADS": str(options.threads or usable_cores()),
-    }
-    return {"load_config": json.dumps({CPU: properties})}
+def export_with(can: list[str]) -> str | None:
+    """The export that makes most of OpenVINO where `can` is what it computes in."""
+    return "--target openvino --dtype bfloat16" if "BF16" in can else None
 
 
 OPENVINO = Provider(
     device="openvino",
-    name="OpenVINOExecutionProvider",
+    name="OpenVINO",
+    backend="openvino",
     why_not=_why_not,
-    bind=lambda: HostBinding("openvino", TOKENS_AT_ONCE),
+    bind=lambda: OpenVinoBinding("openvino", TOKENS_AT_ONCE),
     tokens_at_once=TOKENS_AT_ONCE,
     threads=usable_cores,
-    options=_options,
-    opens_at_load=True,  # what it does not take is then said at once
-    about=_about,
-    export_with=_export_with,
-    library=_library,
-    chooses=_chooses,
-    whole=True,
+    about=lambda _ort: describe(
+        f"{PACKAGE} {version()}", str(core().get_property(CPU, "FULL_DEVICE_NAME")), capabilities()
+    ),
+    export_with=lambda _ort: export_with(capabilities()),
+    is_there=lambda _ort: is_installed(),
+    open=OpenVinoSession,
     for_any=False,
 )

@@ -49,10 +49,22 @@ class Provider:
     """The shared library of a provider that comes as a plugin. None: it is built into the package."""
     chooses: Callable[[Any], bool] = lambda _ep_device: True
     """Which of a plugin's devices (`onnxruntime.OrtEpDevice`) it runs on."""
+    is_there: Callable[[types.ModuleType], bool] | None = None
+    """Whether it is installed at all, which `why_not` takes its time to find out. None: as ONNX Runtime says."""
+    open: Callable[[Path | bytes, OpenOptions, Path | None], Any] | None = None
+    """Opens a graph where ONNX Runtime does not: the file, or the graph itself and a path that its weights lie beside.
+    What it returns says of itself what an `InferenceSession` says, and is run by what `bind` makes. Raises as
+    `session.open_session`."""
+    backend: str = "onnxruntime"  # what `Session.backend` calls it
     whole: bool = False
     """It compiles a graph as one piece, on threads of its own. ONNX Runtime then leaves nodes as they are written and
     keeps one thread, and a graph of which it does not take every node is refused."""
     for_any: bool = True  # "auto" takes it for an artifact that does not say where it runs
+
+    @property
+    def title(self) -> str:
+        """The device, and whether a plugin computes on it: several providers may."""
+        return f"{self.device} plugin" if self.library is not None else self.device
 
     def attach(self, ort: types.ModuleType, session_options: Any, options: Mapping[str, str]) -> dict[str, Any]:
         """Choose this provider, in `session_options` or by the arguments that are returned, of `InferenceSession`.

@@ -1,124 +1,96 @@
-"""OpenVINO's plugin: what it computes, as the genuine one does, and each reason that it may not run for."""
+"""OpenVINO's own package as a provider: whether it is taken, and each reason that it is not."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
-import subprocess
 import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from gptexport.checkpoints import load_checkpoint
-from gptexport.export import export_onnx
+import gptexport_runtime
 from gptexport_runtime import BackendUnavailableError
-from gptexport_runtime.backends.ort.options import OpenOptions
+from gptexport_runtime.backends.openvino import package
+from gptexport_runtime.backends.ort import providers
 from gptexport_runtime.backends.ort.package import import_onnxruntime
-from gptexport_runtime.backends.ort.providers import openvino, provider
+from gptexport_runtime.backends.ort.probe import probe_providers
+from gptexport_runtime.backends.ort.providers import PROVIDERS
 from gptexport_runtime.backends.ort.providers.openvino import OPENVINO
-from tests.support.builders import tiny_nanogpt
-from tests.support.llama_builders import theirs
+from gptexport_runtime.backends.ort.providers.openvino_plugin import OPENVINO_PLUGIN
 from tests.support.tiny import TINY
 
-# in a process of its own: a plugin is registered for good, and the CPU is said to be Intel's
-RUN = """
-import json, sys
-import numpy as np
-from scripts.bench.intel import pretend_intel
-
-pretend_intel()
-import gptexport_runtime
-from gptexport.checkpoints import load_checkpoint
-from gptexport.parity import check_parity
-from gptexport_runtime.backends.ort.probe import probe_providers
-
-source, tiny, *bundles = sys.argv[1:]
-found = {}
-for bundle in bundles:
-    with gptexport_runtime.load(bundle) as gpt:
-        ids = np.arange(10).reshape(2, 5)
-        logits, last = gpt.logits(ids), gpt.last_logits(ids)
-        new = gpt.generate([[1, 2]], max_new_tokens=3, temperature=0)[0]
-        device = gpt.device
-    verdict = check_parity(bundle, load_checkpoint(source), shapes=[(1, 1), (3, 17)], device="openvino").verdict
-    found[bundle] = [device, float(abs(logits[:, -1] - last).max()), len(new), bool(verdict)]
-try:
-    gptexport_runtime.load(tiny, "openvino")
-except gptexport_runtime.BackendUnavailableError as error:
-    found["pieces"] = str(error)
-probe = probe_providers()
-found["about"] = next(each.about for each in probe.providers if each.device == "openvino")
-found["export_with"] = probe.export_with
-print(json.dumps(found))
-"""
+needs_openvino = pytest.mark.skipif(not package.is_installed(), reason="openvino is not installed")
 
 
-@pytest.mark.skipif(importlib.util.find_spec(openvino.MODULE) is None, reason="the plugin has wheels for x86-64 alone")
-@pytest.mark.parametrize("kind", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
-def test_the_genuine_plugin(kind: str, tmp_path: Path) -> None:
-    """It takes all graphs whole, passes parity in both precisions, and refuses a graph with ONNX's Attention."""
-    if kind == "llama":
-        source = tmp_path / "llama"
-        theirs("Llama", num_key_value_heads=2).save_pretrained(source)
-    else:
-        source = tiny_nanogpt(tmp_path / "ckpt.pt")
-    bundles = {dtype: str(tmp_path / dtype) for dtype in ("float32", "bfloat16")}
-    for dtype, out in bundles.items():
-        export_onnx(load_checkpoint(str(source)), Path(out), target="openvino", dtype=dtype)
-    command = [sys.executable, "-c", RUN, str(source), str(TINY / "logits.onnx"), *bundles.values()]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    for out in bundles.values():
-        device, difference, new, verdict = found[out]
-        assert (device, new, verdict) == ("openvino", 3, True) and difference < 0.05
-    assert "pieces on openvino, which does not take Attention" in found["pieces"]
-    assert openvino.PACKAGE in found["about"] and found["export_with"]
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No provider has run yet."""
+    monkeypatch.setattr(providers, "_running", set())
+    yield
+    package.core.cache_clear()
 
 
-def test_what_it_is_told() -> None:
-    told = OPENVINO.options(OpenOptions(threads=3, dtype="bfloat16"), False)
-    properties = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": "3"}
-    assert json.loads(told["load_config"]) == {"CPU": properties}
+@needs_openvino
+def test_it_comes_before_the_plugin() -> None:
+    assert providers.why_not("openvino") is None and providers.provider_of("openvino") is OPENVINO
+    with gptexport_runtime.load(TINY / "logits.onnx", "openvino") as gpt:
+        assert (gpt.backend, gpt.device) == ("openvino", "openvino")
 
 
-def test_a_plugin_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provider, "_registered", set())
+@needs_openvino
+def test_doctor_tells_it_from_the_plugin() -> None:
+    by_device = {found.device: found for found in probe_providers().providers}
+    found = by_device["openvino"]
+    assert found.loads and found.about is not None and found.about.startswith(f"openvino {package.version()}, ")
+    assert "FP32" in found.about and "openvino plugin" in by_device
+
+
+def test_the_export_that_it_advises(monkeypatch: pytest.MonkeyPatch) -> None:
+    ort = import_onnxruntime()
+    for can, advised in ((["FP32", "BF16"], "--target openvino --dtype bfloat16"), (["FP32"], None)):
+        core = types.SimpleNamespace(get_property=lambda _device, _name, can=can: can)
+        monkeypatch.setattr(package, "core", lambda core=core: core)
+        assert OPENVINO.export_with(ort) == advised
+
+
+@pytest.mark.usefixtures("untried")
+def test_neither_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is the package's: it is the one to install."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    ort: Any = SimpleNamespace(__version__="1.31.1", get_ep_devices=list, register_execution_provider_library=None)
-    reason = OPENVINO.why_not(ort)
-    assert reason == "onnxruntime-ep-openvino is not installed: `pip install gptexport-runtime[openvino]`."
+    assert providers.why_not("openvino") == "openvino is not installed: `pip install gptexport-runtime[openvino]`."
+    with pytest.raises(BackendUnavailableError, match='device="openvino" is not available: openvino is not installed'):
+        gptexport_runtime.load(TINY, "openvino")
 
 
-def test_an_onnxruntime_that_takes_no_plugins() -> None:
-    old: Any = SimpleNamespace(__version__="1.22.0")
-    assert "1.22.0 takes no plugins: they need 1.23 or newer" in str(OPENVINO.why_not(old))
+@pytest.mark.usefixtures("untried")
+def test_the_plugin_where_it_alone_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = dataclasses.replace(OPENVINO_PLUGIN, is_there=lambda _ort: True, why_not=lambda _ort: "it has no device.")
+    absent = dataclasses.replace(OPENVINO, is_there=lambda _ort: False)
+    monkeypatch.setattr(providers, "PROVIDERS", [absent, plugin, PROVIDERS[-1]])
+    assert providers.provider_of("openvino") is plugin and providers.why_not("openvino") == "it has no device."
 
 
-def test_a_plugin_for_another_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime's own refusal of a library that has not what it looks for."""
-    ort: Any = import_onnxruntime()
-    library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_shared.so"
-    other = dataclasses.replace(OPENVINO, name="OtherExecutionProvider", library=lambda: library)
-    monkeypatch.setattr(openvino, "OPENVINO", other)
-    reason = str(OPENVINO.why_not(ort))
-    assert f"{library.name} does not load into onnxruntime {ort.__version__}: " in reason
-    assert reason.endswith("goes with it: `pip install gptexport-runtime[openvino]`.")
+def test_a_damaged_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "__init__.py").write_text("raise RuntimeError('a library is gone')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    reason = OPENVINO.why_not(import_onnxruntime())
+    assert reason == "openvino does not import: a library is gone. Install it again."
 
 
-def test_a_plugin_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provider, "_registered", set())
-    cpu = SimpleNamespace(ep_name="CPUExecutionProvider", device=SimpleNamespace(vendor="AMD"))
-    gpu = SimpleNamespace(ep_name=OPENVINO.name, ep_metadata={"ov_device": "GPU"})
-    ort: Any = SimpleNamespace(
-        __version__="1.31.1",
-        get_ep_devices=lambda: [cpu, gpu],
-        register_execution_provider_library=lambda _name, _path: None,
-    )
-    assert "takes those of Intel alone, and ONNX Runtime says that this one is of AMD" in str(OPENVINO.why_not(ort))
-    with pytest.raises(BackendUnavailableError, match="finds no device"):
-        OPENVINO.attach(ort, None, {})
+@needs_openvino
+@pytest.mark.usefixtures("untried")
+def test_one_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def read_model(self, _model: bytes) -> object:
+            return None
+
+        def compile_model(self, _model: object, _device: str) -> object:
+            raise RuntimeError("no CPU here")
+
+    monkeypatch.setattr(providers.openvino, "core", Broken)
+    assert "does not run: no CPU here. Install it again" in str(OPENVINO.why_not(import_onnxruntime()))

@@ -59,7 +59,7 @@ def test_another_provider_runs_what_is_asked_of_it(listed: list[Provider], expec
     with pytest.raises(InputError, match="expected one of auto, cpu, cuda, npu, openvino"):
         gptexport_runtime.load(TINY, "tpu")
     probed = {provider.device: provider for provider in probe_providers().providers}
-    assert list(probed) == ["cpu", "cuda", "npu", "openvino"]
+    assert list(probed) == ["cpu", "cuda", "npu", "openvino", "openvino plugin"]
     assert (probed["npu"].lacks, probed["cpu"].lacks) == ("a faster memory", None)
 
 

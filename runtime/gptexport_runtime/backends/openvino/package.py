@@ -1,0 +1,62 @@
+"""The installed OpenVINO: its module, and what its CPU device is told and can do."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import types
+from functools import cache
+from typing import Any
+
+from gptexport_runtime.backends.ort.options import OpenOptions
+from gptexport_runtime.backends.ort.package import first_line
+from gptexport_runtime.backends.ort.providers.cpu import usable_cores
+from gptexport_runtime.errors import BackendUnavailableError
+
+PACKAGE = "openvino"
+INSTALL = "pip install gptexport-runtime[openvino]"
+CPU = "CPU"  # OpenVINO's name of the device
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names
+
+
+def is_installed() -> bool:
+    return importlib.util.find_spec(PACKAGE) is not None
+
+
+def import_openvino() -> types.ModuleType:
+    """The `openvino` module.
+
+    Raises:
+        BackendUnavailableError: it is not installed, or does not import.
+    """
+    if not is_installed():
+        raise BackendUnavailableError(f"{PACKAGE} is not installed: `{INSTALL}`.")
+    try:
+        return importlib.import_module(PACKAGE)
+    except Exception as error:  # a damaged install fails in many ways
+        raise BackendUnavailableError(f"{PACKAGE} does not import: {first_line(error)}. Install it again.") from error
+
+
+@cache
+def core() -> Any:
+    """The one `openvino.Core` of this process. Raises: as `import_openvino`."""
+    return import_openvino().Core()
+
+
+def version() -> str:
+    """As people know it: "2026.4.1"."""
+    return str(import_openvino().get_version()).split("-")[0]
+
+
+def capabilities() -> list[str]:
+    """What the CPU computes in, of OpenVINO's names: "FP32", "BF16" …"""
+    return list(core().get_property(CPU, "OPTIMIZATION_CAPABILITIES"))
+
+
+def properties(options: OpenOptions) -> dict[str, str]:
+    """What OpenVINO's CPU device is told, through the package or the plugin."""
+    return {
+        # else it chooses bfloat16 by itself where the CPU has it: another model than a float32 bundle's
+        "INFERENCE_PRECISION_HINT": PRECISIONS[options.dtype],
+        "INFERENCE_NUM_THREADS": str(options.threads or usable_cores()),
+    }
