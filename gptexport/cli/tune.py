@@ -184,12 +184,18 @@ def _draw(output: Output, plot: Path, done: Tuned, asked: Asked) -> None:
     """The bundle is written by now, so a place that cannot be written costs a note only."""
     from gptexport.errors import OutputError
     from gptexport.staging import write_output
-    from gptexport.tune.chart import CHART, frontier_chart, is_chart
+    from gptexport.tune.chart import CHART, Dot, frontier_chart, is_chart
     from gptexport.tune.choose import frontier
 
     title = "{} at {}×{}".format(asked.head.name, *asked.shape)
     best = frontier(done.measurements)
-    chart = frontier_chart(title, done.measurements, best, done.chosen, asked.bounds.max_kl)
+    chart = frontier_chart(
+        title,
+        [Dot(m.name, m.kl, m.ratio.median, m in best, m is done.chosen) for m in done.measurements],
+        note="higher is faster, left is more exact; the ringed dot was kept",
+        error="mean KL divergence from the model in float64, in nats",
+        bound=("--max-kl", asked.bounds.max_kl),
+    )
     try:
         write_output(plot, chart.encode(), is_ours=is_chart, what=CHART)
     except OutputError as error:

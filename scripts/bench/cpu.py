@@ -29,6 +29,10 @@ from scripts.bench.peers import PEERS, prepare, vocab_size
 from scripts.bench.tables import Shape, machine, options, shapes_of, speed, table, write
 from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running, versions
 
+DEFAULT = [
+    *("gptexport portable", "gptexport cpu", "gptexport int8", "gptexport openvino", "gptexport openvino bf16"),
+    *("eager", "torch.compile", "OpenVINO", "OpenVINO bf16", "mobius", "CTranslate2", "CTranslate2 int8"),
+]
 NOT_FLOAT32 = ("int8", "bf16", "bf16 (our graph)")
 OWN, BASELINE = "gptexport cpu", "eager"
 PACKAGES = ("gptexport", "onnxruntime", "torch", "openvino", "ctranslate2", "mobius-onnx")
@@ -40,10 +44,10 @@ def main() -> None:
     parser.add_argument("--shapes", type=shapes_of, default="1x1,1x128,4x256,1x1024,8x512")
     parser.add_argument("--only", help="some of: " + ", ".join(PEERS))
     args = parse_or_serve(parser, timed)
-    names = args.only.split(",") if args.only else list(PEERS)
+    names = args.only.split(",") if args.only else DEFAULT
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        prepare(folder, args.size)
+        prepare(folder, args.size, names)
         with running(module("scripts.bench.cpu"), names, folder) as workers:
             seconds, peaks = interleave(workers.started, args.shapes, args.rounds)
     sgemm = sgemm_rate(os.cpu_count() or 1)
@@ -130,12 +134,12 @@ def reached(seconds: Seconds[Shape], size: str, sgemm: float) -> list[str]:
 
 def of_the_plugin(names: Iterable[str]) -> list[str]:
     """What a reader must know of its columns, where no user's session would have it."""
-    if not any(name.startswith("gptexport openvino") for name in names) or not is_needed():
+    if not any(name.startswith("gptexport plugin") for name in names) or not is_needed():
         return []
     return [
         "",
-        "gptexport openvino: the plugin offers Intel's CPUs alone, and this one is another's. Here ONNX Runtime was "
-        "made to take it for one of Intel's (scripts/bench/intel.py), as no user's session does.",
+        "gptexport plugin: OpenVINO's plugin offers Intel's CPUs alone, and this one is another's. Here ONNX Runtime "
+        "was made to take it for one of Intel's (scripts/bench/intel.py), as no user's session does.",
     ]
 
 

@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         if args.folder is None:
-            prepare(folder, args.size)
+            prepare(folder, args.size, names)
         with running(module("scripts.bench.generate"), names, folder) as workers:
             seconds, peaks = interleave(workers.started, cases, args.rounds)
         bandwidth = read_bandwidth()

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,45 @@ import mobius
 mobius.build(sys.argv[1], dtype="f32").save(sys.argv[2], progress_bar=False)
 """
 
+# 8 bits a weight with a scale for each row, or 4 bits in groups of 128 or 32, as OpenVINO's own tool makes them
+NNCF = """
+import sys
+import nncf, openvino
+
+source, out, mode, group = sys.argv[1:]
+how = {"mode": nncf.CompressWeightsMode[mode]}
+if mode.startswith("INT4"):
+    how |= {"group_size": int(group), "all_layers": True}
+openvino.save_model(nncf.compress_weights(openvino.Core().read_model(source), **how), out, compress_to_fp16=False)
+"""
+
+QUANTIZE_GGUF = """
+import sys
+import llama_cpp
+
+source, out, kind = sys.argv[1:]
+how = llama_cpp.llama_model_quantize_default_params()
+how.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+assert llama_cpp.llama_model_quantize(source.encode(), out.encode(), how) == 0
+"""
+
+GGUF = {"Q4_K": "Q4_K_M"}  # llama.cpp's names of mixtures
 Run = Callable[[np.ndarray], object]  # ids (B,T) to logits, of whatever type the peer returns
+
+
+# what is exported for each of our own bundles
+BUNDLES = {
+    "portable": "",
+    "cpu": "--target cpu",
+    "int8": "--target cpu --quantize int8",
+    "int4": "--target cpu --quantize int4",
+    "openvino": "--target openvino",
+    "openvino-bf16": "--target openvino --dtype bfloat16",
+    "openvino-int8": "--target openvino --quantize int8",
+    "openvino-int4": "--target openvino --quantize int4",
+    "plugin": "--target openvino",
+    "plugin-bf16": "--target openvino --dtype bfloat16",
+}
 
 
 class Buffer:
@@ -51,26 +89,63 @@ class Buffer:
         return self._array
 
 
-def prepare(folder: Path, size: str) -> None:
-    """The same random weights in every peer's format, each written by a process that ends."""
+def prepare(folder: Path, size: str, names: Iterable[str] | None = None) -> None:
+    """The same random weights in every peer's format, each written by a process that ends.
+
+    Args:
+        names: of PEERS, or of others that are named alike; None: all.
+    """
     hf = folder / "hf"
     hf.mkdir()
     write_apart(hf, size, "huggingface")
-    export = [*GPTEXPORT, "onnx", str(hf), "-q", "-o"]
-    steps = {
-        "gptexport portable": [*export, str(folder / "portable")],
-        "gptexport cpu": [*export, str(folder / "cpu"), "--target", "cpu"],
-        "gptexport int8": [*export, str(folder / "int8"), "--target", "cpu", "--quantize", "int8"],
-        "gptexport openvino": [*export, str(folder / "openvino"), "--target", "openvino"],
-        "gptexport openvino bf16": [*export, str(folder / "openvino16"), "--target", "openvino", "--dtype", "bfloat16"],
-        "OpenVINO": [*export, str(folder / "opset20.onnx"), "--opset", "20"],
-        "CTranslate2": [sys.executable, "-c", CONVERT, str(hf), str(folder / "ct2")],
-        "mobius": [sys.executable, "-c", MOBIUS, str(hf), str(folder / "mobius")],
-    }
-    for peer, command in steps.items():
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:  # it may not be installed; its worker will say so too
-            print(f"no files for {peer}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+    wanted = dict.fromkeys(file for name in (names or PEERS) for file in files_of(name))
+    for file in wanted:
+        done = subprocess.run(_command(folder, file), capture_output=True, text=True)
+        if done.returncode:  # it may not be installed; the peer's worker will say so too
+            print(f"no {file}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}", file=sys.stderr)
+
+
+def files_of(peer: str) -> list[str]:
+    """What a peer reads, by name in the folder, and before it what that is made of."""
+    match peer.split():
+        case ["gptexport", *rest]:
+            return ["-".join(rest)]
+        case ["OpenVINO", "int8" | "int4" as kind]:
+            return ["opset20.onnx", f"{kind}.xml"]
+        case ["OpenVINO", *rest]:
+            return ["openvino-bf16"] if "graph)" in rest else ["opset20.onnx"]
+        case ["CTranslate2", *_]:
+            return ["ct2"]
+        case ["mobius"]:
+            return ["mobius"]
+        case ["llama.cpp", kind]:
+            return ["F32.gguf"] if kind == "F32" else ["F32.gguf", f"{GGUF.get(kind, kind)}.gguf"]
+        case _:
+            return []
+
+
+def _command(folder: Path, file: str) -> list[str]:
+    """What writes it."""
+    hf, out = str(folder / "hf"), str(folder / file)
+    python = [sys.executable, "-c"]
+    match file.split("."):
+        case [bundle] if bundle in BUNDLES:
+            return [*GPTEXPORT, "onnx", hf, "-q", "-o", out, *BUNDLES[bundle].split()]
+        case ["opset20", _]:
+            return [*GPTEXPORT, "onnx", hf, "-q", "-o", out, "--opset", "20"]
+        case ["int8", "xml"]:
+            return [*python, NNCF, str(folder / "opset20.onnx"), out, "INT8_ASYM", "0"]
+        case ["int4", "xml"]:
+            return [*python, NNCF, str(folder / "opset20.onnx"), out, "INT4_ASYM", "32"]
+        case ["ct2"]:
+            return [*python, CONVERT, hf, out]
+        case ["mobius"]:
+            return [*python, MOBIUS, hf, out]
+        case ["F32", _]:
+            return [*GPTEXPORT, "gguf", hf, "-q", "-o", out]
+        case [kind, "gguf"]:
+            return [*python, QUANTIZE_GGUF, str(folder / "F32.gguf"), out, kind]
+    raise AssertionError(f"nothing writes {file}")
 
 
 def vocab_size(folder: Path) -> int:
@@ -78,9 +153,10 @@ def vocab_size(folder: Path) -> int:
 
 
 def gptexport(folder: Path, bundle: str) -> Run:
+    """A session on the device that its bundle is written for."""
     from gptexport_runtime import load
 
-    gpt = load(folder / bundle, "cpu")
+    gpt = load(folder / bundle, "openvino" if bundle.startswith("openvino") else "cpu")
     buffer = Buffer()
     return lambda ids: gpt.logits(ids, out=buffer.of((*ids.shape, gpt.config.vocab_size)))
 
@@ -88,9 +164,12 @@ def gptexport(folder: Path, bundle: str) -> Run:
 def by_plugin(folder: Path, bundle: str) -> Run:
     """OpenVINO's plugin, on a CPU that it would not offer too."""
     from gptexport_runtime import load
+    from gptexport_runtime.backends.ort.providers import PROVIDERS
+    from gptexport_runtime.backends.ort.providers.openvino import OPENVINO
     from scripts.bench.intel import pretend_intel
 
     pretend_intel()
+    PROVIDERS.remove(OPENVINO)  # which comes first where it is installed
     gpt = load(folder / bundle, "openvino")
     buffer = Buffer()
     return lambda ids: gpt.logits(ids, out=buffer.of((*ids.shape, gpt.config.vocab_size)))
@@ -148,6 +227,31 @@ def mobius(folder: Path) -> Run:
     return run
 
 
+def llama_cpp(folder: Path, kind: str) -> Run:
+    """llama.cpp, of one row at a time."""
+    import llama_cpp
+
+    threads, context = os.cpu_count(), json.loads((folder / "hf" / "config.json").read_text())["n_positions"]
+    model: Any = llama_cpp.Llama(
+        str(folder / f"{kind}.gguf"),
+        n_ctx=context,
+        n_threads=threads,
+        n_threads_batch=threads,
+        n_batch=512,
+        logits_all=True,
+        verbose=False,
+    )
+
+    def run(ids: np.ndarray) -> object:
+        if len(ids) > 1:
+            raise NotImplementedError("one row at a time")
+        model.reset()
+        model.eval(ids[0].tolist())
+        return model.scores[None, : ids.shape[1]]
+
+    return run
+
+
 def open_ctranslate2(folder: Path, compute_type: str) -> Any:
     """A ctranslate2.Generator on all cores. compute_type: "float32" or "int8"."""
     from ctranslate2 import Generator
@@ -172,15 +276,28 @@ PEERS: dict[str, Callable[[Path], Run]] = {
     "gptexport portable": lambda folder: gptexport(folder, "portable"),
     "gptexport cpu": lambda folder: gptexport(folder, "cpu"),
     "gptexport int8": lambda folder: gptexport(folder, "int8"),
-    "gptexport openvino": lambda folder: by_plugin(folder, "openvino"),
-    "gptexport openvino bf16": lambda folder: by_plugin(folder, "openvino16"),
+    "gptexport int4": lambda folder: gptexport(folder, "int4"),
+    "gptexport openvino": lambda folder: gptexport(folder, "openvino"),
+    "gptexport openvino bf16": lambda folder: gptexport(folder, "openvino-bf16"),
+    "gptexport openvino int8": lambda folder: gptexport(folder, "openvino-int8"),
+    "gptexport openvino int4": lambda folder: gptexport(folder, "openvino-int4"),
+    "gptexport plugin": lambda folder: by_plugin(folder, "plugin"),
+    "gptexport plugin bf16": lambda folder: by_plugin(folder, "plugin-bf16"),
     "eager": eager,
     "eager bf16": lambda folder: eager(folder, dtype="bfloat16"),
     "torch.compile": lambda folder: eager(folder, compiled=True),
+    "torch.compile bf16": lambda folder: eager(folder, compiled=True, dtype="bfloat16"),
     "OpenVINO": openvino,
     "OpenVINO bf16": lambda folder: openvino(folder, precision="bf16"),
-    "OpenVINO bf16 (our graph)": lambda folder: openvino(folder, "openvino16/logits.onnx", "bf16"),
+    "OpenVINO bf16 (our graph)": lambda folder: openvino(folder, "openvino-bf16/logits.onnx", "bf16"),
+    "OpenVINO int8": lambda folder: openvino(folder, "int8.xml"),
+    "OpenVINO int4": lambda folder: openvino(folder, "int4.xml"),
     "mobius": mobius,
     "CTranslate2": lambda folder: ctranslate2(folder, "float32"),
+    "CTranslate2 bf16": lambda folder: ctranslate2(folder, "bfloat16"),
     "CTranslate2 int8": lambda folder: ctranslate2(folder, "int8"),
+    "llama.cpp F32": lambda folder: llama_cpp(folder, "F32"),
+    "llama.cpp Q8_0": lambda folder: llama_cpp(folder, "Q8_0"),
+    "llama.cpp Q4_0": lambda folder: llama_cpp(folder, "Q4_0"),
+    "llama.cpp Q4_K": lambda folder: llama_cpp(folder, "Q4_K_M"),
 }
