@@ -9,6 +9,7 @@ B rows, a prompt of P tokens, N new ones. Random weights of GPT-2's size: speed 
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import tempfile
@@ -21,15 +22,19 @@ from typing import Any
 import numpy as np
 
 from scripts.bench.models import SIZES
-from scripts.bench.peers import open_ctranslate2, prepare, vocab_size
+from scripts.bench.peers import open_ctranslate2, open_llama_cpp, prepare, vocab_size
 from scripts.bench.tables import machine, options, speed, table, write
 from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running, versions
 
 Case = tuple[int, int, int]  # rows, tokens of the prompt, new tokens
 Generate = Callable[[np.ndarray, int], object]  # ids (B,P) and how many new tokens
 CASES: list[Case] = [(1, 16, 48), (8, 16, 32), (1, 960, 48)]
-PACKAGES = ("gptexport", "onnxruntime", "torch", "transformers", "ctranslate2")
-FLOAT32 = ("CTranslate2", "transformers.generate", "eager with a cache")
+PACKAGES = ("gptexport", "onnxruntime", "torch", "transformers", "ctranslate2", "llama-cpp-python")
+OTHERS = {  # of the same precision
+    "gptexport cpu": ("CTranslate2", "transformers.generate", "eager with a cache"),
+    "gptexport int8": ("CTranslate2 int8", "llama.cpp Q8_0"),
+    "gptexport int4": ("gptexport int8", "llama.cpp Q4_0"),
+}
 
 
 def main() -> None:
@@ -62,6 +67,7 @@ def main() -> None:
         {"B": B, "P": P, "N": N, "name": name, "seconds": each}
         for (B, P, N), by_name in seconds.items()
         for name, each in by_name.items()
+        if not math.isnan(each[0])
     ]
     found = {"versions": versions(PACKAGES), "missing": workers.missing, "peak_mib": peaks}
     write(args.out, lines, {**found, "read_bytes_per_s": bandwidth, "timings": rows})
@@ -123,14 +129,35 @@ def ctranslate2(folder: Path, compute_type: str) -> Generate:
     return run
 
 
+def llama_cpp(folder: Path, kind: str) -> Generate:
+    """llama.cpp, of one row."""
+    model = open_llama_cpp(folder, kind)
+
+    def run(ids: np.ndarray, count: int) -> object:
+        if len(ids) > 1:
+            raise NotImplementedError("one row at a time")
+        model.reset()
+        model.eval(ids[0].tolist())
+        token = 0
+        for _ in range(count - 1):
+            token = int(np.argmax(model.scores[model.n_tokens - 1]))
+            model.eval([token])
+        return token
+
+    return run
+
+
 PEERS: dict[str, Callable[[Path], Generate]] = {
     "gptexport portable": lambda folder: gptexport(folder / "portable"),
     "gptexport cpu": lambda folder: gptexport(folder / "cpu"),
     "gptexport int8": lambda folder: gptexport(folder / "int8"),
+    "gptexport int4": lambda folder: gptexport(folder / "int4"),
     "eager with a cache": eager,
     "transformers.generate": transformers_generate,
     "CTranslate2": lambda folder: ctranslate2(folder, "float32"),
     "CTranslate2 int8": lambda folder: ctranslate2(folder, "int8"),
+    "llama.cpp Q8_0": lambda folder: llama_cpp(folder, "Q8_0"),
+    "llama.cpp Q4_0": lambda folder: llama_cpp(folder, "Q4_0"),
 }
 OWN = [name for name in PEERS if name.startswith("gptexport")]
 
@@ -144,7 +171,10 @@ def timed(name: str, folder: Path) -> Measure:
         times = []
         for count in (1, N):
             began = time.perf_counter()
-            generate(ids, count)
+            try:
+                generate(ids, count)
+            except NotImplementedError:
+                return float("nan")
             times.append(time.perf_counter() - began)
         return (times[1] - times[0]) / (N - 1)
 
@@ -166,19 +196,23 @@ def read_bandwidth(size: int = 1 << 28, tries: int = 9) -> float:
 
 def steps(seconds: Seconds[Case], peaks: Mapping[str, float]) -> list[str]:
     rows = [
-        [f"{B}, {P}", *(f"{1e3 * statistics.median(each):.2f}" for each in by_name.values())]
-        for (B, P, _), by_name in seconds.items()
+        [f"{B}, {P}", *(_milliseconds(each) for each in by_name.values())] for (B, P, _), by_name in seconds.items()
     ]
     peak = ["peak MB", *(f"{peak * 1.048576:.0f}" for peak in peaks.values())]
     return table(["rows, prompt", *peaks], [*rows, peak])
+
+
+def _milliseconds(seconds: list[float]) -> str:
+    return "–" if math.isnan(seconds[0]) else f"{1e3 * statistics.median(seconds):.2f}"
 
 
 def beside_peers(seconds: Seconds[Case], sizes: Mapping[str, int], bandwidth: float) -> list[str]:
     """Beside the fastest peer of the same precision, and beside what reading the weights alone takes."""
     lines = []
     for (B, P, _), by_name in seconds.items():
-        for own, others in (("gptexport cpu", FLOAT32), ("gptexport int8", ("CTranslate2 int8",))):
-            medians = {name: statistics.median(by_name[name]) for name in others if name in by_name}
+        for own, others in OTHERS.items():
+            measured = {name: by_name[name] for name in others if name in by_name and not math.isnan(by_name[name][0])}
+            medians = {name: statistics.median(each) for name, each in measured.items()}
             if own in by_name and medians:
                 fastest = min(medians, key=medians.__getitem__)
                 share = sizes[own] / statistics.median(by_name[own]) / bandwidth

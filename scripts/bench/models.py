@@ -16,6 +16,7 @@ from gptexport.architectures.gpt2 import GPTConfig
 SIZES = {
     "124M": GPTConfig(),
     "355M": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
+    "774M": GPTConfig(n_layer=36, n_head=20, n_embd=1280),
     "1558M": GPTConfig(n_layer=48, n_head=25, n_embd=1600),
     "tiny": GPTConfig(block_size=64, vocab_size=101, n_layer=2, n_head=2, n_embd=32),
 }

@@ -227,12 +227,12 @@ def mobius(folder: Path) -> Run:
     return run
 
 
-def llama_cpp(folder: Path, kind: str) -> Run:
-    """llama.cpp, of one row at a time."""
+def open_llama_cpp(folder: Path, kind: str) -> Any:
+    """A llama_cpp.Llama on all cores, which keeps the logits of every token."""
     import llama_cpp
 
     threads, context = os.cpu_count(), json.loads((folder / "hf" / "config.json").read_text())["n_positions"]
-    model: Any = llama_cpp.Llama(
+    return llama_cpp.Llama(
         str(folder / f"{kind}.gguf"),
         n_ctx=context,
         n_threads=threads,
@@ -241,6 +241,11 @@ def llama_cpp(folder: Path, kind: str) -> Run:
         logits_all=True,
         verbose=False,
     )
+
+
+def llama_cpp(folder: Path, kind: str) -> Run:
+    """llama.cpp, of one row at a time."""
+    model = open_llama_cpp(folder, kind)
 
     def run(ids: np.ndarray) -> object:
         if len(ids) > 1:
@@ -299,5 +304,5 @@ PEERS: dict[str, Callable[[Path], Run]] = {
     "llama.cpp F32": lambda folder: llama_cpp(folder, "F32"),
     "llama.cpp Q8_0": lambda folder: llama_cpp(folder, "Q8_0"),
     "llama.cpp Q4_0": lambda folder: llama_cpp(folder, "Q4_0"),
-    "llama.cpp Q4_K": lambda folder: llama_cpp(folder, "Q4_K_M"),
+    "llama.cpp Q4_K": lambda folder: llama_cpp(folder, GGUF["Q4_K"]),
 }
