@@ -60,10 +60,10 @@ def _in_a_loop(tape: Tape, lm_head: LMHead, hidden: ir.Value, targets: ir.Value,
 
 
 def _in_parts(tape: Tape, lm_head: LMHead, hidden: ir.Value, targets: ir.Value, target: Target) -> ir.Value:
-    """(N) log-probs, in `score_parts` parts of about one size, the last of which may be empty."""
+    """(N) log-probs, in `score_parts` parts of at least `score_chunk` positions, or as many as there are."""
     parts = target.score_parts
     count = tape.op("Add", [tape.op("Shape", [targets]), constant(tape, [parts - 1])])
-    size = tape.op("Div", [count, constant(tape, [parts])])
+    size = tape.op("Max", [tape.op("Div", [count, constant(tape, [parts])]), constant(tape, [target.score_chunk])])
     ends = [tape.op("Mul", [size, constant(tape, [part])]) for part in range(parts + 1)]
     done = [_scored(tape, lm_head, hidden, targets, *bounds) for bounds in pairwise(ends)]
     return tape.op("Concat", done, {"axis": 0})

@@ -58,7 +58,7 @@ class Target:
     rewrites: Callable[[Precision], Sequence[Rewrite]] = _no_rewrites  # of each head's graph, in this order
     cached_on_cpu: bool = False  # heads with a cache run on ONNX Runtime's CPU provider, in float32
     score_chunk: int = 256  # positions whose logits `score` holds at a time, in a loop
-    score_parts: int = 0  # into how many parts `score` cuts all positions instead, without a loop
+    score_parts: int = 0  # into at most how many parts of at least so many `score` cuts them instead, without a loop
     lays_out_logits: Callable[[Precision], bool] = lambda _precision: False  # pad_vocab, native_logits
     check: Callable[[Path, Head], None] = _no_check  # raises ExportError for a written graph that it cannot run
     checked: Callable[[], str] | None = None  # what `check` has made sure of, in words
