@@ -80,6 +80,7 @@ def test_int4_is_close_and_small(tmp_path: Path, options: dict[str, bool]) -> No
     done = export_onnx(checkpoint, tmp_path / "gpt", quantize="int4")
     assert done.manifest.audit["MatMulNBits"] == {"expected": 4 * L + 1, "achieved": 4 * L + 1}
     assert done.manifest.audit["GatherBlockQuantized"] == {"expected": 1, "achieved": 1}
+    assert done.manifest.left_out == {}
     assert done.manifest.weights is not None
     assert done.manifest.weights.bytes < 1.0 * done.manifest.parameters + 4096 * 80
     ids = np.random.default_rng(0).integers(0, V, (3, 17))

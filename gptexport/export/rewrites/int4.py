@@ -198,6 +198,9 @@ def _read_rows(graph: ir.Graph, node: ir.Node, weight: _Blocks) -> None:
     if weight.scales.dtype != ir.DataType.FLOAT:
         rows = tape.op("Cast", [rows], {"to": ir.DataType.FLOAT})
     if weight.columns % BLOCK:
+        shape = node.outputs[0].shape
+        assert shape is not None, "the exporter infers every shape"
+        rows.shape = ir.Shape([*shape[:-1], -(-weight.columns // BLOCK) * BLOCK])  # `decode` asks what is cut
         rows = tape.op("Slice", [rows, *(constant(tape, [bound]) for bound in (0, weight.columns, -1))])
     graph.insert_before(node, tape.nodes)
     take_place(rows, node.outputs[0])

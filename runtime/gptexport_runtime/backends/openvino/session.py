@@ -66,22 +66,23 @@ class OpenVinoSession:
             self._read(model)
 
     def _read(self, path: Path) -> None:
-        self._path = path
+        self._path, self._metadata = path, read_metadata(path)
+        found = core()
         try:
-            self._model = core().read_model(str(path))
+            self._model = found.read_model(str(path))
         except Exception as error:
             raise self._refused(error) from error
-        self._metadata = read_metadata(path)
         self._inputs = [_value(found) for found in self._model.inputs]
         self._outputs = [_value(found) for found in self._model.outputs]
 
     def compile(self) -> None:
         """Make kernels of it. Raises: ArtifactError: OpenVINO cannot."""
         told = {**properties(self._options), "PERFORMANCE_HINT": "LATENCY"}  # one call at a time, on all threads
+        found = core()
         try:
             if self._options.dtype == "bfloat16":
                 _keep_narrow(self._model)
-            compiled = core().compile_model(self._model, CPU, told)
+            compiled = found.compile_model(self._model, CPU, told)
             self._request = compiled.create_infer_request()
         except Exception as error:
             raise self._refused(error) from error
@@ -91,9 +92,14 @@ class OpenVinoSession:
         del self._model
 
     def _refused(self, error: Exception) -> ArtifactError:
-        return ArtifactError(
-            f"{self._path} does not load into {PACKAGE} {version()}: {_reason(error)} Export it with --target openvino."
-        )
+        reason = _reason(error)
+        if "externally stored data" in reason:
+            advice = "Its external data must lie beside it, whole, under the name it was exported with."
+        elif "onversion" in reason:  # of an operator that OpenVINO does not know
+            advice = "Export it with --target openvino."
+        else:
+            advice = "It is damaged or not an ONNX graph: copy it again, or export again."
+        return ArtifactError(f"{self._path} does not load into {PACKAGE} {version()}: {reason} {advice}")
 
     def get_inputs(self) -> list[Value]:
         return self._inputs
@@ -114,17 +120,18 @@ class OpenVinoSession:
         """Compute the output into `out`, without a copy. Arrays are C-contiguous."""
         with self._turn:
             for given, values in feed.items():
-                self._request.set_tensor(given, self._openvino.Tensor(values, shared_memory=True))
+                shared = bool(values.flags.writeable)  # it shares nothing else
+                self._request.set_tensor(given, self._openvino.Tensor(values, shared_memory=shared))
             self._request.set_tensor(name, self._openvino.Tensor(out, shared_memory=True))
             self._request.infer(share_outputs=True)  # else it returns a copy besides: a tenth longer
 
 
 @contextmanager
 def _as_a_file(graph: bytes, beside: Path) -> Iterator[Path]:
-    """OpenVINO finds weights beside a file alone: so one in a folder of its own, with links to what lies there."""
+    """OpenVINO finds weights beside a file alone: so one in a folder of its own, with what the graph names."""
     with tempfile.TemporaryDirectory() as folder:
         for file in beside.parent.iterdir():
-            if file != beside and file.is_file():
+            if file != beside and file.is_file() and file.name.encode() in graph:
                 _link(file, Path(folder) / file.name)
         path = Path(folder) / beside.name
         path.write_bytes(graph)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from gptexport_runtime.errors import ArtifactError
 from gptexport_runtime.files import open_regular
 
-METADATA, FUNCTIONS = 14, 25  # of ModelProto (onnx.proto)
+GRAPH, METADATA, FUNCTIONS = 7, 14, 25  # of ModelProto (onnx.proto)
 MOST_FIELDS = 100_000
 MOST_METADATA = 1 << 20  # bytes of one entry
 
@@ -39,12 +39,17 @@ def read_metadata(path: Path) -> dict[str, str]:
     """What a graph says of itself in its metadata_props.
 
     Raises:
-        ArtifactError: the file cannot be read, or an entry is not UTF-8.
+        ArtifactError: the file cannot be read, has no graph, or an entry is not UTF-8.
     """
+    entries, has_graph = [], False
     try:
         with open_regular(path) as file:
-            fields = _fields(file, os.fstat(file.fileno()).st_size)
-            entries = [file.read(n) for number, n in fields if number == METADATA and n <= MOST_METADATA]
+            for number, length in _fields(file, os.fstat(file.fileno()).st_size):
+                has_graph = has_graph or (number == GRAPH and length > 0)
+                if number == METADATA and length <= MOST_METADATA:
+                    entries.append(file.read(length))
+        if not has_graph:
+            raise ArtifactError(f"{path} is damaged or not an ONNX graph: copy it again, or export again.")
         return dict(map(_entry, entries))
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error

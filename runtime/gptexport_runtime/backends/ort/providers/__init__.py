@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 
 from gptexport_runtime.backends.ort.package import import_onnxruntime
@@ -17,6 +18,8 @@ AUTO = "auto"
 PROVIDERS: list[Provider] = [CUDA, OPENVINO, OPENVINO_PLUGIN, CPU]
 
 _running: set[str] = set()  # providers that were tried in this process, and run
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=lambda: _running.clear())  # some do not outlive a fork
 
 
 def devices() -> list[str]:

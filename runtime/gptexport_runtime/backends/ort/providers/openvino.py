@@ -36,6 +36,8 @@ def _why_not(_ort: types.ModuleType) -> str | None:
     try:
         compiled = core().compile_model(core().read_model(TINY_MODEL), CPU)
         (y,) = compiled([np.array([1.5], np.float32)]).values()
+    except BackendUnavailableError as error:
+        return str(error)
     except Exception as error:  # whatever stops it is the answer
         return f"{PACKAGE} {version()} does not run: {first_line(error)}. Install it again: `{INSTALL}`."
     return None if y.tolist() == [-1.5] else f"{PACKAGE} {version()} computes wrongly: -(1.5) gave {y.tolist()}."

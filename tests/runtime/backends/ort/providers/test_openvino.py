@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,11 +25,9 @@ needs_openvino = pytest.mark.skipif(not package.is_installed(), reason="openvino
 
 
 @pytest.fixture
-def untried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
     """No provider has run yet."""
     monkeypatch.setattr(providers, "_running", set())
-    yield
-    package.core.cache_clear()
 
 
 @needs_openvino

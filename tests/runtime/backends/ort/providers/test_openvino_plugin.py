@@ -16,9 +16,11 @@ import pytest
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
 from gptexport_runtime import BackendUnavailableError
+from gptexport_runtime.backends.openvino.package import properties
 from gptexport_runtime.backends.ort.options import OpenOptions
 from gptexport_runtime.backends.ort.package import import_onnxruntime
 from gptexport_runtime.backends.ort.providers import openvino_plugin, provider
+from gptexport_runtime.backends.ort.providers.cpu import usable_cores
 from gptexport_runtime.backends.ort.providers.openvino_plugin import OPENVINO_PLUGIN
 from tests.support.builders import tiny_nanogpt
 from tests.support.llama_builders import theirs
@@ -86,9 +88,18 @@ def test_the_genuine_plugin(kind: str, tmp_path: Path) -> None:
 
 
 def test_what_it_is_told() -> None:
-    told = OPENVINO_PLUGIN.options(OpenOptions(threads=3, dtype="bfloat16"), False)
-    properties = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": "3"}
-    assert json.loads(told["load_config"]) == {"CPU": properties}
+    cores = usable_cores()
+    for threads, spin, pinned in ((cores, True, "YES"), (cores, False, "NO"), (cores + 1, True, "YES")):
+        told = OPENVINO_PLUGIN.options(OpenOptions(threads=threads, spin=spin, dtype="bfloat16"), False)
+        assert json.loads(told["load_config"]) == {
+            "CPU": {
+                "INFERENCE_PRECISION_HINT": "bf16",
+                "INFERENCE_NUM_THREADS": str(threads),
+                "ENABLE_CPU_PINNING": pinned,
+            }
+        }
+    if cores > 1:
+        assert properties(OpenOptions(threads=1))["ENABLE_CPU_PINNING"] == "NO"
 
 
 def test_a_plugin_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
