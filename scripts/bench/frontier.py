@@ -2,7 +2,7 @@
 
     make peers                                        # an environment of its own, .venv-peers
     .venv-peers/bin/python -m pip install llama-cpp-python gguf nncf
-    .venv-peers/bin/python -m scripts.bench.frontier --rounds 3 --out docs/measurements/frontier
+    .venv-peers/bin/python -m scripts.bench.frontier --rounds 5 --out docs/measurements/frontier
 
 Each peer is a process of its own. In every round each runs once, in turn; ratios are taken within rounds, medians over
 them. The error is relative RMS from eager float32, at 1x128; rounding in float32 counts as 1e-5. Random weights of

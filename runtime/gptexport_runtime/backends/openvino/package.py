@@ -81,6 +81,6 @@ def properties(options: OpenOptions) -> dict[str, str]:
         # else it chooses bfloat16 by itself where the CPU has it: another model than a float32 bundle's
         "INFERENCE_PRECISION_HINT": PRECISIONS[options.dtype],
         "INFERENCE_NUM_THREADS": str(threads),
-        # a step is a tenth faster where no thread moves, but of fewer threads every process's would be on the first cores
+        # a step is a tenth faster where no thread moves; but fewer threads would be on the first cores, in any process
         "ENABLE_CPU_PINNING": "YES" if options.spin and threads >= cores else "NO",
     }
