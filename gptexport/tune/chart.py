@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 400, 70, 120, 64, 46
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 400, 40, 200, 64, 46
+FEW, TALLER = 9, 16  # how many dots the height is for, and how much each further one adds
 LABEL, LINE = 150, 13  # how long and how high one is
 SMALLEST = 1e-14  # errors below this are drawn there: it is rounding of the measurement
 HEAD = '<svg xmlns="http://www.w3.org/2000/svg" class="gptexport-tune"'
@@ -48,10 +49,11 @@ def frontier_chart(
     ends = [*errors, *([bound[1]] if bound is not None else [])]
     low, high = math.log10(min(ends)) - 0.5, math.log10(max(ends)) + 0.5
     fastest = 1.1 * max(dot.speed for dot in dots)
+    height = HEIGHT + TALLER * max(0, len(dots) - FEW)
     places = [
         (
             LEFT + (math.log10(error) - low) / (high - low) * (WIDTH - LEFT - RIGHT),
-            HEIGHT - BOTTOM - dot.speed / fastest * (HEIGHT - TOP - BOTTOM),
+            height - BOTTOM - dot.speed / fastest * (height - TOP - BOTTOM),
         )
         for dot, error in zip(dots, errors, strict=True)
     ]
@@ -64,15 +66,15 @@ def frontier_chart(
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in best)
     return "\n".join(
         [
-            f'{HEAD} viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" style="max-width:{WIDTH}px" role="img">',
+            f'{HEAD} viewBox="0 0 {WIDTH} {height}" width="100%" style="max-width:{WIDTH}px" role="img">',
             f"<title>{escape(title)}</title><style>{STYLE}</style>",
-            f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>',
+            f'<rect class="paper" width="{WIDTH}" height="{height}"/>',
             f'<text class="title" x="10" y="24">{escape(title)}</text>',
             f'<text class="note" x="10" y="43">{escape(note)}</text>',
-            *(_bound(*bound, low, high) if bound is not None else ()),
+            *(_bound(*bound, low, high, height) if bound is not None else ()),
             f'<polyline class="line" points="{line}"/>',
             *drawn,
-            f'<text class="note" x="{LEFT}" y="{HEIGHT - 16}">{escape(error)}, 1e{low:.0f} to 1e{high:.0f}</text>',
+            f'<text class="note" x="{LEFT}" y="{height - 16}">{escape(error)}, 1e{low:.0f} to 1e{high:.0f}</text>',
             "</svg>",
             "",
         ]
@@ -93,11 +95,11 @@ def _labels(places: Sequence[tuple[float, float]]) -> list[float]:
     return found
 
 
-def _bound(name: str, at: float, low: float, high: float) -> list[str]:
+def _bound(name: str, at: float, low: float, high: float, height: int) -> list[str]:
     x = LEFT + (math.log10(max(at, SMALLEST)) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
     return [
-        f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>',
-        f'<text class="note" x="{x + 4:.1f}" y="{HEIGHT - BOTTOM - 4}">{escape(name)}</text>',
+        f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>',
+        f'<text class="note" x="{x + 4:.1f}" y="{height - BOTTOM - 4}">{escape(name)}</text>',
     ]
 
 
