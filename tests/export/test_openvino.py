@@ -14,6 +14,9 @@ from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
 from gptexport.parity import check_parity
 from gptexport_runtime import BackendUnavailableError
+from gptexport_runtime.backends.openvino.package import capabilities
+from gptexport_runtime.backends.openvino.session import OpenVinoSession
+from gptexport_runtime.backends.ort.options import OpenOptions
 from gptexport_runtime.contract.manifest import Manifest
 from tests.export.test_int8 import relative_rms
 from tests.support.builders import SIZES, tiny_fusable, tiny_nanogpt
@@ -74,10 +77,27 @@ def test_parity_in_openvino(
         if quantize is not None:
             with gptexport_runtime.load(out, "cpu") as cpu:  # which reads the same weights
                 assert relative_rms(logits, cpu.logits(ids)) < 0.05
-        np.testing.assert_array_equal(gpt.last_logits(ids), logits[:, -1])
-        np.testing.assert_array_equal(gpt.logits(ids[1:]), logits[1:])  # a row does not depend on its neighbours
+        # equal to the bit on some CPUs; on others kernels for fewer rows may add in another order
+        assert relative_rms(gpt.last_logits(ids), logits[:, -1]) < 0.01
+        assert relative_rms(gpt.logits(ids[1:]), logits[1:]) < 0.01, "a row does not depend on its neighbours"
         longer = gpt.generate([[1, 2]], max_new_tokens=4, temperature=0)[0]
         assert len(longer) == 4
+
+
+def test_weights_in_bfloat16_stay_so_in_memory(source: str, tmp_path: Path) -> None:
+    """Of each linear's weight there is no copy in float32, which OpenVINO would make of what is cast."""
+    pytest.importorskip("openvino")
+    export_onnx(load_checkpoint(source), tmp_path / "gpt", target="openvino", dtype="bfloat16", graphs=["logits"])
+    opened = OpenVinoSession(tmp_path / "gpt" / "logits.onnx", OpenOptions(dtype="bfloat16"))
+    opened.compile()
+    if "BF16" not in capabilities():
+        pytest.skip("this CPU does not compute in bfloat16")
+    kinds = [
+        node.get_rt_info()["runtimePrecision"].astype(str)
+        for node in opened.compiled.get_runtime_model().get_ops()
+        if node.get_rt_info()["layerType"].astype(str) == "Const" and len(node.get_output_shape(0)) == 2
+    ]
+    assert kinds.count("bf16") >= 4 * SIZES["n_layer"]
 
 
 @pytest.mark.slow

@@ -43,7 +43,12 @@ class ModelMeta:
 
 
 class OpenVinoSession:
-    """Threads may share it: they take turns."""
+    """Threads may share it: they take turns.
+
+    compiled: the `openvino.CompiledModel`, once there is one.
+    """
+
+    compiled: Any
 
     def __init__(self, model: Path | bytes, options: OpenOptions, path: Path | None = None) -> None:
         """Read the graph, which takes no time beside compiling it.
@@ -80,15 +85,13 @@ class OpenVinoSession:
         told = {**properties(self._options), "PERFORMANCE_HINT": "LATENCY"}  # one call at a time, on all threads
         found = core()
         try:
-            if self._options.dtype == "bfloat16":
-                _keep_narrow(self._model)
-            compiled = found.compile_model(self._model, CPU, told)
-            self._request = compiled.create_infer_request()
+            _keep_narrow(self._model, self._openvino.Type.bf16)
+            self.compiled = found.compile_model(self._model, CPU, told)
+            self._request = self.compiled.create_infer_request()
         except Exception as error:
             raise self._refused(error) from error
-        keep_in_child(compiled)
+        keep_in_child(self.compiled)
         keep_in_child(self._request)
-        self._compiled = compiled  # while it lives, a forked child keeps it
         del self._model
 
     def _refused(self, error: Exception) -> ArtifactError:
@@ -146,14 +149,16 @@ def _link(file: Path, as_: Path) -> None:
         shutil.copyfile(file, as_)
 
 
-def _keep_narrow(model: Any) -> None:
-    """Weights of 16 bits stay as they are: OpenVINO would widen each once, and keep it in float32 besides.
+def _keep_narrow(model: Any, kind: Any) -> None:
+    """Weights in bfloat16 stay as they are: OpenVINO would widen each once, and keep it in float32 besides.
 
     The mark is `ov::Decompression` (core/rt_info/decompression.hpp), by which it knows weights that were compressed.
     """
     for node in model.get_ops():
         stored = node.input_value(0) if node.get_type_name() == "Convert" else None
-        if stored is not None and stored.get_node().get_type_name() == "Constant":
+        if stored is None or stored.get_element_type() != kind:
+            continue
+        if stored.get_node().get_type_name() == "Constant":
             node.get_rt_info()["decompression_0"] = ""
 
 
