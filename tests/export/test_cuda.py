@@ -88,6 +88,7 @@ def test_every_fusion_is_there_and_nothing_shuffles_layouts(tmp_path: Path, kind
     ), "the float32 graphs are gone"
 
 
+@pytest.mark.slow
 def test_in_float32_the_cpu_runs_it_too(source: str, tmp_path: Path) -> None:
     export_onnx(load_checkpoint(source), tmp_path / "portable")
     export_onnx(load_checkpoint(source), tmp_path / "cuda", target="cuda")

@@ -153,6 +153,7 @@ def test_padding_is_a_session_s(bundle: Path) -> None:
     assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.slow
 def test_the_checkpoint_s_end_is_the_config_s(tmp_path: Path) -> None:
     export_onnx(llama(tmp_path, "Llama"), tmp_path / "gpt", layout="genai", graphs=["decode"])
     model = config_of(tmp_path / "gpt")["model"]
@@ -188,6 +189,7 @@ def test_the_tokenizer_lies_beside_it(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "gpt/tokenizer_config.json").read_text())["model_max_length"] == loaded.block_size
 
 
+@pytest.mark.slow
 def test_a_plain_bundle_in_its_place_leaves_nothing_of_it(tmp_path: Path) -> None:
     loaded = load_checkpoint(str(tiny_nanogpt(tmp_path / "ckpt.pt")))
     export_onnx(loaded, tmp_path / "gpt", layout="genai", graphs=["decode"])

@@ -48,7 +48,7 @@ def test_in_bfloat16_weights_alone_are_in_16_bits(source: str, tmp_path: Path) -
     ("dtype", "quantize", "stored"),
     [
         ("bfloat16", None, {TensorProto.BFLOAT16}),
-        ("float32", "int8", {TensorProto.INT8}),
+        pytest.param("float32", "int8", {TensorProto.INT8}, marks=pytest.mark.slow),
         ("float32", "int4", {TensorProto.UINT4}),
     ],
 )

@@ -30,7 +30,7 @@ def test_a_failure_leaves_nothing(
     assert listing(tmp_path) == []
 
 
-@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer.model", "characters.json"])
+@pytest.mark.parametrize("file", few(["tokenizer.json", "tokenizer.model", "characters.json"], 1))
 def test_force_replaces_the_tokenizer_too(checkpoint: Checkpoint, tmp_path: Path, file: str) -> None:
     """It is no stranger's file, which would be kept, or be in the way of the new one."""
     for data in (b"old", b"new"):
