@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from scripts.bench.models import SIZES
-from scripts.bench.peers import open_ctranslate2, open_llama_cpp, prepare, vocab_size
+from scripts.bench.peers import context_of, generate_by_llama_cpp, open_ctranslate2, open_llama_cpp, prepare, vocab_size
 from scripts.bench.tables import machine, options, speed, table, write
 from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running, versions
 
@@ -131,20 +131,8 @@ def ctranslate2(folder: Path, compute_type: str) -> Generate:
 
 def llama_cpp(folder: Path, kind: str) -> Generate:
     """llama.cpp, of one row."""
-    model = open_llama_cpp(folder, kind)
-
-    def run(ids: np.ndarray, count: int) -> object:
-        if len(ids) > 1:
-            raise NotImplementedError("one row at a time")
-        model.reset()
-        model.eval(ids[0].tolist())
-        token = 0
-        for _ in range(count - 1):
-            token = int(np.argmax(model.scores[model.n_tokens - 1]))
-            model.eval([token])
-        return token
-
-    return run
+    model = open_llama_cpp(folder / f"{kind}.gguf", context_of(folder))
+    return lambda ids, count: generate_by_llama_cpp(model, ids, count)
 
 
 PEERS: dict[str, Callable[[Path], Generate]] = {

@@ -26,7 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from scripts.bench.peers import CONVERT, Buffer, Run, openvino
+from scripts.bench.peers import (
+    CONVERT,
+    Buffer,
+    Run,
+    generate_by_llama_cpp,
+    logits_of_llama_cpp,
+    open_llama_cpp,
+    openvino,
+)
 from scripts.bench.processes import GPTEXPORT
 from scripts.bench.tables import machine, options, speed, table, write
 from scripts.bench.workers import Measure, interleave, module, parse_or_serve, running, versions
@@ -175,42 +183,16 @@ def open_ctranslate2(folder: Path) -> Peer:
     return Peer(logits, generate)
 
 
-def open_llama_cpp(folder: Path) -> Peer:
-    import llama_cpp
-
-    threads = os.cpu_count()
-    model: Any = llama_cpp.Llama(
-        str(folder / "llama.gguf"),
-        n_ctx=SIZES["max_position_embeddings"],
-        n_threads=threads,
-        n_threads_batch=threads,
-        n_batch=512,
-        logits_all=True,
-        verbose=False,
-    )
-
-    def logits(ids: np.ndarray) -> object:
-        model.reset()
-        model.eval(ids[0].tolist())
-        return model.scores[: ids.shape[1]]
-
-    def generate(ids: np.ndarray, count: int) -> object:
-        model.reset()
-        model.eval(ids[0].tolist())
-        token = 0
-        for _ in range(count - 1):
-            token = int(np.argmax(model.scores[model.n_tokens - 1]))
-            model.eval([token])
-        return token
-
-    return Peer(logits, generate)
+def open_llama(folder: Path) -> Peer:
+    model = open_llama_cpp(folder / "llama.gguf", SIZES["max_position_embeddings"])
+    return Peer(partial(logits_of_llama_cpp, model), partial(generate_by_llama_cpp, model))
 
 
 PEERS: dict[str, Callable[[Path], Peer]] = {
     OWN: open_gptexport,
     "eager transformers": open_transformers,
     "CTranslate2": open_ctranslate2,
-    "llama.cpp": open_llama_cpp,
+    "llama.cpp": open_llama,
     "OpenVINO": lambda folder: Peer(openvino(folder), None),
 }
 

@@ -148,6 +148,10 @@ def _command(folder: Path, file: str) -> list[str]:
     raise AssertionError(f"nothing writes {file}")
 
 
+def context_of(folder: Path) -> int:
+    return int(json.loads((folder / "hf" / "config.json").read_text())["n_positions"])
+
+
 def vocab_size(folder: Path) -> int:
     return int(json.loads((folder / "hf" / "config.json").read_text())["vocab_size"])
 
@@ -227,13 +231,13 @@ def mobius(folder: Path) -> Run:
     return run
 
 
-def open_llama_cpp(folder: Path, kind: str) -> Any:
-    """A llama_cpp.Llama on all cores, which keeps the logits of every token."""
+def open_llama_cpp(file: Path, context: int) -> Any:
+    """A llama_cpp.Llama on all cores, which keeps the logits of every token of the context."""
     import llama_cpp
 
-    threads, context = os.cpu_count(), json.loads((folder / "hf" / "config.json").read_text())["n_positions"]
+    threads = os.cpu_count()
     return llama_cpp.Llama(
-        str(folder / f"{kind}.gguf"),
+        str(file),
         n_ctx=context,
         n_threads=threads,
         n_threads_batch=threads,
@@ -243,18 +247,29 @@ def open_llama_cpp(folder: Path, kind: str) -> Any:
     )
 
 
+def logits_of_llama_cpp(model: Any, ids: np.ndarray) -> np.ndarray:
+    """Logits (1,T,V) of ids (1,T). Raises: NotImplementedError: more rows than one."""
+    if len(ids) > 1:
+        raise NotImplementedError("one row at a time")
+    model.reset()
+    model.eval(ids[0].tolist())
+    logits: np.ndarray = model.scores[None, : ids.shape[1]]
+    return logits
+
+
+def generate_by_llama_cpp(model: Any, ids: np.ndarray, count: int) -> object:
+    """As many new tokens, greedily; of one row, as `logits_of_llama_cpp`."""
+    token = int(np.argmax(logits_of_llama_cpp(model, ids)[0, -1]))
+    for _ in range(count - 1):
+        model.eval([token])
+        token = int(np.argmax(model.scores[model.n_tokens - 1]))
+    return token
+
+
 def llama_cpp(folder: Path, kind: str) -> Run:
     """llama.cpp, of one row at a time."""
-    model = open_llama_cpp(folder, kind)
-
-    def run(ids: np.ndarray) -> object:
-        if len(ids) > 1:
-            raise NotImplementedError("one row at a time")
-        model.reset()
-        model.eval(ids[0].tolist())
-        return model.scores[None, : ids.shape[1]]
-
-    return run
+    model = open_llama_cpp(folder / f"{kind}.gguf", context_of(folder))
+    return lambda ids: logits_of_llama_cpp(model, ids)
 
 
 def open_ctranslate2(folder: Path, compute_type: str) -> Any:

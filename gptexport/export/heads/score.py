@@ -53,7 +53,7 @@ def _in_a_loop(tape: Tape, lm_head: LMHead, hidden: ir.Value, targets: ir.Value,
     chunk = constant(tape, [target.score_chunk])
     count = tape.op("Shape", [targets])
     trips = tape.op("Div", [tape.op("Add", [count, constant(tape, [target.score_chunk - 1])]), chunk])
-    nothing = tape.op("ConstantOfShape", [constant(tape, [0])])  # OpenVINO takes an empty Constant for a scalar
+    nothing = tape.op("Constant", [], {"value": ir.tensor(np.zeros(0, np.float32))})
     always = tape.op("Constant", [], {"value": ir.tensor(np.array(True))})
     body = _body(lm_head, hidden, targets, chunk)
     return tape.op("Loop", [tape.op("Squeeze", [trips]), always, nothing], {"body": body})

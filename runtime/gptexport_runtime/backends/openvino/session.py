@@ -116,7 +116,7 @@ class OpenVinoSession:
     def run(self, names: Sequence[str], feed: Mapping[str, Ids]) -> list[NDArray[Any]]:
         """Outputs, each in memory of its own."""
         with self._turn:
-            found = self._request.infer(dict(feed))
+            found = self._request.infer(dict(feed), share_outputs=True)
             return [np.array(found[name]) for name in names]
 
     def compute(self, feed: Mapping[str, Ids], name: str, out: NDArray[Any]) -> None:
