@@ -23,9 +23,10 @@ from gptexport.architectures.gpt2 import forward_flops
 from gptexport.bench.chart import Bar, speed_chart
 from gptexport.bench.machine import sgemm_rate
 from gptexport.bench.measure import ratio_of
+from scripts.bench.files import prepare, vocab_size
 from scripts.bench.intel import is_needed
 from scripts.bench.models import SIZES
-from scripts.bench.peers import PEERS, prepare, vocab_size
+from scripts.bench.peers import PEERS
 from scripts.bench.tables import Shape, machine, options, shapes_of, speed, table, write
 from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running, versions
 

@@ -26,8 +26,9 @@ import numpy as np
 from gptexport.architectures.gpt2 import forward_flops
 from gptexport.bench.machine import sgemm_rate
 from gptexport.tune.chart import Dot, frontier_chart
+from scripts.bench.files import prepare, vocab_size
 from scripts.bench.models import SIZES
-from scripts.bench.peers import PEERS, eager, prepare, vocab_size
+from scripts.bench.peers import PEERS, eager
 from scripts.bench.tables import Shape, machine, options, shapes_of, speed, table, write
 from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running, versions
 

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from scripts.bench.files import context_of, prepare, vocab_size
 from scripts.bench.models import SIZES
-from scripts.bench.peers import context_of, generate_by_llama_cpp, open_ctranslate2, open_llama_cpp, prepare, vocab_size
+from scripts.bench.peers import generate_by_llama_cpp, open_ctranslate2, open_llama_cpp
 from scripts.bench.tables import machine, options, speed, table, write
 from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running, versions
 

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from scripts.bench.files import CONVERT
 from scripts.bench.peers import (
-    CONVERT,
     Buffer,
     Run,
     generate_by_llama_cpp,
