@@ -42,10 +42,10 @@ class Gates:
 class Quantizer(Protocol):
     """Makes quantized weights, in two steps."""
 
-    preparing: str  # what `prepare` does, for those who wait
-
-    def prepare(self, model: nn.Module, architecture: Architecture, limits: Limits) -> str | None:
-        """Change the model's parameters without changing its function. Returns: what could not be done, and why.
+    def prepare(
+        self, model: nn.Module, architecture: Architecture, limits: Limits, progress: Callable[[str], None]
+    ) -> list[str]:
+        """Change the model's parameters without changing its function. Returns: what a person should know.
 
         What is found out about the weights by running the model may be kept for `quantize`.
         """

@@ -5,6 +5,7 @@ Nothing outside this file names them: they are registered, exported, run, and he
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,10 @@ def test_a_head(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.Monk
 class StoreInFloat16:
     """A quantizer: weights are read from float16 and computed with in float32."""
 
-    preparing = "nothing"
-
-    def prepare(self, model: nn.Module, architecture: Architecture, limits: Limits) -> str | None:
-        return None
+    def prepare(
+        self, model: nn.Module, architecture: Architecture, limits: Limits, progress: Callable[[str], None]
+    ) -> list[str]:
+        return []
 
     def quantize(self, trace: Trace) -> Audit:
         for name, tensor in list(trace.weights.items()):

@@ -182,9 +182,7 @@ def _trace(
     quantizer = precision.quantizer() if precision.quantizer is not None else None
     with Cast(checkpoint.model, precision.torch_dtype) as model:
         if quantizer is not None:
-            progress(quantizer.preparing)
-            if (note := quantizer.prepare(model, checkpoint.architecture, limits)) is not None:
-                notes.append(note)
+            notes += quantizer.prepare(model, checkpoint.architecture, limits, progress)
         progress(f"tracing at opset {recipe.opset}")
         trace = trace_logits(model, block_size=limits.block_size, opset=recipe.opset)
         normalize(trace, model, block_size=limits.block_size, vocab_size=checkpoint.vocab_size)

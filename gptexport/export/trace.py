@@ -54,7 +54,9 @@ class Trace:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.weights.values())
+        """Those that share memory count once, as they are stored."""
+        sizes = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in self.weights.values()}
+        return sum(sizes.values())
 
 
 class _Float32Logits(nn.Module):

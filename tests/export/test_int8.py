@@ -41,9 +41,9 @@ LLAMA: dict[str, Any] = {
 L, C, V = SIZES["n_layer"], 48, SIZES["vocab_size"]
 
 
-def make(path: Path, *, outliers: bool = False, bias: bool = True, tied: bool = True) -> Path:
+def make(path: Path, *, outliers: bool = False, bias: bool = True, tied: bool = True, channels: int = C) -> Path:
     """`outliers`: three channels behind every layer norm are 50 to 100 times the others; the function is the same."""
-    weights = random_weights(**{**SIZES, "n_embd": C}, bias=bias, tied=tied)
+    weights = random_weights(**{**SIZES, "n_embd": channels}, bias=bias, tied=tied)
     if outliers:
         for layer in range(L):
             for norm, linear in (("ln_1", "attn.c_attn"), ("ln_2", "mlp.c_fc")):
@@ -52,7 +52,7 @@ def make(path: Path, *, outliers: bool = False, bias: bool = True, tied: bool = 
                     if bias:
                         weights[f"transformer.h.{layer}.{norm}.bias"][channel] *= factor
                     weights[f"transformer.h.{layer}.{linear}.weight"][:, channel] /= factor
-    return tiny_nanogpt(path, weights=weights, n_embd=C, bias=bias)
+    return tiny_nanogpt(path, weights=weights, n_embd=channels, bias=bias)
 
 
 def relative_rms(actual: np.ndarray, expected: np.ndarray) -> float:

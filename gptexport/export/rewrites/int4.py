@@ -2,16 +2,18 @@
 
 Every logit reads the LM head last, so it keeps 8 bits where that costs little: where it is a small part of all weights.
 
-com.microsoft's MatMulNBits reads blocks of 32 weights with a scale and a zero point each, and quantizes what it
-multiplies them by to 8 bits, in blocks of the same 32: so a row depends on no other. GatherBlockQuantized reads rows of
-the same blocks. Scales are stored in float16 and widened as a graph is opened.
+com.microsoft's MatMulNBits reads blocks of weights with a scale and a zero point each, and quantizes what it multiplies
+them by to 8 bits, in blocks as long: so a row depends on no other. GatherBlockQuantized reads rows of the same blocks.
+Scales are stored in float16 and widened as a graph is opened.
 
-Which way a weight is rounded is decided by the inputs of its linear, seen on text that the model writes itself.
+Which way a weight is rounded is decided by the inputs of its linear, seen on text that the model writes itself. Long
+blocks are smaller and faster, and lose more: how much is seen on more of that text, and decides how long they are.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -25,31 +27,48 @@ from gptexport.export.irtools import MICROSOFT, constant, take_place, weight_beh
 from gptexport.export.rewrites import Audit, counted
 from gptexport.export.rewrites.embeddings import embeddings
 from gptexport.export.rewrites.linears import add_of_bias, linear_weight, split_gemms
-from gptexport.export.rewrites.rounding import BLOCK, FLAT, Rounded, round_weight
+from gptexport.export.rewrites.own_text import divergence, own_text
+from gptexport.export.rewrites.rounding import BLOCKS, FLAT, Rounded, round_weight
 from gptexport.export.rewrites.smoothing import calibration_ids, smooth_norms
 from gptexport.export.trace import Trace
+from gptexport.precision import INT4
 from gptexport.recipe import Limits
 
 QUANTIZED_MATMUL, QUANTIZED_GATHER = "MatMulNBits", "GatherBlockQuantized"
 INT8_INPUTS = 4  # accuracy_level: what is multiplied by the weights may be quantized to 8 bits
 SMALL_HEAD = 0.1  # of the linears' weights: in 8 bits it makes a bundle at most a tenth larger
-REWRITINGS = 8  # of random ids, each from the logits of the one before; 16 were no better on the demo's models
+LONG, SHORT = BLOCKS[0], BLOCKS[-1]
+ALLOWED = 0.5  # of what parity allows: so much may long blocks lose on text of the model's own
+KL_ALLOWED = INT4.gates.kl_mean or 0.0
+JUDGED = 2  # rows of that text
 
 
 class Int4:
     """The quantizer of the precision int4: see gptexport.precision.Quantizer."""
 
-    preparing = "rounding weights to 4 bits, by what they read in text of the model's own"
-
     def __init__(self) -> None:
         self._rounded: dict[int, Rounded] = {}  # by where the weight lies in memory
+        self._longest = LONG
 
-    def prepare(self, model: nn.Module, architecture: Architecture, limits: Limits) -> str | None:
+    def prepare(
+        self, model: nn.Module, architecture: Architecture, limits: Limits, progress: Callable[[str], None]
+    ) -> list[str]:
         """Smooth the activations, and round the weight of every linear as the model runs."""
-        note = smooth_norms(model, architecture, limits)
-        ids = own_text(model, calibration_ids(block_size=limits.block_size, vocab_size=limits.vocab_size))
-        self._round_linears(model, ids, architecture.head)
-        return note
+        notes = smooth_norms(model, architecture, limits)
+        ids = calibration_ids(block_size=limits.block_size, vocab_size=limits.vocab_size)
+        progress("writing text of the model's own, to round its weights by")
+        text = own_text(model, ids)
+        judged = own_text(model, ids[:JUDGED].flip(1))
+        lost: dict[int, float] = {}
+        for self._longest in (LONG, SHORT):
+            progress(f"rounding weights to 4 bits, in blocks of {self._longest}")
+            self._rounded = {}
+            self._round_linears(model, text, architecture.head)
+            lost[self._longest] = divergence(model, self._rounded, judged)
+            progress(f"blocks of {self._longest} lose a mean KL divergence of {lost[self._longest]:.1e} on such text")
+            if lost[self._longest] <= ALLOWED * KL_ALLOWED:
+                break
+        return [*notes, *_told(lost)]
 
     def quantize(self, trace: Trace) -> Audit:
         """Quantize every MatMul with a weight, and every table that tokens read rows of."""
@@ -90,7 +109,7 @@ class Int4:
             key = linear.weight.data_ptr()
             if key not in self._rounded:
                 seen, bits = inputs[0].reshape(-1, inputs[0].shape[-1]), 8 if key == in_8_bits else 4
-                self._rounded[key] = round_weight(linear.weight, seen, bits=bits)
+                self._rounded[key] = round_weight(linear.weight, seen, bits=bits, longest=self._longest)
 
         hooks = [linear.register_forward_pre_hook(see) for linear in linears]
         try:
@@ -106,12 +125,13 @@ class Int4:
         matrix = tensor if by_output else tensor.t()
         rounded = self._rounded.get(tensor.data_ptr())
         if rounded is None or len(rounded.scales) != len(matrix):
-            rounded = round_weight(matrix)
+            rounded = round_weight(matrix, longest=self._longest)
         N, K = matrix.shape
         scales = _add(trace, f"{weight.name}.scale", rounded.scales)
         _add(trace, f"{weight.name}.zero{FLAT}", rounded.flat_zeros)
         return _Blocks(
             bits=rounded.bits,
+            block=rounded.block,
             rows=N,
             columns=K,
             codes=_add(trace, f"{weight.name}.codes", rounded.codes),
@@ -127,6 +147,7 @@ class _Blocks:
     """A weight (N,K) as the graph stores it."""
 
     bits: int
+    block: int
     rows: int
     columns: int
     codes: ir.Value  # as MatMulNBits reads them
@@ -136,22 +157,20 @@ class _Blocks:
     zeros: ir.Value
 
 
-def own_text(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """(B,T) ids that are somewhat like text of the model's own: each drawn from its logits behind the drafts before it.
-
-    Written all at once, again and again: a forward for each draft, not for each token.
-    """
-    generator = torch.Generator().manual_seed(0)
-    drafts = []
-    with torch.no_grad():
-        for row in ids.split(1):  # logits are large
-            draft = row.clone()
-            for _ in range(REWRITINGS):
-                probabilities = torch.softmax(model(draft)[0].float(), dim=-1)
-                drawn = torch.multinomial(probabilities, 1, generator=generator).flatten()
-                draft[0, 1:] = drawn[:-1]
-            drafts.append(draft)
-    return torch.cat(drafts)
+def _told(lost: Mapping[int, float]) -> list[str]:
+    """What a person should know of a model that long blocks do not do for. By block, what it lost."""
+    if SHORT not in lost:
+        return []
+    notes = [
+        f"its weights are in blocks of {SHORT}: in blocks of {LONG}, which are smaller and faster, they lose a mean KL "
+        f"divergence of {lost[LONG]:.1e} on text of the model's own, and {ALLOWED * KL_ALLOWED:.1e} is allowed"
+    ]
+    if not lost[SHORT] <= KL_ALLOWED:
+        notes.append(
+            f"4 bits lose a mean KL divergence of {lost[SHORT]:.1e} of this model, on text of its own, and parity "
+            f"allows {KL_ALLOWED}: --quantize int8 loses less"
+        )
+    return notes
 
 
 def _add(trace: Trace, name: str, tensor: torch.Tensor) -> ir.Value:
@@ -182,7 +201,7 @@ def _multiply(graph: ir.Graph, node: ir.Node, weight: _Blocks) -> None:
     if (found := add_of_bias(node.outputs[0])) is not None:
         add, bias = found
         inputs, replaced = [*inputs, None, bias], [node, add]
-    attributes = {"K": weight.columns, "N": weight.rows, "bits": weight.bits, "block_size": BLOCK}
+    attributes = {"K": weight.columns, "N": weight.rows, "bits": weight.bits, "block_size": weight.block}
     fused = ir.node(QUANTIZED_MATMUL, inputs, {**attributes, "accuracy_level": INT8_INPUTS}, domain=MICROSOFT)
     graph.insert_before(node, fused)
     take_place(fused.outputs[0], replaced[-1].outputs[0])
@@ -192,15 +211,17 @@ def _multiply(graph: ir.Graph, node: ir.Node, weight: _Blocks) -> None:
 def _read_rows(graph: ir.Graph, node: ir.Node, weight: _Blocks) -> None:
     """Gather of rows of the table, in float32, cut to its columns where its blocks are longer."""
     tape = Tape()
-    attributes = {"bits": weight.bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+    attributes = {"bits": weight.bits, "block_size": weight.block, "gather_axis": 0, "quantize_axis": 1}
     inputs = [weight.table, node.inputs[1], weight.scales, weight.zeros]
     rows = tape.op(QUANTIZED_GATHER, inputs, attributes, domain=MICROSOFT)
     if weight.scales.dtype != ir.DataType.FLOAT:
         rows = tape.op("Cast", [rows], {"to": ir.DataType.FLOAT})
-    if weight.columns % BLOCK:
+    if weight.columns % weight.block:
         shape = node.outputs[0].shape
         assert shape is not None, "the exporter infers every shape"
-        rows.shape = ir.Shape([*shape[:-1], -(-weight.columns // BLOCK) * BLOCK])  # `decode` asks what is cut
+        rows.shape = ir.Shape(
+            [*shape[:-1], -(-weight.columns // weight.block) * weight.block]
+        )  # `decode` asks what is cut
         rows = tape.op("Slice", [rows, *(constant(tape, [bound]) for bound in (0, weight.columns, -1))])
     graph.insert_before(node, tape.nodes)
     take_place(rows, node.outputs[0])

@@ -7,6 +7,8 @@ weights first. An embedding has one scale per row. A tied one is stored once: a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 import torch
 import torch.nn as nn
@@ -28,9 +30,10 @@ QUANTIZED_MATMUL = "DynamicQuantizeMatMul"
 class Int8:
     """The quantizer of the precision int8: see gptexport.precision.Quantizer."""
 
-    preparing = "moving the activations' outliers into the weights"
-
-    def prepare(self, model: nn.Module, architecture: Architecture, limits: Limits) -> str | None:
+    def prepare(
+        self, model: nn.Module, architecture: Architecture, limits: Limits, progress: Callable[[str], None]
+    ) -> list[str]:
+        progress("moving the activations' outliers into the weights")
         return smooth_norms(model, architecture, limits)
 
     def quantize(self, trace: Trace) -> Audit:

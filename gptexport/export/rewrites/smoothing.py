@@ -12,19 +12,19 @@ from gptexport.recipe import Limits
 SMOOTHING = 0.5  # alpha of SmoothQuant: how much of an outlier moves from activation to weight
 
 
-def smooth_norms(model: nn.Module, architecture: Architecture, limits: Limits) -> str | None:
+def smooth_norms(model: nn.Module, architecture: Architecture, limits: Limits) -> list[str]:
     """Smooth the activations, where the architecture says which linears read a norm and nothing else.
 
     Returns: what could not be done, and why.
     """
     if architecture.smoothing is None:
-        return (
+        return [
             f"activations were not smoothed: which linears read a norm is not known of {architecture.title}, so "
             "outliers in its activations cost quantized weights more precision"
-        )
+        ]
     ids = calibration_ids(block_size=limits.block_size, vocab_size=limits.vocab_size)
     smooth(model, architecture.smoothing(model), ids)
-    return None
+    return []
 
 
 def calibration_ids(*, block_size: int, vocab_size: int) -> torch.Tensor:
