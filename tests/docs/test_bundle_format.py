@@ -243,7 +243,8 @@ def test_graphs_state_their_limits_and_the_interface_of_the_page(name: str, bund
         limits = {item.key: item.value for item in model.metadata_props}
         weights = (bundles[name] / "weights.data").read_bytes()[-65:-1].decode()
         limits_only = {"gptexport.block_size": "17", "gptexport.vocab_size": "97"}
-        assert limits == {**limits_only, "gptexport.weights": weights}
+        quantized = {"gptexport.activation_block": "128"} if _manifest(bundles[name])["quantize"] else {}
+        assert limits == {**limits_only, **quantized, "gptexport.weights": weights}
         inputs = [value.name for value in model.graph.input if not value.name.startswith(("past_key", "past_value"))]
         outputs = [value.name for value in model.graph.output if not value.name.startswith("present")]
         assert [word for word in quoted(rows[head][1]) if "[" not in word] == inputs

@@ -100,6 +100,30 @@ def test_weights_in_bfloat16_stay_so_in_memory(source: str, tmp_path: Path) -> N
     assert kinds.count("bf16") >= 4 * SIZES["n_layer"]
 
 
+@pytest.mark.parametrize(
+    ("quantize", "kind", "channels"), [("int8", "i8", 384), ("int8", "i8", 192), ("int4", "u4", 384)]
+)
+def test_activations_are_quantized_in_blocks_that_keep_weights_narrow(
+    quantize: str, kind: str, channels: int, tmp_path: Path
+) -> None:
+    """OpenVINO would widen weights whose blocks are shorter than the activations'."""
+    pytest.importorskip("openvino")
+    checkpoint = load_checkpoint(str(tiny_nanogpt(tmp_path / "ckpt.pt", n_embd=384)))
+    export_onnx(checkpoint, tmp_path / "gpt", target="openvino", quantize=quantize, graphs=["logits"])
+    nodes = onnx.load(str(tmp_path / "gpt" / "logits.onnx"), load_external_data=False).graph.node
+    blocks = {each.i for node in nodes for each in node.attribute if each.name == "block_size" and each.i}
+    opened = OpenVinoSession(tmp_path / "gpt" / "logits.onnx", OpenOptions())
+    opened.compile()
+    group = opened.compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")
+    assert group == min(blocks, default=128)
+    kinds = [
+        node.get_rt_info()["runtimePrecision"].astype(str)
+        for node in opened.compiled.get_runtime_model().get_ops()
+        if node.get_rt_info()["layerType"].astype(str) == "Const" and len(node.get_output_shape(0)) == 2
+    ]
+    assert kinds.count(kind) >= 4 * SIZES["n_layer"], "weights keep their size in memory"
+
+
 @pytest.mark.slow
 def test_in_float32_it_is_a_graph_for_any_cpu(source: str, tmp_path: Path) -> None:
     export_onnx(load_checkpoint(source), tmp_path / "gpt", target="openvino")

@@ -3,8 +3,8 @@
 Every logit reads the LM head last, so it keeps 8 bits where that costs little: where it is a small part of all weights.
 
 com.microsoft's MatMulNBits reads blocks of weights with a scale and a zero point each, and quantizes what it multiplies
-them by to 8 bits, in blocks as long: so a row depends on no other. GatherBlockQuantized reads rows of the same blocks.
-Scales are stored in float16 and widened as a graph is opened.
+them by to 8 bits, in blocks as long, so that a row depends on no other. GatherBlockQuantized reads rows of the same
+blocks. Scales are stored in float16 and widened as a graph is opened.
 
 Which way a weight is rounded is decided by the inputs of its linear, seen on text that the model writes itself. Long
 blocks are smaller and faster, and lose more: how much is seen on more of that text, and decides how long they are.
@@ -33,6 +33,7 @@ from gptexport.export.rewrites.smoothing import calibration_ids, smooth_norms
 from gptexport.export.trace import Trace
 from gptexport.precision import INT4
 from gptexport.recipe import Limits
+from gptexport_runtime.contract.names import META_ACTIVATION_BLOCK
 
 QUANTIZED_MATMUL, QUANTIZED_GATHER = "MatMulNBits", "GatherBlockQuantized"
 INT8_INPUTS = 4  # accuracy_level: what is multiplied by the weights may be quantized to 8 bits
@@ -89,6 +90,8 @@ class Int4:
             assert weight.name is not None
             trace.weights.pop(weight.name, None)
         graph.opset_imports[MICROSOFT] = 1
+        if stored:
+            trace.model.metadata_props[META_ACTIVATION_BLOCK] = str(min(blocks.block for blocks in stored.values()))
         achieved = Counter(node.op_type for node in graph)
         return {
             **counted(QUANTIZED_MATMUL, len(matmuls), achieved[QUANTIZED_MATMUL]),

@@ -20,9 +20,11 @@ from gptexport.export.irtools import MICROSOFT, constant, take_place
 from gptexport.export.rewrites import Audit, counted
 from gptexport.export.rewrites.embeddings import embeddings
 from gptexport.export.rewrites.linears import add_of_bias, linear_weight, split_gemms
+from gptexport.export.rewrites.rounding import BLOCKS
 from gptexport.export.rewrites.smoothing import smooth_norms
 from gptexport.export.trace import Trace
 from gptexport.recipe import Limits
+from gptexport_runtime.contract.names import META_ACTIVATION_BLOCK
 
 QUANTIZED_MATMUL = "DynamicQuantizeMatMul"
 
@@ -38,6 +40,7 @@ class Int8:
 
     def quantize(self, trace: Trace) -> Audit:
         split_gemms(trace)
+        trace.model.metadata_props[META_ACTIVATION_BLOCK] = str(BLOCKS[0])  # OpenVINO: shorter ones are slower
         return quantize_weights(trace)
 
 

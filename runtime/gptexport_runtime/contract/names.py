@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 META_BLOCK_SIZE = "gptexport.block_size"
 META_VOCAB_SIZE = "gptexport.vocab_size"
 META_ROW = "gptexport.logits_row"  # of a graph whose logits have longer rows than V: how many numbers each has
+META_ACTIVATION_BLOCK = "gptexport.activation_block"  # where weights are quantized: how many inputs may share a scale
 META_WEIGHTS = "gptexport.weights"  # sha256 of the weights that the graph reads from a file, as contract/seal.py has it
 
 

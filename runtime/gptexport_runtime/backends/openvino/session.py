@@ -21,6 +21,8 @@ from gptexport_runtime.backends.ort.binding import Ids
 from gptexport_runtime.backends.ort.options import OpenOptions
 from gptexport_runtime.backends.ort.package import first_line
 from gptexport_runtime.backends.ort.wire import read_metadata
+from gptexport_runtime.contract.model import read_limit
+from gptexport_runtime.contract.names import META_ACTIVATION_BLOCK
 from gptexport_runtime.errors import ArtifactError
 
 TYPES = {"i64": "tensor(int64)", "f32": "tensor(float)", "f16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
@@ -83,6 +85,9 @@ class OpenVinoSession:
     def compile(self) -> None:
         """Make kernels of it. Raises: ArtifactError: OpenVINO cannot."""
         told = {**properties(self._options), "PERFORMANCE_HINT": "LATENCY"}  # one call at a time, on all threads
+        block = read_limit(self._metadata, META_ACTIVATION_BLOCK, self._path)
+        if block is not None:  # else 32; and weights in shorter blocks it would widen
+            told["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(block)
         found = core()
         try:
             _keep_narrow(self._model, self._openvino.Type.bf16)
