@@ -32,7 +32,7 @@ import mobius
 mobius.build(sys.argv[1], dtype="f32").save(sys.argv[2], progress_bar=False)
 """
 
-# 8 bits a weight with a scale for each row, or 4 bits in groups of 128 or 32, as OpenVINO's own tool makes them
+# 8 bits a weight with a scale for each row, or 4 bits in groups of as many as ours, as OpenVINO's own tool makes them
 NNCF = """
 import sys
 import nncf, openvino
@@ -118,7 +118,7 @@ def _command(folder: Path, file: str) -> list[str]:
         case ["int8", "xml"]:
             return [*python, NNCF, str(folder / "opset20.onnx"), out, "INT8_ASYM", "0"]
         case ["int4", "xml"]:
-            return [*python, NNCF, str(folder / "opset20.onnx"), out, "INT4_ASYM", "32"]
+            return [*python, NNCF, str(folder / "opset20.onnx"), out, "INT4_ASYM", "128"]
         case ["ct2"]:
             return [*python, CONVERT, hf, out]
         case ["mobius"]:

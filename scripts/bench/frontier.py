@@ -33,11 +33,11 @@ from scripts.bench.tables import Shape, machine, options, shapes_of, speed, tabl
 from scripts.bench.workers import Measure, Seconds, interleave, module, parse_or_serve, running, versions
 
 BASELINE = "eager"
-LEFT_OUT = ("gptexport portable", "gptexport plugin", "gptexport plugin bf16", "torch.compile", "mobius")  # in cpu.md
+LEFT_OUT = ("gptexport portable", "gptexport plugin", "gptexport plugin bf16", "torch.compile")  # in cpu.md
 NAMES = [name for name in PEERS if name not in LEFT_OUT]
 TIME, ERROR = 0, 1  # what a case asks for
 REFERENCE = "reference.npy"
-PACKAGES = ("gptexport", "onnxruntime", "torch", "openvino", "nncf", "ctranslate2", "llama-cpp-python")
+PACKAGES = ("gptexport", "onnxruntime", "torch", "openvino", "nncf", "ctranslate2", "llama-cpp-python", "mobius-onnx")
 NAN = float("nan")
 ROUNDING = 1e-5  # of float32, in any order of sums: errors below are no smaller than one another
 
