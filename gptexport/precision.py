@@ -113,10 +113,11 @@ def _int8() -> Quantizer:
     return int8.Int8()
 
 
-def _int4() -> Quantizer:
-    from gptexport.export.rewrites import int4
+def _blocks(precision: Precision) -> Quantizer:
+    from gptexport.export.rewrites import blocks
 
-    return int4.Int4()
+    assert precision.gates.kl_mean is not None
+    return blocks.Blocks(precision.bits, precision.gates.kl_mean)
 
 
 FLOAT32 = Precision(
@@ -150,7 +151,7 @@ BFLOAT16 = Precision(
 INT8 = Precision(
     name="int8",
     dtype="float32",
-    stored_as=("INT8", "UINT8"),
+    stored_as=("INT8",),
     bits=8,
     eps=2.0**-23,
     gates=_statistical(kl_mean=0.005, perplexity_ratio=1.005, top1_agreement=0.98),
@@ -159,7 +160,19 @@ INT8 = Precision(
     quantizer=_int8,
     plain_onnx=False,
 )
-INT4 = Precision(
+INT8W: Precision = Precision(
+    name="int8w",
+    dtype="float32",
+    stored_as=("UINT8",),
+    bits=8,
+    eps=2.0**-23,
+    gates=_statistical(kl_mean=0.001, perplexity_ratio=1.002, top1_agreement=0.98),
+    max_relative_rms=1e-1,
+    quantized=True,
+    quantizer=lambda: _blocks(INT8W),
+    plain_onnx=False,
+)
+INT4: Precision = Precision(
     name="int4",
     dtype="float32",
     stored_as=("UINT4", "INT4"),
@@ -168,10 +181,10 @@ INT4 = Precision(
     gates=_statistical(kl_mean=0.02, perplexity_ratio=1.02, top1_agreement=0.95),
     max_relative_rms=5e-1,
     quantized=True,
-    quantizer=_int4,
+    quantizer=lambda: _blocks(INT4),
     plain_onnx=False,
 )
-PRECISIONS = {precision.name: precision for precision in (FLOAT32, FLOAT16, BFLOAT16, INT8, INT4)}
+PRECISIONS = {precision.name: precision for precision in (FLOAT32, FLOAT16, BFLOAT16, INT8, INT8W, INT4)}
 
 
 def dtypes() -> list[str]:

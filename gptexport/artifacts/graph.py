@@ -86,16 +86,25 @@ def open_graph(path: Path) -> SingleGraph:
 
 
 def _weights(graph: onnx.GraphProto) -> Iterator[tuple[int, int]]:
-    """Of each initializer its type and how many numbers it holds; bytes that nodes read as 4 bits each are two."""
-    in_4_bits = {
-        name
-        for node in graph.node
-        if any(attribute.name == "bits" and attribute.i == 4 for attribute in node.attribute)
-        for name in node.input
-    }
+    """Of each initializer its type and how many numbers it holds.
+
+    Bytes that nodes read as 4 bits each are two; those that have no scale for each block of inputs are like INT8.
+    """
+    in_4_bits, in_blocks = (
+        {
+            name
+            for node in graph.node
+            if any(attribute.name == key and attribute.i in values for attribute in node.attribute)
+            for name in node.input
+        }
+        for key, values in (("bits", {4}), ("block_size", range(1, 2**31)))
+    )
     for tensor in graph.initializer:
-        if tensor.name in in_4_bits and tensor.data_type == onnx.TensorProto.UINT8:
+        is_bytes = tensor.data_type == onnx.TensorProto.UINT8
+        if is_bytes and tensor.name in in_4_bits:
             yield onnx.TensorProto.UINT4, 2 * prod(tensor.dims)
+        elif is_bytes and tensor.name not in in_blocks:
+            yield onnx.TensorProto.INT8, prod(tensor.dims)
         else:
             yield tensor.data_type, prod(tensor.dims)
 

@@ -21,7 +21,8 @@ OTHER_NAMES = {
     **dict.fromkeys(("fp16", "f16", "half"), "float16"),
     **dict.fromkeys(("fp32", "f32", "float", "single"), "float32"),
     **dict.fromkeys(("gpu", "nvidia"), "cuda"),
-    **dict.fromkeys(("i8", "w8a8", "q8", "q8_0"), "int8"),
+    **dict.fromkeys(("i8", "w8a8"), "int8"),
+    **dict.fromkeys(("w8a16", "q8", "q8_0"), "int8w"),
     **dict.fromkeys(("i4", "w4a8", "w4a16", "q4", "q4_0", "q4_k"), "int4"),
 }
 

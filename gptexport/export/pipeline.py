@@ -80,7 +80,7 @@ def export_onnx(
         dtype: "float32", "float16" or "bfloat16".
         target: "portable" runs anywhere; "cpu" is rewritten for ONNX Runtime's CPU provider; "cuda" for its CUDA
             provider. None: portable, or the one that `quantize` needs.
-        quantize: "int8" or "int4", for target "cpu".
+        quantize: "int8", "int8w" or "int4", for targets "cpu" and "openvino".
         graphs: names of heads to write into the bundle; the logits are always there. None: all, less those that the
             forward does not allow.
         tokenizer: goes into the bundle.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gptexport.export.targets.base import Target
-from gptexport.precision import FLOAT32, INT4, Precision
+from gptexport.precision import FLOAT32, INT4, INT8W, Precision
 
 if TYPE_CHECKING:
     from gptexport.export.cached import Attend
@@ -43,9 +43,9 @@ def _rewrites(_precision: Precision) -> Sequence[Rewrite]:
 
 
 def _note(precision: Precision) -> str | None:
-    if precision is not INT4:
+    if precision not in (INT4, INT8W):
         return None
-    return "int4 here is for size and for tokens one at a time: prompts and score are faster with target openvino"
+    return f"{precision.name} here is for tokens one at a time: prompts and score are faster with target openvino"
 
 
 CPU = Target(

@@ -67,7 +67,7 @@ class Manifest:
     checked: Mapping[str, str] = field(default_factory=dict)  # what the export made sure of, and on what
     expected_kernels: Mapping[str, Any] = field(default_factory=dict)  # by operator, attention kernels a GPU may take
     parity: Mapping[str, Any] | None = None
-    quantize: str | None = None  # "int8", "int4": of the linears, and of the embedding
+    quantize: str | None = None  # "int8", "int8w", "int4": of the linears, and of the embedding
     tokenizer: TokenizerEntry | None = None  # None: the bundle has none
     text: TextEntry = field(default_factory=TextEntry)
     runs_on: tuple[str, ...] = ("cpu", "cuda")  # devices whose kernels run the graphs

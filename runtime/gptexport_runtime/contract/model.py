@@ -100,7 +100,7 @@ class Description(Protocol):
     @property
     def dtype(self) -> str: ...  # of the weights: "float32"
     @property
-    def quantize(self) -> str | None: ...  # how the weights are quantized: "int8", "int4"
+    def quantize(self) -> str | None: ...  # how the weights are quantized: "int8", "int8w", "int4"
     @property
     def runs_on(self) -> tuple[str, ...]: ...  # the devices whose kernels run it, the usual one first
     @property

@@ -15,7 +15,7 @@ import gptexport_runtime
 from gptexport.artifacts import describe_artifact
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
-from gptexport.export.rewrites import int4
+from gptexport.export.rewrites import blocks
 from gptexport.export.rewrites.own_text import divergence
 from gptexport.export.rewrites.rounding import Rounded, round_weight
 from gptexport.export.targets import CPU
@@ -108,7 +108,7 @@ def test_a_lone_graph_is_known_by_the_bits_that_its_nodes_read(tmp_path: Path) -
 def test_a_small_head_keeps_8_bits_and_shares_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt")))
     for share, bits in ((0.1, 8), (0.0, 4)):
-        monkeypatch.setattr(int4, "SMALL_HEAD", share)
+        monkeypatch.setattr(blocks, "SMALL_HEAD", share)
         export_onnx(checkpoint, tmp_path / "gpt", quantize="int4", force=True)
         graph = onnx.load(tmp_path / "gpt" / "logits.onnx", load_external_data=False).graph
         read = [
@@ -154,7 +154,7 @@ def test_blocks_are_as_long_as_the_model_stands(tmp_path: Path, monkeypatch: pyt
     checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt", channels=384)))
     said: list[str] = []
     lost = {128: 0.009}
-    monkeypatch.setattr(int4, "divergence", lambda _model, rounded, _ids: lost[next(iter(rounded.values())).block])
+    monkeypatch.setattr(blocks, "divergence", lambda _model, rounded, _ids: lost[next(iter(rounded.values())).block])
     done = export_onnx(checkpoint, tmp_path / "gpt", quantize="int4", progress=said.append)
     assert {block for _, block in bits_and_blocks(tmp_path / "gpt")} == {128}
     assert any("blocks of 128 lose a mean KL divergence of 9.0e-03" in line for line in said)
@@ -163,10 +163,10 @@ def test_blocks_are_as_long_as_the_model_stands(tmp_path: Path, monkeypatch: pyt
     done = export_onnx(checkpoint, tmp_path / "gpt", quantize="int4", force=True)
     assert {block for _, block in bits_and_blocks(tmp_path / "gpt")} == {32}
     assert any("blocks of 32: in blocks of 128" in note and "1.1e-02" in note for note in done.notes)
-    assert not any("--quantize int8" in note for note in done.notes)
+    assert not any("--quantize int8w" in note for note in done.notes)
     lost[32] = float("nan")
     done = export_onnx(checkpoint, tmp_path / "gpt", quantize="int4", force=True)
-    assert any("--quantize int8 loses less" in note for note in done.notes)
+    assert any("--quantize int8w loses less" in note for note in done.notes)
 
 
 def test_what_rounding_loses_is_what_the_rounded_model_loses() -> None:

@@ -1,6 +1,6 @@
-"""`--quantize int4`: linear layers and embeddings in 4 bits, for ONNX Runtime's CPU provider.
+"""`--quantize int4` and `int8w`: linear layers and embeddings in 4 or 8 bits, by blocks, for ONNX Runtime on a CPU.
 
-Every logit reads the LM head last, so it keeps 8 bits where that costs little: where it is a small part of all weights.
+Every logit reads the LM head last, so with 4 bits it keeps 8 where that costs little: where it is a small part of all.
 
 com.microsoft's MatMulNBits reads blocks of weights with a scale and a zero point each, and quantizes what it multiplies
 them by to 8 bits, in blocks as long, so that a row depends on no other. GatherBlockQuantized reads rows of the same
@@ -31,7 +31,7 @@ from gptexport.export.rewrites.own_text import divergence, own_text
 from gptexport.export.rewrites.rounding import BLOCKS, FLAT, Rounded, round_weight
 from gptexport.export.rewrites.smoothing import calibration_ids, smooth_norms
 from gptexport.export.trace import Trace
-from gptexport.precision import INT4
+from gptexport.precision import INT8W
 from gptexport.recipe import Limits
 from gptexport_runtime.contract.names import META_ACTIVATION_BLOCK
 
@@ -39,15 +39,20 @@ QUANTIZED_MATMUL, QUANTIZED_GATHER = "MatMulNBits", "GatherBlockQuantized"
 INT8_INPUTS = 4  # accuracy_level: what is multiplied by the weights may be quantized to 8 bits
 SMALL_HEAD = 0.1  # of the linears' weights: in 8 bits it makes a bundle at most a tenth larger
 LONG, SHORT = BLOCKS[0], BLOCKS[-1]
-ALLOWED = 0.5  # of what parity allows: so much may long blocks lose on text of the model's own
-KL_ALLOWED = INT4.gates.kl_mean or 0.0
+ALLOWED = 0.5  # of the divergence that parity allows: so much may long blocks lose on text of the model's own
 JUDGED = 2  # rows of that text
 
 
-class Int4:
-    """The quantizer of the precision int4: see gptexport.precision.Quantizer."""
+class Blocks:
+    """The quantizer of int4 and int8w: see gptexport.precision.Quantizer.
 
-    def __init__(self) -> None:
+    Args:
+        bits: 4 or 8.
+        kl_allowed: the mean KL divergence, in nats, that parity allows.
+    """
+
+    def __init__(self, bits: int, kl_allowed: float) -> None:
+        self._bits, self._allowed = bits, kl_allowed
         self._rounded: dict[int, Rounded] = {}  # by where the weight lies in memory
         self._longest = LONG
 
@@ -62,14 +67,14 @@ class Int4:
         judged = own_text(model, ids[:JUDGED].flip(1))
         lost: dict[int, float] = {}
         for self._longest in (LONG, SHORT):
-            progress(f"rounding weights to 4 bits, in blocks of {self._longest}")
+            progress(f"rounding weights to {self._bits} bits, in blocks of {self._longest}")
             self._rounded = {}
             self._round_linears(model, text, architecture.head)
             lost[self._longest] = divergence(model, self._rounded, judged)
             progress(f"blocks of {self._longest} lose a mean KL divergence of {lost[self._longest]:.1e} on such text")
-            if lost[self._longest] <= ALLOWED * KL_ALLOWED:
+            if lost[self._longest] <= ALLOWED * self._allowed:
                 break
-        return [*notes, *_told(lost)]
+        return [*notes, *self._told(lost)]
 
     def quantize(self, trace: Trace) -> Audit:
         """Quantize every MatMul with a weight, and every table that tokens read rows of."""
@@ -77,7 +82,7 @@ class Int4:
         graph = trace.graph
         matmuls = [node for node in graph if node.op_type == "MatMul" and linear_weight(trace, node.inputs[1])]
         gathers = embeddings(trace)
-        stored: dict[tuple[ir.Value, bool], _Blocks] = {}
+        stored: dict[tuple[ir.Value, bool], _Stored] = {}
         for node in (*matmuls, *gathers):
             weight = weight_behind(node.inputs[1]) if node in matmuls else node.inputs[0]
             assert weight is not None
@@ -91,12 +96,27 @@ class Int4:
             trace.weights.pop(weight.name, None)
         graph.opset_imports[MICROSOFT] = 1
         if stored:
-            trace.model.metadata_props[META_ACTIVATION_BLOCK] = str(min(blocks.block for blocks in stored.values()))
+            trace.model.metadata_props[META_ACTIVATION_BLOCK] = str(min(each.block for each in stored.values()))
         achieved = Counter(node.op_type for node in graph)
         return {
             **counted(QUANTIZED_MATMUL, len(matmuls), achieved[QUANTIZED_MATMUL]),
             **counted(QUANTIZED_GATHER, len(gathers), achieved[QUANTIZED_GATHER]),
         }
+
+    def _told(self, lost: Mapping[int, float]) -> list[str]:
+        """What a person should know of a model that long blocks do not do for. By block, what it lost."""
+        if SHORT not in lost:
+            return []
+        notes = [
+            f"its weights are in blocks of {SHORT}: in blocks of {LONG}, which are smaller and faster, they lose a mean "
+            f"KL divergence of {lost[LONG]:.1e} on text of the model's own, and {ALLOWED * self._allowed:.1e} is allowed"
+        ]
+        if not lost[SHORT] <= self._allowed:
+            notes.append(
+                f"{self._bits} bits lose a mean KL divergence of {lost[SHORT]:.1e} of this model, on text of its own, "
+                f"and parity allows {self._allowed}: --quantize {INT8W.name} loses less"
+            )
+        return notes
 
     @torch.no_grad()
     def _round_linears(self, model: nn.Module, ids: torch.Tensor, head: str | None) -> None:
@@ -111,7 +131,7 @@ class Int4:
             assert isinstance(linear, nn.Linear)
             key = linear.weight.data_ptr()
             if key not in self._rounded:
-                seen, bits = inputs[0].reshape(-1, inputs[0].shape[-1]), 8 if key == in_8_bits else 4
+                seen, bits = inputs[0].reshape(-1, inputs[0].shape[-1]), 8 if key == in_8_bits else self._bits
                 self._rounded[key] = round_weight(linear.weight, seen, bits=bits, longest=self._longest)
 
         hooks = [linear.register_forward_pre_hook(see) for linear in linears]
@@ -121,18 +141,18 @@ class Int4:
             for hook in hooks:
                 hook.remove()
 
-    def _store(self, trace: Trace, weight: ir.Value, *, by_output: bool) -> _Blocks:
+    def _store(self, trace: Trace, weight: ir.Value, *, by_output: bool) -> _Stored:
         """Put a weight's blocks among the weights; those of a tied one are equal bytes, which a bundle stores once."""
         assert weight.name is not None
         tensor = trace.weights[weight.name]
         matrix = tensor if by_output else tensor.t()
         rounded = self._rounded.get(tensor.data_ptr())
         if rounded is None or len(rounded.scales) != len(matrix):
-            rounded = round_weight(matrix, longest=self._longest)
+            rounded = round_weight(matrix, bits=self._bits, longest=self._longest)
         N, K = matrix.shape
         scales = _add(trace, f"{weight.name}.scale", rounded.scales)
         _add(trace, f"{weight.name}.zero{FLAT}", rounded.flat_zeros)
-        return _Blocks(
+        return _Stored(
             bits=rounded.bits,
             block=rounded.block,
             rows=N,
@@ -146,7 +166,7 @@ class Int4:
 
 
 @dataclass(frozen=True)
-class _Blocks:
+class _Stored:
     """A weight (N,K) as the graph stores it."""
 
     bits: int
@@ -158,22 +178,6 @@ class _Blocks:
     scales: ir.Value
     wide_scales: ir.Value  # in float32
     zeros: ir.Value
-
-
-def _told(lost: Mapping[int, float]) -> list[str]:
-    """What a person should know of a model that long blocks do not do for. By block, what it lost."""
-    if SHORT not in lost:
-        return []
-    notes = [
-        f"its weights are in blocks of {SHORT}: in blocks of {LONG}, which are smaller and faster, they lose a mean KL "
-        f"divergence of {lost[LONG]:.1e} on text of the model's own, and {ALLOWED * KL_ALLOWED:.1e} is allowed"
-    ]
-    if not lost[SHORT] <= KL_ALLOWED:
-        notes.append(
-            f"4 bits lose a mean KL divergence of {lost[SHORT]:.1e} of this model, on text of its own, and parity "
-            f"allows {KL_ALLOWED}: --quantize int8 loses less"
-        )
-    return notes
 
 
 def _add(trace: Trace, name: str, tensor: torch.Tensor) -> ir.Value:
@@ -198,7 +202,7 @@ def _widened(graph: ir.Graph, scales: ir.Value) -> ir.Value:
     return cast.outputs[0]
 
 
-def _multiply(graph: ir.Graph, node: ir.Node, weight: _Blocks) -> None:
+def _multiply(graph: ir.Graph, node: ir.Node, weight: _Stored) -> None:
     """MatMul with the weight, and the Add of a bias behind it, as one node."""
     inputs, replaced = [node.inputs[0], weight.codes, weight.wide_scales, weight.zeros], [node]
     if (found := add_of_bias(node.outputs[0])) is not None:
@@ -211,7 +215,7 @@ def _multiply(graph: ir.Graph, node: ir.Node, weight: _Blocks) -> None:
     graph.remove(replaced, safe=True)
 
 
-def _read_rows(graph: ir.Graph, node: ir.Node, weight: _Blocks) -> None:
+def _read_rows(graph: ir.Graph, node: ir.Node, weight: _Stored) -> None:
     """Gather of rows of the table, in float32, cut to its columns where its blocks are longer."""
     tape = Tape()
     attributes = {"bits": weight.bits, "block_size": weight.block, "gather_axis": 0, "quantize_axis": 1}
