@@ -116,7 +116,7 @@ def onnx(
       gptexport onnx out/ckpt.pt -o gpt2/ --vocab-size 50257   without the padding tokens
       gptexport onnx out/ckpt.pt -o gpt2/ --target cpu --quantize int8   a quarter of the size, for CPUs
       gptexport onnx out/ckpt.pt -o gpt2/ --quantize int4      an eighth: tokens one at a time, on CPUs
-      gptexport onnx out/ckpt.pt -o gpt2/ --quantize int8w     a quarter, with a tenth of int8's error
+      gptexport onnx out/ckpt.pt -o gpt2/ --quantize int8w     a quarter, and closer than int8
       gptexport onnx out/ckpt.pt -o gpt2/ --target cuda --dtype bfloat16   for GPUs
       gptexport onnx out/ckpt.pt -o gpt2/ --layout genai       for onnxruntime-genai too
       gptexport onnx out/ckpt.pt -o gpt2/ --tokenizer data/shakespeare_char/meta.pkl   for text in and out

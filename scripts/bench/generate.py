@@ -34,6 +34,7 @@ PACKAGES = ("gptexport", "onnxruntime", "torch", "transformers", "ctranslate2", 
 OTHERS = {  # of the same precision
     "gptexport cpu": ("CTranslate2", "transformers.generate", "eager with a cache"),
     "gptexport int8": ("CTranslate2 int8", "llama.cpp Q8_0"),
+    "gptexport int8w": ("gptexport int8", "llama.cpp Q8_0"),
     "gptexport int4": ("gptexport int8", "llama.cpp Q4_0"),
 }
 
@@ -140,6 +141,7 @@ PEERS: dict[str, Callable[[Path], Generate]] = {
     "gptexport portable": lambda folder: gptexport(folder / "portable"),
     "gptexport cpu": lambda folder: gptexport(folder / "cpu"),
     "gptexport int8": lambda folder: gptexport(folder / "int8"),
+    "gptexport int8w": lambda folder: gptexport(folder / "int8w"),
     "gptexport int4": lambda folder: gptexport(folder / "int4"),
     "eager with a cache": eager,
     "transformers.generate": transformers_generate,

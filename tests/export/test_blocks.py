@@ -1,4 +1,4 @@
-"""`--quantize int4`: what is quantized, how weights are rounded, what it costs, and that rows stay apart."""
+"""`--quantize int4` and `int8w`: what is quantized, how it is rounded, what it costs, and that rows stay apart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from gptexport.export.rewrites import blocks
 from gptexport.export.rewrites.own_text import divergence
 from gptexport.export.rewrites.rounding import Rounded, round_weight
 from gptexport.export.targets import CPU
-from gptexport.precision import INT4, INT8
+from gptexport.parity import check_parity
+from gptexport.precision import INT4, INT8, INT8W
 from gptexport.recipe import Recipe
 from tests.export.test_int8 import L, V, make, relative_rms
 from tests.support.few import few
@@ -97,10 +98,30 @@ def test_int4_is_close_and_small(tmp_path: Path, options: dict[str, bool]) -> No
         assert len(gpt.generate([[1, 2]], max_new_tokens=3, temperature=0)[0]) == 3
 
 
+@pytest.mark.parametrize("target", ["cpu", "openvino"])
+def test_int8w_errs_less_than_int8(target: str, tmp_path: Path) -> None:
+    """With outliers, in the session that users run."""
+    if target == "openvino":
+        pytest.importorskip("openvino")
+    checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt", outliers=True, channels=192)))
+    ids = np.random.default_rng(0).integers(0, V, (3, 17))
+    with torch.no_grad():
+        expected = checkpoint.model(torch.from_numpy(ids)).numpy()
+    errors = {}
+    for quantize, on in (("int8w", target), ("int8", "cpu")):
+        done = export_onnx(checkpoint, tmp_path / quantize, target=on, quantize=quantize)
+        assert done.manifest.quantize == quantize and not done.manifest.left_out
+        with gptexport_runtime.load(tmp_path / quantize, on) as gpt:
+            errors[quantize] = relative_rms(gpt.logits(ids), expected)
+            assert len(gpt.generate([[1, 2]], max_new_tokens=3, temperature=0)[0]) == 3
+    assert errors["int8w"] < 0.7 * errors["int8"]
+    assert check_parity(tmp_path / "int8w", checkpoint, device=target).verdict
+
+
 @pytest.mark.slow
 def test_a_lone_graph_is_known_by_the_bits_that_its_nodes_read(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt")))
-    for precision in (INT4, INT8):
+    for precision in (INT4, INT8W, INT8):
         export_onnx(checkpoint, tmp_path / f"{precision.name}.onnx", quantize=precision.name)
         assert describe_artifact(tmp_path / f"{precision.name}.onnx").precision is precision
 

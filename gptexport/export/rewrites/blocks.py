@@ -108,8 +108,9 @@ class Blocks:
         if SHORT not in lost:
             return []
         notes = [
-            f"its weights are in blocks of {SHORT}: in blocks of {LONG}, which are smaller and faster, they lose a mean "
-            f"KL divergence of {lost[LONG]:.1e} on text of the model's own, and {ALLOWED * self._allowed:.1e} is allowed"
+            f"its weights are in blocks of {SHORT}: in blocks of {LONG}, which are smaller and faster, they lose a "
+            f"mean KL divergence of {lost[LONG]:.1e} on text of the model's own, and {ALLOWED * self._allowed:.1e} "
+            "is allowed"
         ]
         if not lost[SHORT] <= self._allowed:
             notes.append(
