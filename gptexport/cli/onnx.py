@@ -16,6 +16,7 @@ from gptexport.export.layout import LAYOUTS, layout_for
 from gptexport.export.targets import TARGETS
 from gptexport.precision import dtypes, quantizations
 from gptexport.recipe import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, Recipe
+from gptexport_runtime.backends.ort.providers import why_not
 
 if TYPE_CHECKING:
     from gptexport.export import Exported
@@ -42,7 +43,7 @@ _TARGETS = "; ".join(f"{target.name}: {target.help}" for target in TARGETS.value
 @click.option(
     "--quantize",
     type=Name(quantizations()),
-    help="Quantize weights to 8 or 4 bits, and activations to 8, for --target cpu.",
+    help="Quantize weights to 8 or 4 bits, and activations to 8, for --target cpu or openvino.",
 )
 @click.option(
     "--graphs",
@@ -189,8 +190,9 @@ def onnx(
 def _next(recipe: Recipe, out: Path, checkpoint: str, options: dict[str, Any]) -> str:
     """The command that checks what was written, with all that it has to be told."""
     told = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-    on_cpu, devices = recipe.target.runs_on_cpu(recipe.precision), recipe.target.runs_on(recipe.precision)
-    device = [] if on_cpu else [f"--device={devices[0]}"]
+    first = recipe.target.runs_on(recipe.precision)[0]  # which it is written for
+    elsewhere = not recipe.target.runs_on_cpu(recipe.precision) or (first != "cpu" and why_not(first) is None)
+    device = [f"--device={first}"] if elsewhere else []
     return shlex.join(["gptexport", "parity", str(out), "--against", checkpoint, *told, *device])
 
 

@@ -29,7 +29,9 @@ WORTHLESS = "other programs took the cores, or the rounds are far apart: the cho
 @click.command(short_help="Export the fastest that is exact enough here.")
 @click.argument("checkpoint")
 @click.option("-o", "--out", "out", required=True, type=OutputPath(), help="The bundle to write.")
-@click.option("--shape", type=Shapes(), default="1x128", show_default=True, help="The B x T that has to be fast.")
+@click.option(
+    "--shape", type=Shapes(), metavar="BXT", default="1x128", show_default=True, help="The B x T that has to be fast."
+)
 @click.option(
     "--head", type=Name(list(HEADS)), default=LOGITS.name, show_default=True, help="And what of it; decode: one step."
 )
@@ -152,17 +154,20 @@ def _finite(number: float) -> float | None:
 
 
 def _text(done: Tuned, out: Path, asked: Asked) -> str:
+    from gptexport.tune.candidates import candidates
     from gptexport.tune.choose import frontier, in_doubt
 
     best = frontier(done.measurements)
     rows = [_row(m, m in best, asked.bounds.why_not(m)) for m in sorted(done.measurements, key=lambda m: m.seconds)]
-    header = ("", "ms", f"× {done.baseline}", "", "KL", "memory", "disk", "frontier", "")
+    header = ("", "ms", f"× {done.baseline}", "quartiles", "KL", "memory", "disk", "frontier", "why not")
     lines = [table(rows, header), "", LEGEND.format(rounds=asked.rounds, baseline=done.baseline)]
     if done.chosen.ratio.noisy:
         lines.append(WORTHLESS)
     elif others := in_doubt(done.within):
         lines.append(NOISE.format(name=done.chosen.name, others=", ".join(m.name for m in others)))
-    lines.append(f"\n{out}: {done.chosen.name}, {size(done.chosen.disk)}; it has passed parity in full")
+    device = next((each.device for each in candidates() if each.name == done.chosen.name), "cpu")
+    where = f"; commands take --device {device} for it" if device != "cpu" else ""
+    lines.append(f"\n{out}: {done.chosen.name}, {size(done.chosen.disk)}; it has passed parity in full{where}")
     return "\n".join(lines)
 
 

@@ -103,9 +103,12 @@ def _not_for_this_device(artifact: Artifact, device: str) -> BackendUnavailableE
     reasons = filter(None, map(why_not, manifest.runs_on))
     reason = f'device="{device}" was asked for.' if device != AUTO else " ".join(reasons)
     where = " or ".join(name.upper() for name in manifest.runs_on)
+    there = next((name for name in manifest.runs_on if why_not(name) is None), None)
+    here = f'It runs here with device="{there}" (--device {there}). ' if there is not None else ""
     return BackendUnavailableError(
         f"{artifact.path} was exported with --target {manifest.target} in {manifest.dtype}, which runs on {where} "
-        f"alone, and {reason} To run it elsewhere, export it again: gptexport onnx CHECKPOINT -o FOLDER --target cpu."
+        f"alone, and {reason} {here}To run it elsewhere, export it again: gptexport onnx CHECKPOINT -o FOLDER --target "
+        f"{device if device != AUTO else 'cpu'}."
     )
 
 
