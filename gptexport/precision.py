@@ -166,7 +166,7 @@ INT8W: Precision = Precision(
     stored_as=("UINT8",),
     bits=8,
     eps=2.0**-23,
-    gates=_statistical(kl_mean=0.001, perplexity_ratio=1.002, top1_agreement=0.98),
+    gates=_statistical(kl_mean=0.005, perplexity_ratio=1.005, top1_agreement=0.98),
     max_relative_rms=1e-1,
     quantized=True,
     quantizer=lambda: _blocks(INT8W),
