@@ -6,7 +6,7 @@ To add one, write a `Precision` and put it into PRECISIONS; nothing else compare
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -160,18 +160,7 @@ INT8 = Precision(
     quantizer=_int8,
     plain_onnx=False,
 )
-INT8W: Precision = Precision(
-    name="int8w",
-    dtype="float32",
-    stored_as=("UINT8",),
-    bits=8,
-    eps=2.0**-23,
-    gates=_statistical(kl_mean=0.005, perplexity_ratio=1.005, top1_agreement=0.98),
-    max_relative_rms=1e-1,
-    quantized=True,
-    quantizer=lambda: _blocks(INT8W),
-    plain_onnx=False,
-)
+INT8W: Precision = replace(INT8, name="int8w", stored_as=("UINT8",), quantizer=lambda: _blocks(INT8W))
 INT4: Precision = Precision(
     name="int4",
     dtype="float32",

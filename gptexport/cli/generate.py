@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptexport.cli.options import DEVICES, Ids, Name, Stop
+from gptexport.cli.options import DEFAULT_DEVICE, DEVICES, Ids, Name, Stop
 from gptexport.cli.output import Output, output_options
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ Steps = Generator[list[int], None, None]  # each step's token of every sample; b
 @click.option("--slide", is_flag=True, help="Continue past block_size, from the last half of the text.")
 @click.option("--tokenizer", help="Tokenizer: bytes, gpt2, or a file.  [default: the bundle's own]")
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all usable cores]")
-@click.option("--device", type=Name(DEVICES), default="cpu", show_default=True, help="Device that runs the bundle.")
+@click.option(
+    "--device", type=Name(DEVICES), default=DEFAULT_DEVICE, show_default=True, help="Device that runs the bundle."
+)
 @output_options("generate")
 def generate(
     output: Output,

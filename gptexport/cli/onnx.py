@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptexport.cli.options import Graphs, Name, OutputPath, assumption_options
+from gptexport.cli.options import DEFAULT_DEVICE, Graphs, Name, OutputPath, assumption_options
 from gptexport.cli.output import Output, output_options, size
 from gptexport.errors import ExportError
 from gptexport.export.layout import LAYOUTS, layout_for
@@ -190,9 +190,9 @@ def onnx(
 def _next(recipe: Recipe, out: Path, checkpoint: str, options: dict[str, Any]) -> str:
     """The command that checks what was written, with all that it has to be told."""
     told = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-    first = recipe.target.runs_on(recipe.precision)[0]  # which it is written for
-    elsewhere = not recipe.target.runs_on_cpu(recipe.precision) or (first != "cpu" and why_not(first) is None)
-    device = [f"--device={first}"] if elsewhere else []
+    devices = recipe.target.runs_on(recipe.precision)  # the one that it is written for first
+    usual = next((name for name in devices if why_not(name) is None), devices[0])
+    device = [f"--device={usual}"] if usual != DEFAULT_DEVICE else []
     return shlex.join(["gptexport", "parity", str(out), "--against", checkpoint, *told, *device])
 
 

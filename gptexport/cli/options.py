@@ -26,6 +26,7 @@ OTHER_NAMES = {
     **dict.fromkeys(("i4", "w4a8", "w4a16", "q4", "q4_0", "q4_k"), "int4"),
 }
 
+DEFAULT_DEVICE = "cpu"
 DEVICES = [device for device in devices() if device != AUTO]
 
 

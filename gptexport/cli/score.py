@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptexport.cli.options import DEVICES, Name, OutputPath
+from gptexport.cli.options import DEFAULT_DEVICE, DEVICES, Name, OutputPath
 from gptexport.cli.output import Output, facts, output_options, table
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ EVERY = 5.0  # seconds between two lines of progress
     help="Tokens of a part that is written at once.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all usable cores]")
-@click.option("--device", type=Name(DEVICES), default="cpu", show_default=True, help="Device that runs the bundle.")
+@click.option(
+    "--device", type=Name(DEVICES), default=DEFAULT_DEVICE, show_default=True, help="Device that runs the bundle."
+)
 @click.option(
     "--ray",
     is_flag=False,

@@ -165,9 +165,8 @@ def _text(done: Tuned, out: Path, asked: Asked) -> str:
         lines.append(WORTHLESS)
     elif others := in_doubt(done.within):
         lines.append(NOISE.format(name=done.chosen.name, others=", ".join(m.name for m in others)))
-    device = next((each.device for each in candidates() if each.name == done.chosen.name), "cpu")
-    where = f"; commands take --device {device} for it" if device != "cpu" else ""
-    lines.append(f"\n{out}: {done.chosen.name}, {size(done.chosen.disk)}; it has passed parity in full{where}")
+    lines.append(f"\n{out}: {done.chosen.name}, {size(done.chosen.disk)}; it has passed parity in full")
+    lines += [f"commands take it with --device {each.device}" for each in candidates() if each.name == done.chosen.name]
     return "\n".join(lines)
 
 
