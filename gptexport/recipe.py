@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gptexport.errors import ExportError
 from gptexport.export.targets import PORTABLE, TARGETS, Target
 from gptexport.precision import FLOAT32, PRECISIONS, Precision, dtypes, precision_of, quantizations
-from gptexport_runtime.contract.heads import HEADS, LOGITS, Head
+from gptexport_runtime.contract.heads import DECODE, HEADS, LOGITS, Head
 
 if TYPE_CHECKING:
     from gptexport.tokenizers import BundledTokenizer
@@ -38,6 +38,7 @@ class Recipe:
     heads: tuple[Head, ...] | None = None  # None: all, less those that the forward does not allow
     opset: int = DEFAULT_OPSET
     tokenizer: BundledTokenizer | None = None  # goes into the bundle
+    quantize_cache: bool = False  # keys and values of `decode` are in 8 bits
     pad_vocab: bool = False  # rows of logits begin on 128 bytes
     native_logits: bool = False  # logits are not made float32
 
@@ -57,6 +58,8 @@ class Recipe:
                 f"{self.precision.word} {self.precision.name} with target {self.target}: its kernels are for {there}. "
                 f"{advice}"
             )
+        if self.quantize_cache:
+            self._check_cache()
         if (self.pad_vocab or self.native_logits) and not self.target.lays_out_logits(self.precision):
             asked = "pad_vocab" if self.pad_vocab else "native_logits"
             raise ExportError(
@@ -64,12 +67,23 @@ class Recipe:
                 "target cuda with dtype bfloat16 or float16, or leave it out."
             )
 
+    def _check_cache(self) -> None:
+        if self.target.attend_in_8_bits is None or not self.precision.quantized:
+            raise ExportError(
+                f"quantize_cache with target {self.target} in {self.precision.name}: keys and values are in 8 bits "
+                "where weights are quantized, as parity judges no other graphs so. Pass quantize "
+                f"{', '.join(quantizations())}, or leave it out."
+            )
+        if not self.wants(DECODE):
+            raise ExportError(f"quantize_cache without the graph {DECODE}, whose cache it is. Put it into graphs.")
+
     @staticmethod
     def of(
         *,
         dtype: str = "float32",
         target: str | None = None,
         quantize: str | None = None,
+        quantize_cache: bool = False,
         graphs: Sequence[str] | None = None,
         opset: int = DEFAULT_OPSET,
         tokenizer: BundledTokenizer | None = None,
@@ -105,6 +119,7 @@ class Recipe:
             heads=heads,
             opset=opset,
             tokenizer=tokenizer,
+            quantize_cache=quantize_cache,
             pad_vocab=pad_vocab,
             native_logits=native_logits,
         )

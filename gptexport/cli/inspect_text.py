@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gptexport.artifacts import Artifact, Bundle, Engine, Inspection, SingleGraph
 from gptexport.cli.engine_text import engine_text
 from gptexport.cli.output import facts, size
+from gptexport.cli.parity_text import figure, name_of
 from gptexport_runtime.contract.engine import EngineInfo, TensorInfo
 from gptexport_runtime.contract.manifest import Manifest
 
@@ -35,7 +36,9 @@ def _text(artifact: object, _found: Inspection, _verbose: bool) -> str:
 @_text.register
 def _(bundle: Bundle, found: Inspection, verbose: bool) -> str:
     manifest, data = bundle.manifest, found.data
-    what = f"{manifest.target}, {manifest.quantize or manifest.dtype}, opset {manifest.opset}, {size(data['bytes'])}"
+    precision = manifest.quantize or manifest.dtype
+    cache = f", cache {manifest.cache}" if manifest.cache else ""
+    what = f"{manifest.target}, {precision}{cache}, opset {manifest.opset}, {size(data['bytes'])}"
     rows: list[tuple[str, object]] = [
         ("bundle", what),
         *((f"no {kind}.onnx", reason) for kind, reason in manifest.left_out.items()),
@@ -81,9 +84,17 @@ def _certificate(described: Manifest | EngineInfo, of: str) -> str:
     parity = described.parity
     if parity is None:
         return "not checked: gptexport parity"
-    ratio = f", noise ratio {parity['noise_ratio']:.2f}" if isinstance(parity.get("noise_ratio"), float) else ""
+    device = f" on {parity['device']}" if isinstance(parity.get("device"), str) else ""
     stale = f", but not of {of}" if described.why_stale() else ""
-    return ("passed" if parity.get("passed") else "FAILED") + ratio + stale
+    return ("passed" if parity.get("passed") else "FAILED") + device + _measured(parity) + stale
+
+
+def _measured(parity: Mapping[str, Any]) -> str:
+    """The figures that were judged: of quantized weights those over all positions, else the noise ratio."""
+    if statistics := parity.get("statistics"):
+        return "".join(f", {name_of(each['gate'])} {figure(each['gate'], each['value'])}" for each in statistics)
+    ratio = parity.get("noise_ratio")
+    return f", noise ratio {ratio:.2f}" if isinstance(ratio, float) else ""
 
 
 def _interface(graph: Mapping[str, Any]) -> str:

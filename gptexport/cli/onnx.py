@@ -46,6 +46,11 @@ _TARGETS = "; ".join(f"{target.name}: {target.help}" for target in TARGETS.value
     help="Quantize weights to 8 or 4 bits, and activations to 8, for --target cpu or openvino.",
 )
 @click.option(
+    "--quantize-cache",
+    is_flag=True,
+    help="With --quantize: keys and values in 8 bits too. Long texts take less memory, and are faster.",
+)
+@click.option(
     "--graphs",
     type=Graphs(),
     help="Which graphs to write, of logits,last,score,decode.  [default: all that the model allows]",
@@ -93,6 +98,7 @@ def onnx(
     dtype: str,
     target: str | None,
     quantize: str | None,
+    quantize_cache: bool,
     graphs: list[str] | None,
     vocab_size: int | None,
     block_size: int | None,
@@ -118,6 +124,7 @@ def onnx(
       gptexport onnx out/ckpt.pt -o gpt2/ --target cpu --quantize int8   a quarter of the size, for CPUs
       gptexport onnx out/ckpt.pt -o gpt2/ --quantize int4      an eighth: tokens one at a time, on CPUs
       gptexport onnx out/ckpt.pt -o gpt2/ --quantize int8w     a quarter, and closer than int8
+      gptexport onnx out/ckpt.pt -o gpt2/ --quantize int4 --quantize-cache   for long texts in little memory
       gptexport onnx out/ckpt.pt -o gpt2/ --target cuda --dtype bfloat16   for GPUs
       gptexport onnx out/ckpt.pt -o gpt2/ --layout genai       for onnxruntime-genai too
       gptexport onnx out/ckpt.pt -o gpt2/ --tokenizer data/shakespeare_char/meta.pkl   for text in and out
@@ -133,6 +140,7 @@ def onnx(
             dtype=dtype,
             target=target,
             quantize=quantize,
+            quantize_cache=quantize_cache,
             graphs=graphs,
             opset=opset,
             pad_vocab=pad_vocab,

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from gptexport.cli.output import facts, table
 
+TOP1 = "top1_agreement"
+
 if TYPE_CHECKING:
     from gptexport.parity import Diagnosis, ParityResult, Verdict
     from gptexport.parity.locate.cause import Attribution
@@ -16,7 +18,11 @@ if TYPE_CHECKING:
 def result_text(result: ParityResult) -> str:
     """Tables first, then the verdict, then where it is wrong, and why."""
     verdict = result.verdict
-    parts = [*_tables(verdict), *_summary(verdict, real_text=result.measured.real_text)]
+    real_text, statistical = result.measured.real_text, verdict.gates.statistical
+    parts = _tables(verdict)
+    if verdict.summary is not None:
+        parts.append(summary_text(verdict.summary, real_text=real_text, statistical=statistical))
+    parts += _judged(verdict)
     parts.append(_passed(verdict) if verdict else _failed(verdict))
     parts += [f"NOTE   {note}" for note in verdict.notes]
     parts += _diagnosis(result.diagnosis, passed=verdict.passed)
@@ -26,25 +32,7 @@ def result_text(result: ParityResult) -> str:
 
 
 def _tables(verdict: Verdict) -> list[str]:
-    parts = []
-    if verdict.shapes:
-        special = [(verdict.special, "special")] if verdict.special else []
-        rows = [
-            (
-                what or "{}x{}".format(*row.shape),
-                f"{row.noise_ratio:.2f}",
-                f"{row.max_ratio:.2f}",
-                f"{row.relative_rms:.1e}",
-                f"{row.eager_relative_rms:.1e}",
-                f"{row.kl_mean:.0e}",
-                f"{100 * row.top1_agreement:.2f} %",
-                f"{row.flips} ({row.flips_outside_ties} real)" if row.flips else "0",
-                "ok" if row.passed else "FAIL",
-            )
-            for row, what in [*((row, "") for row in verdict.shapes), *special]
-        ]
-        header = ("B×T", "noise ratio", "max ratio", "rel. RMS", "eager's", "mean KL", "top-1", "flips", "")
-        parts.append(table(rows, header))
+    parts = [_shapes(verdict)] if verdict.shapes else []
     if verdict.invariances:
         changes = [
             (i.name, f"{i.max_change:.1e}", f"{i.allowed:.1e}", "ok" if i.passed else "FAIL")
@@ -52,6 +40,58 @@ def _tables(verdict: Verdict) -> list[str]:
         ]
         parts.append(table(changes, ("must not change", "changed by", "rounding explains", "")))
     return parts
+
+
+def _shapes(verdict: Verdict) -> str:
+    """Each shape of the grid. Of quantized weights without what is judged of others alone, beside eager's noise."""
+    named = [("{}x{}".format(*row.shape), row) for row in verdict.shapes]
+    named += [("special", verdict.special)] if verdict.special else []
+    if verdict.gates.statistical:
+        rows = [
+            (name, f"{row.relative_rms:.1e}", f"{row.kl_mean:.0e}", f"{100 * row.top1_agreement:.2f} %", str(row.flips))
+            for name, row in named
+        ]
+        return table(rows, ("B×T", "rel. RMS", "mean KL", "top-1", "flips"))
+    judged = [
+        (
+            name,
+            f"{row.noise_ratio:.2f}",
+            f"{row.max_ratio:.2f}",
+            f"{row.relative_rms:.1e}",
+            f"{row.eager_relative_rms:.1e}",
+            f"{row.kl_mean:.0e}",
+            f"{100 * row.top1_agreement:.2f} %",
+            f"{row.flips} ({row.flips_outside_ties} real)" if row.flips else "0",
+            "ok" if row.passed else "FAIL",
+        )
+        for name, row in named
+    ]
+    return table(judged, ("B×T", "noise ratio", "max ratio", "rel. RMS", "eager's", "mean KL", "top-1", "flips", ""))
+
+
+def _judged(verdict: Verdict) -> list[str]:
+    """What is judged over the whole grid, beside its gate."""
+    rows = [
+        (
+            name_of(each.gate),
+            figure(each.gate, each.value),
+            f"{'at least' if each.gate == TOP1 else 'at most'} {figure(each.gate, each.bound)}",
+            "ok" if each.passed else "FAIL",
+        )
+        for each in verdict.statistics
+    ]
+    return [table(rows, ("over all positions", "", "gate", ""))] if rows else []
+
+
+def name_of(gate: str) -> str:
+    """As people call it."""
+    return {"kl_mean": "mean KL", TOP1: "top-1, near-ties apart"}.get(gate, gate.replace("_", " "))
+
+
+def figure(gate: str, value: float) -> str:
+    if gate == TOP1:
+        return f"{value:.2%}"
+    return f"{value:.4f}" if gate == "perplexity_ratio" else f"{value:.1e}"
 
 
 def _passed(verdict: Verdict) -> str:
@@ -64,11 +104,7 @@ def _failed(verdict: Verdict) -> str:
     return "\n".join(["FAIL  not the same model:", *(f"  {reason}" for reason in verdict.reasons)])
 
 
-def _summary(verdict: Verdict, *, real_text: bool) -> list[str]:
-    return [summary_text(verdict.summary, real_text=real_text)] if verdict.summary is not None else []
-
-
-def summary_text(summary: Summary, *, real_text: bool) -> str:
+def summary_text(summary: Summary, *, real_text: bool, statistical: bool = False) -> str:
     """The figures of llama.cpp's --kl-divergence, over the whole grid."""
 
     def percentiles(values: dict[str, float]) -> str:
@@ -77,8 +113,10 @@ def summary_text(summary: Summary, *, real_text: bool) -> str:
     rows: list[tuple[str, object]] = [
         ("KL divergence", f"{_mean(summary.kl)}, max {summary.kl_max:.1e}; {percentiles(summary.kl_percentiles)}"),
         ("top-1, top-5", f"{100 * summary.top1.mean:.2f} %, {100 * summary.top5.mean:.2f} % of {summary.positions}"),
-        ("flips", f"{summary.flips}: {summary.flips_in_ties} in ties, {summary.flips_outside_ties} real"),
     ]
+    if not statistical:  # beside eager's own noise, which is not what quantized weights are held to
+        flips = f"{summary.flips}: {summary.flips_in_ties} in ties, {summary.flips_outside_ties} real"
+        rows.append(("flips", flips))
     if summary.dp_rms is not None:
         rows.append(("Δp of the next token", f"RMS {_mean(summary.dp_rms)}; {percentiles(summary.dp_percentiles)}"))
     if real_text and summary.perplexity is not None and summary.perplexity_ratio is not None:

@@ -88,6 +88,8 @@ class GenAI(Bundle):
     def check(self, recipe: Recipe) -> None:
         if not recipe.wants(DECODE):
             raise ExportError(f"layout genai without the graph {DECODE}: it is what generates. Put it into graphs.")
+        if recipe.quantize_cache:
+            raise ExportError("layout genai with quantize_cache, which was not tried there. Leave one of them out.")
         if not recipe.target.runs_on_cpu(recipe.precision):
             raise ExportError(
                 f"layout genai with target {recipe.target} in {recipe.precision.name}, which no CPU runs: it is for "
@@ -119,6 +121,8 @@ class SingleFile:
     def check(self, recipe: Recipe) -> None:
         if recipe.tokenizer is not None:
             raise ExportError("a single .onnx carries no tokenizer. Leave tokenizer out, or name a folder.")
+        if recipe.quantize_cache:
+            raise ExportError("a single .onnx holds the logits alone, which have no cache: leave quantize_cache out.")
         if recipe.heads is not None and recipe.heads != (LOGITS,):
             asked = ", ".join(head.name for head in recipe.heads)
             raise ExportError(

@@ -25,7 +25,7 @@ from gptexport.export.normalize import normalize
 from gptexport.export.rewrites.by_hand import recognise_attention
 from gptexport.export.rewrites.pad_vocab import pad_vocab as pad_rows
 from gptexport.export.rewrites.positions import LARGEST_TABLE
-from gptexport.export.settle import HeadExport, Traced, apply_rewrites, verify_graphs
+from gptexport.export.settle import HeadExport, Traced, apply_rewrites, quantize_cache, verify_graphs
 from gptexport.export.sizes import Sizes
 from gptexport.export.trace import Trace, trace_logits
 from gptexport.export.verify import (
@@ -65,6 +65,7 @@ def export_onnx(
     dtype: str = "float32",
     target: str | None = None,
     quantize: str | None = None,
+    quantize_cache: bool = False,
     graphs: Sequence[str] | None = None,
     tokenizer: BundledTokenizer | None = None,
     opset: int = DEFAULT_OPSET,
@@ -81,6 +82,7 @@ def export_onnx(
         target: "portable" runs anywhere; "cpu" is rewritten for ONNX Runtime's CPU provider; "cuda" for its CUDA
             provider. None: portable, or the one that `quantize` needs.
         quantize: "int8", "int8w" or "int4", for targets "cpu" and "openvino".
+        quantize_cache: keep the keys and values of `decode` in 8 bits, beside quantized weights.
         graphs: names of heads to write into the bundle; the logits are always there. None: all, less those that the
             forward does not allow.
         tokenizer: goes into the bundle.
@@ -99,6 +101,7 @@ def export_onnx(
         dtype=dtype,
         target=target,
         quantize=quantize,
+        quantize_cache=quantize_cache,
         graphs=graphs,
         opset=opset,
         tokenizer=tokenizer,
@@ -160,6 +163,7 @@ def _make(
     traced = _let_go(bare, graphs)
     progress(f"checking {', '.join(graph.file.file for graph in graphs if graph.file)}")
     graphs = verify_graphs(graphs, left_out, traced, checkpoint.architecture.strict, recipe, limits, weights, folder)
+    lost = quantize_cache(graphs, left_out, traced, recipe, limits, weights, folder, progress)
     tokenizer = write_tokenizer(recipe.tokenizer, folder) if recipe.tokenizer is not None else None
     manifest = _describe(checkpoint, recipe, traced, graphs, left_out, weights_file, tokenizer)
     size = sum(entry.bytes for entry in (*manifest.graphs.values(), *([weights_file] if weights_file else [])))
@@ -168,7 +172,7 @@ def _make(
         for graph in graphs
         if graph.undone
     )
-    notes = (*traced.notes, *undone)
+    notes = (*traced.notes, *undone, *lost)
     return Exported(folder, manifest, max(graph.error for graph in graphs), _run_of(recipe), size, notes)
 
 
@@ -287,6 +291,7 @@ def _describe(
         weights=weights_file,
         parameters=traced.parameters,
         quantize=precision.quantize,
+        cache="int8" if recipe.quantize_cache else None,
         producer=_versions(),
         audit=audit,
         left_out=left_out,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import onnx
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from gptexport.errors import ExportError
+from gptexport.export.cache_scales import divergence, write_text
 from gptexport.export.heads import HEAD_GRAPHS
 from gptexport.export.irtools import MICROSOFT
 from gptexport.export.targets import PORTABLE
@@ -17,7 +18,7 @@ from gptexport.export.trace import Trace
 from gptexport.export.verify import Sample, check_audit, check_graph, check_numbers
 from gptexport.export.write import Weights, write_graph
 from gptexport.recipe import Limits, Recipe
-from gptexport_runtime.contract.heads import LOGITS, Head
+from gptexport_runtime.contract.heads import DECODE, LOGITS, Head
 from gptexport_runtime.contract.model import FileEntry
 from gptexport_runtime.errors import BackendUnavailableError
 
@@ -125,14 +126,81 @@ def _undo(graph: HeadExport, traced: Traced, recipe: Recipe, limits: Limits, wei
     if graph.head.cached:
         attempts.insert(0, ([CACHED], plain, []))
     for undone, chosen, skip in attempts:
-        fresh = replace(traced.trace, model=traced.trace.model.clone(), audit={})
         try:
-            trace = HEAD_GRAPHS[graph.head.name].build(fresh, chosen)
-            apply_rewrites(trace, graph.head, recipe, limits, skip)
-            file = write_graph(trace.model, weights, path)
-            graph.error = _check(path, graph.head, traced.samples, recipe)
+            _write_again(graph, traced, chosen, limits, weights, path, skip)
         except ExportError:
             continue
-        graph.trace, graph.file, graph.undone = trace, file, undone
+        graph.undone = undone
         return True
     return False
+
+
+def _write_again(
+    graph: HeadExport,
+    traced: Traced,
+    recipe: Recipe,
+    limits: Limits,
+    weights: Weights,
+    path: Path,
+    skip: Collection[str] = (),
+) -> None:
+    """Make, write and check a head's graph by another recipe.
+
+    Raises:
+        ExportError: it is not the function; `graph` is what it was.
+    """
+    fresh = replace(traced.trace, model=traced.trace.model.clone(), audit={})
+    trace = HEAD_GRAPHS[graph.head.name].build(fresh, recipe)
+    apply_rewrites(trace, graph.head, recipe, limits, skip)
+    file = write_graph(trace.model, weights, path)
+    graph.error = _check(path, graph.head, traced.samples, recipe)
+    graph.trace, graph.file = trace, file
+
+
+def quantize_cache(
+    graphs: list[HeadExport],
+    left_out: Mapping[str, str],
+    traced: Traced,
+    recipe: Recipe,
+    limits: Limits,
+    weights: Weights,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> list[str]:
+    """Write `decode` again with its keys and values in 8 bits, where that is asked for; it was checked before.
+
+    Returns: what a person should know.
+
+    Raises:
+        ExportError: it cannot be; the message says why.
+    """
+    if not recipe.quantize_cache:
+        return []
+    graph = next((each for each in graphs if each.head is DECODE), None)
+    in_8_bits = recipe.target.attend_in_8_bits
+    assert in_8_bits is not None  # as the recipe made sure
+    reason = left_out.get(DECODE.name) if graph is None else ", ".join(f"{each} is undone" for each in graph.undone)
+    if graph is None or reason:
+        raise ExportError(f"the cache cannot be quantized: {reason}. Leave quantize_cache out.")
+    path = folder / DECODE.file
+    progress("writing text of the model's own, to round its keys and values by")
+    text = write_text(path, limits)
+    narrow = path.with_name(f"{path.stem}.8-bits{path.suffix}")
+    chosen = replace(recipe, target=replace(recipe.target, attend=lambda _precision: in_8_bits(text.scales)))
+    try:
+        _write_again(graph, traced, chosen, limits, weights, narrow)
+    except ExportError as error:
+        why = str(error).rstrip(".")
+        raise ExportError(f"the cache cannot be quantized: {why}. Leave quantize_cache out.") from error
+    lost = divergence(path, narrow, text.judged)
+    progress(f"keys and values in 8 bits lose a mean KL divergence of {lost:.1e} on such text")
+    narrow.replace(path)
+    assert graph.file is not None
+    graph.file = replace(graph.file, file=path.name)
+    allowed = recipe.precision.gates.kl_mean
+    if allowed is not None and not lost <= allowed:
+        return [
+            f"keys and values in 8 bits lose a mean KL divergence of {lost:.1e} on text of the model's own, where "
+            f"parity allows weights {allowed}: without quantize_cache nothing of it is lost"
+        ]
+    return []

@@ -101,7 +101,7 @@ def check_parity(
             notes.append(why_not)
         elif record and not quick and not gates:
             with noted("the verdict could not be recorded", notes):
-                certificate = certify(described, verdict, checkpoint.sha256)
+                certificate = certify(described, verdict, checkpoint.sha256, session.device)
         if not quick or not verdict:
             with noted("what is wrong could not be looked for", notes):
                 diagnosis = diagnose(

@@ -63,6 +63,8 @@ BUNDLES = {
     "int8": "--target cpu --quantize int8",
     "int8w": "--target cpu --quantize int8w",
     "int4": "--target cpu --quantize int4",
+    "int8-cache": "--target cpu --quantize int8 --quantize-cache",
+    "int4-cache": "--target cpu --quantize int4 --quantize-cache",
     "openvino": "--target openvino",
     "openvino-bf16": "--target openvino --dtype bfloat16",
     "openvino-int8": "--target openvino --quantize int8",

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.bench.files import context_of, prepare, vocab_size
+from scripts.bench.files import context_of, files_of, prepare, vocab_size
 from scripts.bench.models import SIZES
 from scripts.bench.peers import generate_by_llama_cpp, open_ctranslate2, open_llama_cpp
 from scripts.bench.tables import machine, options, speed, table, write
@@ -36,6 +36,8 @@ OTHERS = {  # of the same precision
     "gptexport int8": ("CTranslate2 int8", "llama.cpp Q8_0"),
     "gptexport int8w": ("gptexport int8", "llama.cpp Q8_0"),
     "gptexport int4": ("gptexport int8", "llama.cpp Q4_0"),
+    "gptexport int8 cache": ("gptexport int8", "llama.cpp Q8_0"),
+    "gptexport int4 cache": ("gptexport int4", "llama.cpp Q4_0"),
 }
 
 
@@ -43,10 +45,12 @@ def main() -> None:
     parser = options(__doc__, writes="OUT.md and OUT.json")
     parser.add_argument("--size", choices=SIZES, default="124M")
     parser.add_argument("--only", help="some of: " + ", ".join(PEERS))
+    parser.add_argument("--cases", help="BxPxN,…: rows, tokens of the prompt, new tokens")
     parser.add_argument("--folder", type=Path, help="with every peer's files, as an earlier run wrote them")
     args = parse_or_serve(parser, timed)
     names = args.only.split(",") if args.only else list(PEERS)
-    cases = [case for case in CASES if case[1] + case[2] <= SIZES[args.size].block_size]
+    asked = [case_of(case) for case in args.cases.split(",")] if args.cases else CASES
+    cases = [case for case in asked if case[1] + case[2] <= SIZES[args.size].block_size]
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         if args.folder is None:
@@ -54,7 +58,7 @@ def main() -> None:
         with running(module("scripts.bench.generate"), names, folder) as workers:
             seconds, peaks = interleave(workers.started, cases, args.rounds)
         bandwidth = read_bandwidth()
-        sizes = {name: (folder / name.split()[-1] / "weights.data").stat().st_size for name in names if name in OWN}
+        sizes = {name: (folder / files_of(name)[0] / "weights.data").stat().st_size for name in names if name in OWN}
     lines = [
         f"GPT-2 {args.size}, {machine()}, greedy, {args.rounds} interleaved rounds.",
         "Median milliseconds a step, which gives every row a token.",
@@ -73,6 +77,11 @@ def main() -> None:
     ]
     found = {"versions": versions(PACKAGES), "missing": workers.missing, "peak_mib": peaks}
     write(args.out, lines, {**found, "read_bytes_per_s": bandwidth, "timings": rows})
+
+
+def case_of(text: str) -> Case:
+    B, P, N = map(int, text.split("x"))
+    return B, P, N
 
 
 def gptexport(folder: Path) -> Generate:
@@ -143,6 +152,8 @@ PEERS: dict[str, Callable[[Path], Generate]] = {
     "gptexport int8": lambda folder: gptexport(folder / "int8"),
     "gptexport int8w": lambda folder: gptexport(folder / "int8w"),
     "gptexport int4": lambda folder: gptexport(folder / "int4"),
+    "gptexport int8 cache": lambda folder: gptexport(folder / "int8-cache"),
+    "gptexport int4 cache": lambda folder: gptexport(folder / "int4-cache"),
     "eager with a cache": eager,
     "transformers.generate": transformers_generate,
     "CTranslate2": lambda folder: ctranslate2(folder, "float32"),

@@ -230,6 +230,7 @@ def _read_rows(graph: ir.Graph, node: ir.Node, weight: _Stored) -> None:
         rows.shape = ir.Shape(
             [*shape[:-1], -(-weight.columns // weight.block) * weight.block]
         )  # `decode` asks what is cut
+        rows.type = ir.TensorType(ir.DataType.FLOAT)
         rows = tape.op("Slice", [rows, *(constant(tape, [bound]) for bound in (0, weight.columns, -1))])
     graph.insert_before(node, tape.nodes)
     take_place(rows, node.outputs[0])

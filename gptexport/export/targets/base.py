@@ -12,6 +12,7 @@ from gptexport_runtime.contract.heads import Head
 
 if TYPE_CHECKING:
     from gptexport.export.cached import Attend
+    from gptexport.export.cached_in_8_bits import Scales
     from gptexport.export.rewrites import Audit, Rewrite
     from gptexport.export.trace import Trace
 
@@ -55,6 +56,7 @@ class Target:
     runs_on: Callable[[Precision], tuple[str, ...]] = _anywhere  # devices that have kernels for its graphs
     prepare: Callable[[Trace, Precision], Audit] = _nothing  # changes graph and weights, before heads are derived
     attend: Callable[[Precision], Attend] = _scatter  # how a cached step writes and reads its cache
+    attend_in_8_bits: Callable[[Scales], Attend] | None = None  # the same, over a cache in 8 bits; None: not there
     rewrites: Callable[[Precision], Sequence[Rewrite]] = _no_rewrites  # of each head's graph, in this order
     cached_on_cpu: bool = False  # heads with a cache run on ONNX Runtime's CPU provider, in float32
     score_chunk: int = 256  # positions whose logits `score` holds at a time, in a loop

@@ -17,6 +17,7 @@ from gptexport.precision import FLOAT32, INT4, INT8W, Precision
 
 if TYPE_CHECKING:
     from gptexport.export.cached import Attend
+    from gptexport.export.cached_in_8_bits import Scales
     from gptexport.export.rewrites import Audit, Rewrite
     from gptexport.export.trace import Trace
 
@@ -31,6 +32,13 @@ def _attend(_precision: Precision) -> Attend:
     from gptexport.export.cached import group_query_attention, lengths_of_rows
 
     return group_query_attention(lengths_of_rows)
+
+
+def _attend_in_8_bits(scales: Scales) -> Attend:
+    from gptexport.export.cached import lengths_of_rows
+    from gptexport.export.cached_in_8_bits import attend_in_8_bits
+
+    return attend_in_8_bits(lengths_of_rows, scales)
 
 
 def _rewrites(_precision: Precision) -> Sequence[Rewrite]:
@@ -56,5 +64,6 @@ CPU = Target(
     note=_note,
     prepare=_prepare,
     attend=_attend,
+    attend_in_8_bits=_attend_in_8_bits,
     rewrites=_rewrites,
 )

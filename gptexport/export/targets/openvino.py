@@ -24,6 +24,7 @@ from gptexport_runtime.errors import ArtifactError, BackendUnavailableError
 
 if TYPE_CHECKING:
     from gptexport.export.cached import Attend
+    from gptexport.export.cached_in_8_bits import Scales
     from gptexport.export.rewrites import Rewrite
 
 
@@ -31,6 +32,13 @@ def _attend(_precision: Precision) -> Attend:
     from gptexport.export.cached import group_query_attention, lengths_of_rows
 
     return group_query_attention(lengths_of_rows)
+
+
+def _attend_in_8_bits(scales: Scales) -> Attend:
+    from gptexport.export.cached import lengths_of_rows
+    from gptexport.export.cached_in_8_bits import attend_in_8_bits
+
+    return attend_in_8_bits(lengths_of_rows, scales)
 
 
 def _rewrites(precision: Precision) -> Sequence[Rewrite]:
@@ -82,5 +90,6 @@ OPENVINO = Target(
     score_parts=4,
     check=_check,
     attend=_attend,
+    attend_in_8_bits=_attend_in_8_bits,
     rewrites=_rewrites,
 )

@@ -14,8 +14,11 @@ from gptexport_runtime import Session
 DISTRIBUTIONS = ("gptexport", "gptexport-runtime", "torch", "onnx", "onnxruntime", "numpy")
 
 
-def certify(artifact: Artifact, verdict: Verdict, checkpoint_sha256: str) -> Path | None:
+def certify(artifact: Artifact, verdict: Verdict, checkpoint_sha256: str, device: str) -> Path | None:
     """Record a verdict with the artifact, whole or not at all. No date: a rerun writes the same bytes.
+
+    Args:
+        device: where the artifact ran.
 
     Returns: the file that holds it now; None where the artifact has no place for it.
 
@@ -26,7 +29,7 @@ def certify(artifact: Artifact, verdict: Verdict, checkpoint_sha256: str) -> Pat
     for long in ("by_position", "by_row"):
         if record["summary"] is not None:
             del record["summary"][long]
-    record["checkpoint_sha256"] = checkpoint_sha256
+    record |= {"checkpoint_sha256": checkpoint_sha256, "device": device}
     record["versions"] = {name: version(name) for name in ("gptexport", "gptexport-runtime", "torch")}
     return artifact.certify(record)
 

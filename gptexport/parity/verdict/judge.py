@@ -54,6 +54,17 @@ class ShapeVerdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """A figure over the whole grid that a gate is for."""
+
+    gate: str  # its name
+    value: float
+    bound: float  # what the gate allows
+    passed: bool
+    reason: str  # a sentence, for a failure
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """Truthy when the artifact is the same model as the checkpoint."""
 
@@ -63,6 +74,7 @@ class Verdict:
     invariances: tuple[Invariance, ...]
     reasons: tuple[str, ...]
     summary: Summary | None = None  # None where logits are not finite, or could not be compared
+    statistics: tuple[Statistic, ...] = ()  # what is judged over the whole grid
     special: ShapeVerdict | None = None  # of rows of ids that models treat specially
     notes: tuple[str, ...] = ()  # what to know of the yardstick
 
@@ -114,7 +126,8 @@ def judge(measured: Measured, gates: Gates | None = None) -> Verdict:
     tie = tie_of(stats)
     rows = tuple(_judge_shape(s, noise, gates, tie) for s in stats)
     summary = summarize(stats, tie)
-    reasons = _reasons(rows, gates) + _statistical_reasons(summary, stats, gates, measured.real_text)
+    statistics = _statistics(summary, stats, gates, measured.real_text)
+    reasons = [*_reasons(rows, gates), *(each.reason for each in statistics if not each.passed)]
     special = None
     if measured.special is not None and measured.special.eager.finite:
         special = _judge_shape(measured.special, noise, gates, tie_of([*stats, measured.special]))
@@ -122,7 +135,8 @@ def judge(measured: Measured, gates: Gates | None = None) -> Verdict:
         reasons += [f"on rows of the ids {ids}: {reason}" for reason in _reasons((special,), gates)]
     reasons += [_changed(i) for i in invariances if not i.passed]
     notes = tuple(dict.fromkeys(f"the yardstick is doubtful: {s.doubt}. {EAGER_INSTEAD}" for s in stats if s.doubt))
-    return verdict(shapes=rows, special=special, reasons=tuple(reasons), summary=summary, notes=notes[:1])
+    verdict = partial(verdict, summary=summary, statistics=statistics, special=special)
+    return verdict(shapes=rows, reasons=tuple(reasons), notes=notes[:1])
 
 
 def _changed(i: Invariance) -> str:
@@ -213,26 +227,31 @@ def _reasons(rows: tuple[ShapeVerdict, ...], gates: Gates) -> list[str]:
     return reasons
 
 
-def _statistical_reasons(
+def _statistics(
     summary: Summary | None, stats: Sequence[ShapeStats], gates: Gates, real_text: bool
-) -> list[str]:
+) -> tuple[Statistic, ...]:
     """What is judged over the whole grid."""
     if summary is None:
-        return []
-    reasons = []
-    if gates.statistical and not _within(summary.kl.mean, gates.kl_mean):
-        reasons.append(f"mean KL is {summary.kl.mean:.2g}; at most {gates.kl_mean:g}")
+        return ()
+    found = []
+    if gates.statistical and gates.kl_mean is not None:
+        kl = summary.kl.mean
+        kept, reason = _within(kl, gates.kl_mean), f"mean KL is {kl:.2g}; at most {gates.kl_mean:g}"
+        found.append(Statistic(gate="kl_mean", value=kl, bound=gates.kl_mean, passed=kept, reason=reason))
     tie = _allowed_tie(gates)
     agreed = 1 - sum(margin > tie for s in stats for margin in s.flip_margins) / summary.positions
-    if gates.top1_agreement is not None and agreed < gates.top1_agreement:
+    if (least := gates.top1_agreement) is not None:
         but = f", or the two are within {tie:.2g}" if tie else ""
-        reasons.append(f"top-1 agrees at {agreed:.2%} of positions{but}; at least {gates.top1_agreement:.2%}")
+        reason = f"top-1 agrees at {agreed:.2%} of positions{but}; at least {least:.2%}"
+        kept = agreed >= least
+        found.append(Statistic(gate="top1_agreement", value=agreed, bound=least, passed=kept, reason=reason))
     ratio = summary.perplexity_ratio
-    if gates.perplexity_ratio is not None and real_text and ratio is not None:
+    if (most := gates.perplexity_ratio) is not None and real_text and ratio is not None:
         worse = max(ratio.mean, 1 / ratio.mean if ratio.mean else np.inf)
-        if not _within(worse, gates.perplexity_ratio):
-            reasons.append(f"perplexity is {ratio.mean:.4f} × the checkpoint's; at most {gates.perplexity_ratio:g}")
-    return reasons
+        reason = f"perplexity is {ratio.mean:.4f} × the checkpoint's; at most {most:g}"
+        kept = _within(worse, most)
+        found.append(Statistic(gate="perplexity_ratio", value=ratio.mean, bound=most, passed=kept, reason=reason))
+    return tuple(found)
 
 
 def jsonable(value: Any) -> Any:

@@ -4,7 +4,7 @@ import { fetchFile, secure } from "./files.js";
 
 const LIBRARIES = { wasm: "./ort/ort.wasm.bundle.min.mjs", webgpu: "./ort/ort.webgpu.bundle.min.mjs" };
 const SMALLEST = 64; // tokens that a new cache takes
-const ZEROS = { float32: Float32Array, float16: Uint16Array };
+const ZEROS = { float32: Float32Array, float16: Uint16Array, int8: Int8Array };
 
 /** @type {any} */ let ort;
 /** @type {any} */ let manifest;
@@ -109,7 +109,7 @@ async function grow(held, graph, length) {
   for (const { name, type, shape } of graph.inputMetadata) {
     if (!name.startsWith("past_") || name === "past_lengths") continue;
     const [, heads, , size] = shape;
-    const data = new ZEROS[/** @type {"float32" | "float16"} */ (type)](heads * capacity * size);
+    const data = new ZEROS[/** @type {keyof typeof ZEROS} */ (type)](heads * capacity * size);
     const old = await held.tensors.get(name)?.getData(true);
     for (let head = 0; old !== undefined && head < heads; head += 1) {
       const from = head * held.capacity * size;

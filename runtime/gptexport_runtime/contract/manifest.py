@@ -68,6 +68,7 @@ class Manifest:
     expected_kernels: Mapping[str, Any] = field(default_factory=dict)  # by operator, attention kernels a GPU may take
     parity: Mapping[str, Any] | None = None
     quantize: str | None = None  # "int8", "int8w", "int4": of the linears, and of the embedding
+    cache: str | None = None  # "int8": of the keys and values of `decode`; None: they are as `dtype` says
     tokenizer: TokenizerEntry | None = None  # None: the bundle has none
     text: TextEntry = field(default_factory=TextEntry)
     runs_on: tuple[str, ...] = ("cpu", "cuda")  # devices whose kernels run the graphs

@@ -30,7 +30,7 @@ META_WEIGHTS = "gptexport.weights"  # sha256 of the weights that the graph reads
 
 
 def past_names(layer: int) -> tuple[str, str]:
-    """Inputs of `decode`: keys and values (B, n_head, S, head_size) of one layer, in the dtype of the weights."""
+    """Inputs of `decode`: keys and values (B, n_head, S, head_size) of one layer, in the manifest's dtype or cache."""
     return f"past_key_{layer}", f"past_value_{layer}"
 
 

@@ -113,7 +113,7 @@ static Cache *empty_cache(OrtSession *session, int64_t B, int64_t S) {
         ok(api->GetDimensions(said, shape, 4)); /* (B,n_kv_head,S,head_size) */
         shape[0] = B, shape[2] = S;
         size_t count = (size_t)(shape[0] * shape[1] * shape[2] * shape[3]);
-        size_t size = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? 4 : 2;
+        size_t size = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? 4 : type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 ? 1 : 2;
         cache->past[cache->count] = past;
         cache->present[cache->count] = present;
         cache->values[cache->count++] = tensor(zeros(count, size), count * size, shape, 4, type);

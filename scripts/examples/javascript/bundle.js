@@ -10,7 +10,7 @@ import { createReadStream, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import * as ort from "onnxruntime-node";
 
-const CACHE_ARRAYS = { float32: Float32Array, float16: Uint16Array };
+const CACHE_ARRAYS = { float32: Float32Array, float16: Uint16Array, int8: Int8Array };
 
 export class Bundle {
   /** @param {string} folder */

@@ -65,7 +65,7 @@ def test_a_verdict_of_another_graph_does_not_count(cli: Cli, proved: Path, tmp_p
         load(made, require_parity=True)
     ran = cli("inspect", made)
     assert ran.code == 1
-    assert "passed, noise ratio" in ran.out and "but not of these graphs and weights" in ran.out
+    assert "passed on cpu, noise ratio" in ran.out and "but not of these graphs and weights" in ran.out
     assert "problem: its parity verdict does not belong to it" in ran.out
 
 
@@ -119,7 +119,7 @@ def passed() -> Verdict:
 
 
 def test_the_verdict_goes_into_the_manifest(copy: Path) -> None:
-    certify(describe_artifact(copy), passed(), "0" * 64)
+    certify(describe_artifact(copy), passed(), "0" * 64, "cpu")
     with load(copy, "cpu", require_parity=True) as session:
         assert session.manifest is not None and session.manifest.parity is not None
 
@@ -133,7 +133,7 @@ def test_a_bundle_that_was_replaced_meanwhile_gets_no_verdict_of_another(copy: P
     entry["sha256"] = "f" * 64  # as an export --force does
     manifest.write_text(json.dumps(data))
     with pytest.raises(OutputError, match="was replaced while it was measured"):
-        certify(artifact, passed(), "0" * 64)
+        certify(artifact, passed(), "0" * 64, "cpu")
     assert json.loads(manifest.read_text()) == data
 
 
@@ -148,7 +148,7 @@ def test_a_link_in_the_bundle_does_not_say_where_the_verdict_is_written(copy: Pa
     (copy / MANIFEST_FILE).symlink_to(outside)
     (copy / f".{MANIFEST_FILE}.tmp").symlink_to(copy.parent / "bashrc")
     before = outside.read_bytes()
-    certify(describe_artifact(copy), passed(), "0" * 64)
+    certify(describe_artifact(copy), passed(), "0" * 64, "cpu")
     assert outside.read_bytes() == before
     assert not (copy.parent / "bashrc").exists()
     assert not (copy / MANIFEST_FILE).is_symlink()

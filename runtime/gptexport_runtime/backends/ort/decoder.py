@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gptexport_runtime.backends.ort.binding import Binding, Runner
 from gptexport_runtime.backends.ort.cache import OrtCache
 from gptexport_runtime.backends.ort.signature import read_signature
@@ -13,6 +15,12 @@ from gptexport_runtime.backends.output import FLOAT_TYPES
 from gptexport_runtime.contract.heads import Head
 from gptexport_runtime.contract.names import past_names, present_names
 from gptexport_runtime.errors import ArtifactError
+
+# by ONNX Runtime's name: the numpy type that holds keys and values, and what they are bound as
+CACHE_TYPES: dict[str, tuple[type[np.generic], Any]] = {
+    **{name: (kind.stored, kind.element) for name, kind in FLOAT_TYPES.items()},
+    "tensor(int8)": (np.int8, np.int8),  # with scales in the graph
+}
 
 
 class OrtDecoder:
@@ -35,7 +43,7 @@ class OrtDecoder:
         self.check = check
         self._binding = binding
         self._n_layer, self._n_head, self._head_size, kind = _read_cache(runner.session, path, head)
-        self.dtype, self.element = FLOAT_TYPES[kind].stored, FLOAT_TYPES[kind].element
+        self.dtype, self.element = CACHE_TYPES[kind]
 
     def allocate(self, rows: int, capacity: int) -> OrtCache:
         """Zeroed memory for the keys and values of `rows` rows of up to `capacity` tokens."""
@@ -58,6 +66,6 @@ def _read_cache(session: Any, path: Path, head: Head) -> tuple[int, int, int, st
     if got != expected or len(sizes) != 1:
         raise ArtifactError(f"{path} has no cache that this version knows: {', '.join(got) or 'none'}. Export again.")
     ((n_head, head_size, kind),) = sizes
-    if not isinstance(n_head, int) or not isinstance(head_size, int) or kind not in FLOAT_TYPES:
+    if not isinstance(n_head, int) or not isinstance(head_size, int) or kind not in CACHE_TYPES:
         raise ArtifactError(f"{path} has a cache of {kind} ({n_head}, S, {head_size}); expected numbers. Export again.")
     return layers, n_head, head_size, kind

@@ -28,12 +28,12 @@ class HostStore:
 
     def __init__(self, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
         # what was never written is multiplied by 0, so it must not be NaN
-        self._values: NDArray[Any] = np.zeros(shape, dtype)
-        self.address = int(self._values.ctypes.data)
+        self.values: NDArray[Any] = np.zeros(shape, dtype)
+        self.address = int(self.values.ctypes.data)
 
     def copy_rows(self, source: HostStore, rows: list[tuple[int, int]], length: int) -> None:
         for i, row in rows:
-            self._values[:, :, i, :, :length] = source._values[:, :, row, :, :length]
+            self.values[:, :, i, :, :length] = source.values[:, :, row, :, :length]
 
 
 class HostArray:
