@@ -44,7 +44,12 @@ def conversion_options(dtypes: Sequence[str], *, where: str, stored: str) -> Cal
 
 
 def read_with_tokenizer(
-    output: Output, checkpoint: str, tokenizer: str | None, vocab_size: int | None, assumed: Mapping[str, Any]
+    output: Output,
+    checkpoint: str,
+    tokenizer: str | None,
+    vocab_size: int | None,
+    assumed: Mapping[str, Any],
+    block_size: int | None = None,
 ) -> tuple[Checkpoint, BundledTokenizer | None]:
     """The checkpoint, and the tokenizer that was named or found with it; what a person should know is told.
 
@@ -56,7 +61,7 @@ def read_with_tokenizer(
     from gptexport.checkpoints import load_checkpoint
     from gptexport.tokenizers import found_with, tokenizer_to_bundle
 
-    loaded = load_checkpoint(checkpoint, **assumed, vocab_size=vocab_size)
+    loaded = load_checkpoint(checkpoint, **assumed, vocab_size=vocab_size, block_size=block_size)
     words, found = (tokenizer_to_bundle(tokenizer), None) if tokenizer is not None else found_with(loaded)
     for note in (*loaded.notes, *([found] if found and words is None else [])):
         output.note(note)

@@ -38,7 +38,7 @@ def _tables(verdict: Verdict) -> list[str]:
             (i.name, f"{i.max_change:.1e}", f"{i.allowed:.1e}", "ok" if i.passed else "FAIL")
             for i in verdict.invariances
         ]
-        parts.append(table(changes, ("must not change", "changed by", "rounding explains", "")))
+        parts.append(table(changes, ("must not change", "changed by", "allowed", "")))
     return parts
 
 
@@ -85,12 +85,12 @@ def _judged(verdict: Verdict) -> list[str]:
 
 def name_of(gate: str) -> str:
     """As people call it."""
-    return {"kl_mean": "mean KL", TOP1: "top-1, near-ties apart"}.get(gate, gate.replace("_", " "))
+    return {"kl_mean": "mean KL", TOP1: "top-1 but for near-ties"}.get(gate, gate.replace("_", " "))
 
 
 def figure(gate: str, value: float) -> str:
     if gate == TOP1:
-        return f"{value:.2%}"
+        return f"{100 * value:.2f} %"
     return f"{value:.4f}" if gate == "perplexity_ratio" else f"{value:.1e}"
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptexport.cli.conversion import read_with_tokenizer
 from gptexport.cli.options import Name, OutputPath, Shapes, assumption_options, check_named
 from gptexport.cli.output import Output, output_options, size, table
 from gptexport_runtime.contract.heads import HEADS, LOGITS
@@ -44,6 +45,7 @@ WORTHLESS = "other programs took the cores, or the rounds are far apart: the cho
 @click.option(
     "--tokens", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Real text to measure errors on."
 )
+@click.option("--tokenizer", metavar="NAME|FILE", help="For the bundle.  [default: the checkpoint's own]")
 @click.option("--plot", type=OutputPath(dir_okay=False), metavar="FILE.svg", help="Draw the frontier.")
 @assumption_options
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Keep the first N tokens only.")
@@ -61,6 +63,7 @@ def tune(
     rounds: int,
     threads: int | None,
     tokens: Path | None,
+    tokenizer: str | None,
     plot: Path | None,
     vocab_size: int | None,
     block_size: int | None,
@@ -88,25 +91,23 @@ def tune(
     if plot is not None and plot.suffix != ".svg":
         raise click.BadParameter(f"{plot.name}: the chart is SVG; name it {plot.stem}.svg.", param_hint="--plot")
     check_named(plot, "--plot", is_chart, CHART)
-    output.step(f"reading {checkpoint}")
+    loaded, carried = read_with_tokenizer(output, checkpoint, tokenizer, vocab_size, assumed, block_size)
 
-    from gptexport.checkpoints import load_checkpoint
     from gptexport.parity.measure.token_files import read_tokens
-    from gptexport.tokenizers import found_with
     from gptexport.tune.choose import Bounds
     from gptexport.tune.tune import Asked
     from gptexport.tune.tune import tune as choose
 
-    loaded = load_checkpoint(checkpoint, **assumed, vocab_size=vocab_size, block_size=block_size)
-    for note in loaded.notes:
-        output.note(note)
-    (B, T), carried = shape[0], found_with(loaded)[0]
+    B, T = shape[0]
     if loaded.block_size < T:
         raise click.BadParameter(f"T is {T}, beyond block_size {loaded.block_size}.", param_hint="--shape")
     bounds = Bounds(max_kl=max_kl, max_memory=int(max_memory * 1e6) if max_memory is not None else None)
     asked = Asked(shape=(B, T), head=HEADS[head], bounds=bounds, rounds=rounds, threads=threads)
     ids = read_tokens(tokens, loaded.predicted_ids, None) if tokens is not None else None
-    done = choose(loaded, out, asked, tokens=ids, tokenizer=carried, force=force, progress=output.step)
+    try:
+        done = choose(loaded, out, asked, tokens=ids, tokenizer=carried, force=force, progress=output.step)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("what was made so far is kept: run it again to go on.") from error
     output.result(_data(done, out, asked), _text(done, out, asked))
     if plot is not None:
         _draw(output, plot, done, asked)

@@ -153,7 +153,7 @@ def _make(
     bare = _structure(traced)
     for graph in graphs:
         apply_rewrites(graph.trace, graph.head, recipe, limits)
-    progress(f"writing {traced.trace.weight_bytes / 1e6:,.0f} MB of weights")
+    progress(f"writing {_megabytes(traced.trace.weight_bytes)} of weights")
     weights = layout.weights(folder, traced.trace.weight_bytes)
     for graph in graphs:
         weights.take(graph.trace.weights)
@@ -242,6 +242,10 @@ def _let_go(bare: Traced, graphs: list[HeadExport]) -> Traced:
         graph.trace = replace(graph.trace, weights={})
     gc.collect()  # the traced program holds the weights in reference cycles
     return bare
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB" if count >= 1e7 else f"{count / 1e6:.2g} MB"
 
 
 def _run_of(recipe: Recipe) -> Run:

@@ -238,11 +238,14 @@ def _with_other_heads(
     if len(artifact.heads) < 2 or not measured.invariances:
         return measured
     progress("comparing the other graphs of the bundle")
-    B, T = next(s.shape for s in sorted(measured.stats, key=lambda s: -s.shape[0] * (s.shape[1] > 1)))
-    allowed = allowed_change(measured.stats, measured.precision)
+    shapes = [s.shape for s in measured.stats]
+    many, longest = max(shapes, key=lambda s: s[0] * (s[1] > 1)), max(shapes, key=lambda s: s[1])
+    allowed, gates = allowed_change(measured.stats, measured.precision), measured.precision.gates
+    two_errors = 2 * gates.kl_mean if gates.statistical and gates.kl_mean is not None else None
     with opened(prepack=False) as lean:  # each graph of a session has its own copy
-        ids = TokenSource(lean.config.predicted_ids, tokens).batch((B, T), seed=2)
-        found = measure_heads(lean, artifact.heads, ids, allowed)
+        source = TokenSource(lean.config.predicted_ids, tokens)
+        batches = [source.batch(shape, seed=2) for shape in dict.fromkeys((many, longest))]
+        found = measure_heads(lean, artifact.heads, batches, allowed, two_errors)
     return replace(measured, invariances=(*measured.invariances, *found))
 
 

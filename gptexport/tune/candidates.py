@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gptexport.export.targets import TARGETS, Target
 from gptexport.precision import PRECISIONS, Precision
 from gptexport_runtime.backends.ort.providers import why_not
+from gptexport_runtime.contract.heads import LOGITS, Head
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,19 @@ class Candidate:
         return f"{self.target}-{self.precision.name}"
 
 
-def candidates() -> list[Candidate]:
+def candidates(head: Head = LOGITS) -> list[Candidate]:
     """All that this machine runs, each on the device that its target names first, which it is written for.
+
+    Args:
+        head: what is to be timed. A target whose graph of it runs on the CPU all the same has none of its own.
 
     Raises:
         BackendUnavailableError: ONNX Runtime is missing.
     """
     found = []
     for target in TARGETS.values():
+        if head.cached and target.cached_on_cpu:
+            continue
         for precision in PRECISIONS.values():
             if target.takes(precision):
                 device = target.runs_on(precision)[0]

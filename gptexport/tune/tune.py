@@ -84,10 +84,11 @@ def tune(
         "limits": [checkpoint.block_size, checkpoint.vocab_size],
         "assumed": checkpoint.assumed,
         "tokens": hashlib.sha256(tokens.tobytes()).hexdigest() if tokens is not None else None,
+        "tokenizer": [tokenizer.name, hashlib.sha256(tokenizer.data).hexdigest()] if tokenizer is not None else None,
         "versions": {name: version(name) for name in PACKAGES},
     }
     work, left_out, made = Work(out, key), dict[str, str](), dict[Candidate, Mapping[str, Any]]()
-    for candidate in candidates():
+    for candidate in candidates(asked.head):
         try:
             made[candidate] = _exact(candidate, work, checkpoint, asked, tokens, tokenizer, progress)
         except ExportError as error:

@@ -96,13 +96,16 @@ def open_backend(artifact: Artifact, device: str, options: OpenOptions) -> Backe
     )
 
 
+_SPELLED = {"openvino": "OpenVINO"}
+
+
 def _not_for_this_device(artifact: Artifact, device: str) -> BackendUnavailableError:
     """Fused nodes may have kernels on one device alone, and ONNX Runtime would say it by a node's name."""
     manifest = artifact.manifest
     assert manifest is not None, "a single graph does not say where it runs"
     reasons = filter(None, map(why_not, manifest.runs_on))
     reason = f'device="{device}" was asked for.' if device != AUTO else " ".join(reasons)
-    where = " or ".join(name.upper() for name in manifest.runs_on)
+    where = " or ".join(_SPELLED.get(name, name.upper()) for name in manifest.runs_on)
     there = next((name for name in manifest.runs_on if why_not(name) is None), None)
     here = f'It runs here with device="{there}" (--device {there}). ' if there is not None else ""
     return BackendUnavailableError(

@@ -156,7 +156,7 @@ def heads_of(session: Session, allowed: float) -> dict[str, tuple[float | str, f
     found: dict[str, tuple[float | str, float, bool]] = {}
     for head in HEADS.values():
         try:
-            for row in measure_heads(session, [head], ids, allowed):
+            for row in measure_heads(session, [head], [ids], allowed):
                 found[head.name] = (row.max_change, row.allowed, row.passed)
         except Exception as error:
             found[head.name] = (reason_of(error), allowed, False)

@@ -183,11 +183,21 @@ def test_blocks_are_as_long_as_the_model_stands(tmp_path: Path, monkeypatch: pyt
     lost |= {128: 0.011, 32: 0.009}
     done = export_onnx(checkpoint, tmp_path / "gpt", quantize="int4", force=True)
     assert {block for _, block in bits_and_blocks(tmp_path / "gpt")} == {32}
-    assert any("blocks of 32: in blocks of 128" in note and "1.1e-02" in note for note in done.notes)
+    assert any("blocks of 32: in blocks of up to 128" in note and "1.1e-02" in note for note in done.notes)
     assert not any("--quantize int8w" in note for note in done.notes)
     lost[32] = float("nan")
     done = export_onnx(checkpoint, tmp_path / "gpt", quantize="int4", force=True)
     assert any("--quantize int8w loses less" in note for note in done.notes)
+
+
+def test_a_model_that_no_long_block_divides_is_rounded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = load_checkpoint(str(make(tmp_path / "ckpt.pt", channels=33)))
+    said: list[str] = []
+    monkeypatch.setattr(blocks, "divergence", lambda *_: 0.011)
+    done = export_onnx(checkpoint, tmp_path / "gpt", quantize="int4", progress=said.append)
+    assert {block for _, block in bits_and_blocks(tmp_path / "gpt")} == {32}
+    assert sum(line.startswith("rounding weights") for line in said) == 1
+    assert not any("blocks" in note for note in done.notes), "there were no others"
 
 
 def test_what_rounding_loses_is_what_the_rounded_model_loses() -> None:

@@ -22,6 +22,8 @@ from gptexport.precision import FLOAT32, INT8
 from gptexport.recipe import Recipe
 from gptexport.tune import tune as tuning
 from gptexport.tune.candidates import Candidate, candidates
+from gptexport_runtime.backends.ort.providers import why_not
+from gptexport_runtime.contract.heads import DECODE
 from tests.docs.test_schemas import SCHEMAS, closed, problems
 from tests.support.builders import tiny_nanogpt
 from tests.support.cli import Cli
@@ -72,7 +74,7 @@ def timings(
 @pytest.fixture
 def injected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timings that are given, of three candidates."""
-    monkeypatch.setattr(tuning, "candidates", lambda: SOME)
+    monkeypatch.setattr(tuning, "candidates", lambda _head: SOME)
     monkeypatch.setattr(worker, "Worker", lambda _specification: Still())
     monkeypatch.setattr(tuning, "measure", timings)
 
@@ -80,7 +82,8 @@ def injected(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("injected")
 def test_the_fastest_within_the_bound_is_kept_and_certified(cli: Cli, tmp_path: Path) -> None:
     ckpt, chart = tiny_nanogpt(tmp_path / "ckpt.pt"), tmp_path / "tune.svg"
-    ran = cli("tune", ckpt, "-o", tmp_path / "gpt", "--shape", "1x5", "--max-kl", 1e-9, "--json", "-q", "--plot", chart)
+    options = ("--shape", "1x5", "--max-kl", 1e-9, "--tokenizer", "bytes", "--json", "-q", "--plot", chart)
+    ran = cli("tune", ckpt, "-o", tmp_path / "gpt", *options)
     assert ran.code == 0, ran.err
     answer = json.loads(ran.out)
     assert (
@@ -89,7 +92,8 @@ def test_the_fastest_within_the_bound_is_kept_and_certified(cli: Cli, tmp_path: 
         and Draft202012Validator(closed(SCHEMAS["tune"])).is_valid(answer)
     )
     assert [c["frontier"] for c in answer["candidates"] if c["name"] == "cpu-int8"] == [True]
-    gptexport_runtime.load(tmp_path / "gpt", "cpu", require_parity=True).close()
+    with gptexport_runtime.load(tmp_path / "gpt", "cpu", require_parity=True) as gpt:
+        assert gpt.manifest is not None and gpt.manifest.tokenizer is not None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pt", "gpt", "tune.svg"]
     assert len(list(ElementTree.parse(chart).iter("{http://www.w3.org/2000/svg}circle"))) == 3
 
@@ -111,7 +115,8 @@ def test_a_stopped_run_goes_on_and_an_impossible_bound_is_refused(
 
     monkeypatch.setattr(tuning, "export", stops)
     asked = ("tune", ckpt, "-o", tmp_path / "gpt", "--shape", "1x5", "--max-kl", 0, "-q")
-    assert cli(*asked).code == 130
+    ran = cli(*asked)
+    assert ran.code == 130 and "what was made so far is kept: run it again to go on." in ran.err
     ran = cli(*asked)
     assert ran.code == 1 and "none of 3 candidates is within the bounds" in ran.err
     assert exported == ["export", "export", "stopped", "export"], "two were measured before"
@@ -129,6 +134,9 @@ def test_candidates_are_asked_of_targets_precisions_and_providers() -> None:
     names = {candidate.name for candidate in candidates()}
     assert {"portable-float32", "cpu-float32", "cpu-int8", "cpu-int4"} <= names
     assert "portable-bfloat16" not in names, "no CPU has kernels for it"
+    assert any(name.startswith("openvino") for name in names) == (why_not("openvino") is None)
+    steps = {candidate.name for candidate in candidates(DECODE)}
+    assert steps == {name for name in names if not name.startswith("openvino")}, "whose decode is the CPU's"
 
 
 @pytest.mark.slow

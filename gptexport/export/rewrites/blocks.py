@@ -12,6 +12,7 @@ blocks are smaller and faster, and lose more: how much is seen on more of that t
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ SMALL_HEAD = 0.1  # of the linears' weights: in 8 bits it makes a bundle at most
 LONG, SHORT = BLOCKS[0], BLOCKS[-1]
 ALLOWED = 0.5  # of the divergence that parity allows: so much may long blocks lose on text of the model's own
 JUDGED = 2  # rows of that text
+SILENCE = 10.0  # seconds between two words on how far it is
 
 
 class Blocks:
@@ -67,12 +69,13 @@ class Blocks:
         judged = own_text(model, ids[:JUDGED].flip(1))
         lost: dict[int, float] = {}
         for self._longest in (LONG, SHORT):
-            progress(f"rounding weights to {self._bits} bits, in blocks of {self._longest}")
+            progress(f"rounding weights to {self._bits} bits, in blocks of up to {self._longest}")
             self._rounded = {}
-            self._round_linears(model, text, architecture.head)
-            lost[self._longest] = divergence(model, self._rounded, judged)
-            progress(f"blocks of {self._longest} lose a mean KL divergence of {lost[self._longest]:.1e} on such text")
-            if lost[self._longest] <= ALLOWED * self._allowed:
+            self._round_linears(model, text, architecture.head, progress)
+            longest = max((rounded.block for rounded in self._rounded.values()), default=SHORT)
+            lost[longest] = divergence(model, self._rounded, judged)
+            progress(f"blocks of {longest} lose a mean KL divergence of {lost[longest]:.1e} on such text")
+            if lost[longest] <= ALLOWED * self._allowed or longest == SHORT:
                 break
         return [*notes, *self._told(lost)]
 
@@ -104,15 +107,15 @@ class Blocks:
         }
 
     def _told(self, lost: Mapping[int, float]) -> list[str]:
-        """What a person should know of a model that long blocks do not do for. By block, what it lost."""
-        if SHORT not in lost:
-            return []
+        """What a person should know of a model that long blocks do not do for. By the longest block, what it lost."""
         notes = [
-            f"its weights are in blocks of {SHORT}: in blocks of {LONG}, which are smaller and faster, they lose a "
-            f"mean KL divergence of {lost[LONG]:.1e} on text of the model's own, and {ALLOWED * self._allowed:.1e} "
+            f"its weights are in blocks of {SHORT}: in blocks of up to {longest}, which are smaller and faster, they "
+            f"lose a mean KL divergence of {amount:.1e} on text of the model's own, and {ALLOWED * self._allowed:.1e} "
             "is allowed"
+            for longest, amount in lost.items()
+            if longest != SHORT and SHORT in lost
         ]
-        if not lost[SHORT] <= self._allowed:
+        if not lost.get(SHORT, 0.0) <= self._allowed:
             notes.append(
                 f"{self._bits} bits lose a mean KL divergence of {lost[SHORT]:.1e} of this model, on text of its own, "
                 f"and parity allows {self._allowed}: --quantize {INT8W.name} loses less"
@@ -120,20 +123,27 @@ class Blocks:
         return notes
 
     @torch.no_grad()
-    def _round_linears(self, model: nn.Module, ids: torch.Tensor, head: str | None) -> None:
+    def _round_linears(
+        self, model: nn.Module, ids: torch.Tensor, head: str | None, progress: Callable[[str], None]
+    ) -> None:
         """Round each linear's weight by its inputs, which are gone when the next one runs."""
         linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
         sizes = {linear.weight.data_ptr(): linear.weight.numel() for linear in linears}
         last = dict(model.named_parameters(remove_duplicate=False)).get(head or "")
         few = last is not None and last.numel() <= SMALL_HEAD * sum(sizes.values())
+        said = time.monotonic()
         in_8_bits = last.data_ptr() if last is not None and few else None
 
         def see(linear: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            nonlocal said
             assert isinstance(linear, nn.Linear)
             key = linear.weight.data_ptr()
             if key not in self._rounded:
                 seen, bits = inputs[0].reshape(-1, inputs[0].shape[-1]), 8 if key == in_8_bits else self._bits
                 self._rounded[key] = round_weight(linear.weight, seen, bits=bits, longest=self._longest)
+                if time.monotonic() - said > SILENCE:
+                    said = time.monotonic()
+                    progress(f"rounded {len(self._rounded)} of {len(sizes)} weights")
 
         hooks = [linear.register_forward_pre_hook(see) for linear in linears]
         try:

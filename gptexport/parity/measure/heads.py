@@ -6,11 +6,12 @@ What a head says is its definition (`Head.from_logits`), so one that is added is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from gptexport.parity.measure.invariances import Invariance, Invariant
-from gptexport.parity.measure.metrics import Ids, Logits, largest_difference
+from gptexport.parity.measure.metrics import Ids, Logits, largest_difference, mean_kl
 from gptexport.teacher_forcing import feed_pieces
 from gptexport_runtime import Session
 from gptexport_runtime.contract.heads import LOGITS, Head
@@ -21,24 +22,45 @@ SINGLE_STEPS = 32  # of one token each, in a cached head
 SIGNS = 3  # draws of which logits rounding moves up, and which down
 
 
-def measure_heads(session: Session, heads: Sequence[Head], ids: Ids, allowed: float) -> list[Invariance]:
+def measure_heads(
+    session: Session, heads: Sequence[Head], batches: Sequence[Ids], allowed: float, allowed_kl: float | None = None
+) -> list[Invariance]:
     """How far each head is from its definition, by the session's own logits.
 
     Args:
         session: has a graph for each of `heads`. It may hold them in less memory than that of other measurements.
-        ids: (B,T). For heads that take lengths it is cut into rows of unequal length.
+        batches: ids, each (B,T), of which a head without a cache sees the first alone. For heads that take lengths it
+            is cut into rows of unequal length.
         allowed: how far rounding may move a logit.
+        allowed_kl: how far, in nats, the predictions of a head with a cache may be from those of the whole text: of
+            quantized weights, whose logits no rounding explains. None: that is not judged.
     """
     others = [head for head in heads if head is not LOGITS]
     if not others:
         return []
-    logits = session.logits(ids)
+    logits = [session.logits(ids) for ids in batches]
     found = []
     for head in others:
-        change = cached_change(session, head, ids, logits) if head.cached else head_change(session, head, ids, logits)
-        bound = allowed * _sensitivity(head, ids, logits, allowed)
-        found.append(Invariance(kind=Invariant.HEAD, name=f"{head} against logits", max_change=change, allowed=bound))
+        name = f"{head} against logits"
+        if head.cached:
+            pieces = [cached_change(session, head, *of) for of in zip(batches, logits, strict=True)]
+            change = max(each.change for each in pieces)
+            if allowed_kl is not None:
+                kl = max(each.kl for each in pieces)
+                found.append(Invariance(kind=Invariant.HEAD, name=f"{name}, KL", max_change=kl, allowed=allowed_kl))
+        else:
+            change = head_change(session, head, batches[0], logits[0])
+        bound = allowed * _sensitivity(head, batches[0], logits[0], allowed)
+        found.append(Invariance(kind=Invariant.HEAD, name=name, max_change=change, allowed=bound))
     return found
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """How far the logits of single steps are from those of the whole text."""
+
+    change: float  # the largest
+    kl: float  # mean, in nats
 
 
 def head_change(session: Session, head: Head, ids: Ids, logits: Logits) -> float:
@@ -50,7 +72,7 @@ def head_change(session: Session, head: Head, ids: Ids, logits: Logits) -> float
     return largest_difference(expected, actual)  # of one token nothing is scored
 
 
-def cached_change(session: Session, head: Head, ids: Ids, logits: Logits, *, single: int = SINGLE_STEPS) -> float:
+def cached_change(session: Session, head: Head, ids: Ids, logits: Logits, *, single: int = SINGLE_STEPS) -> Stepped:
     """Like `head_change`: prompts of mixed lengths, then single tokens, then longer pieces to the end.
 
     Args:
@@ -60,12 +82,13 @@ def cached_change(session: Session, head: Head, ids: Ids, logits: Logits, *, sin
     first = np.maximum(1, (T - single) // 2 - np.arange(B))
     ends = [np.minimum(first + step, T) for step in range(single + 1)]
     ends += [np.full(B, end) for end in np.linspace(T // 2, T, 4, dtype=int)[1:]]
-    worst = 0.0
+    changes, divergences = [0.0], [0.0]
     with session.cache(rows=B, capacity=T) as cache:
         for grown, actual in feed_pieces(cache, list(ids), ends):
             expected = head.from_logits(logits, ids, cache.lengths)[grown]
-            worst = max(worst, largest_difference(expected, actual))
-    return worst
+            changes.append(largest_difference(expected, actual))
+            divergences.append(mean_kl(expected, actual))
+    return Stepped(float(np.max(changes)), float(np.mean(divergences[1:] or divergences)))
 
 
 def _sensitivity(head: Head, ids: Ids, logits: Logits, change: float) -> float:

@@ -180,6 +180,14 @@ def largest_difference(reference: Logits, candidate: Logits) -> float:
     return float(_error(candidate.astype(np.float64), reference).max(initial=0.0))
 
 
+def mean_kl(reference: Logits, candidate: Logits) -> float:
+    """The mean KL divergence of logits (…,V), in nats."""
+    log_p, log_q = (
+        _log_softmax(each.reshape(-1, each.shape[-1]).astype(np.float64)) for each in (reference, candidate)
+    )
+    return float(_kl(log_p, log_q).mean())
+
+
 def _error(candidate: Logits, reference: Logits) -> Logits:
     """|candidate - reference|, 0 where the reference is not finite: `same_kind` has seen to that."""
     with np.errstate(invalid="ignore"):

@@ -140,7 +140,7 @@ def _must_not_change(verdict: Verdict) -> str:
     rows = [
         [i.name, "ok" if i.passed else "FAIL", f"{i.max_change:.1e}", f"{i.allowed:.1e}"] for i in verdict.invariances
     ]
-    text = table(["", "", "changed by", "rounding explains"], rows)
+    text = table(["", "", "changed by", "allowed"], rows)
     return f"<section><h2>What must not change</h2>{text}</section>" if rows else ""
 
 

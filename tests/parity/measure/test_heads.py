@@ -70,7 +70,7 @@ def test_a_head_that_parity_has_never_heard_of_is_checked(summed: Path, checkpoi
 def test_each_head_of_a_bundle_says_what_its_logits_say(bundle: Path) -> None:
     artifact = describe_artifact(bundle)
     with load(bundle, "cpu") as session:
-        found = measure_heads(session, artifact.heads, IDS, allowed=1e-5)
+        found = measure_heads(session, artifact.heads, [IDS], allowed=1e-5)
     assert [i.name for i in found] == ["last against logits", "score against logits", "decode against logits"]
     assert all(i.passed for i in found)
 
@@ -87,12 +87,12 @@ def test_a_definition_that_is_another_is_seen(bundle: Path, monkeypatch: pytest.
                 loops=head.loops,
                 cached=head.cached,
             )
-            (found,) = measure_heads(session, [wrong], IDS, allowed=1e-5)
+            (found,) = measure_heads(session, [wrong], [IDS], allowed=1e-5)
             assert not found.passed, head.name
 
 
 def test_one_token_has_nothing_to_score(bundle: Path) -> None:
     artifact = describe_artifact(bundle)
     with load(bundle, "cpu") as session:
-        found = measure_heads(session, artifact.heads, IDS[:, :1], allowed=1e-5)
+        found = measure_heads(session, artifact.heads, [IDS[:, :1]], allowed=1e-5)
     assert all(i.passed for i in found)

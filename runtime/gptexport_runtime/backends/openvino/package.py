@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -17,6 +20,7 @@ from gptexport_runtime.errors import BackendUnavailableError
 
 PACKAGE = "openvino"
 INSTALL = "pip install gptexport-runtime[openvino]"
+TELEMETRY = "openvino_telemetry"  # installed with it
 CPU = "CPU"  # OpenVINO's name of the device
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names
 
@@ -28,15 +32,32 @@ def is_installed() -> bool:
 def import_openvino() -> types.ModuleType:
     """The `openvino` module.
 
+    Its telemetry is off, as ONNX Runtime's is: a runtime sends nothing that it was not asked to send. OpenVINO would
+    start a process that reports each import, and does without where the package that sends it is not installed.
+
     Raises:
         BackendUnavailableError: it is not installed, or does not import.
     """
     if not is_installed():
         raise BackendUnavailableError(f"{PACKAGE} is not installed: `{INSTALL}`.")
     try:
-        return importlib.import_module(PACKAGE)
+        with _as_if_not_installed(TELEMETRY):
+            return importlib.import_module(PACKAGE)
     except Exception as error:  # a damaged install fails in many ways
         raise BackendUnavailableError(f"{PACKAGE} does not import: {first_line(error)}. Install it again.") from error
+
+
+@contextmanager
+def _as_if_not_installed(name: str) -> Iterator[None]:
+    """Whoever imports a module meanwhile does not find it, unless it was imported before."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # of which an import makes an ImportError
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 @cache

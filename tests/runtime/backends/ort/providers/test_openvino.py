@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -91,3 +93,18 @@ def test_one_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(providers.openvino, "core", Broken)
     assert "does not run: no CPU here. Install it again" in str(OPENVINO.why_not(import_onnxruntime()))
+
+
+@needs_openvino
+def test_openvino_reports_nothing(tmp_path: Path) -> None:
+    """Its telemetry would start a process at the import, and leave files in the home folder."""
+    code = """
+import multiprocessing, sys
+from gptexport_runtime.backends.openvino.package import core
+core()
+assert not multiprocessing.active_children()
+assert "openvino_telemetry" not in sys.modules, "and whoever wants it may import it"
+"""
+    home = {"HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "CI": "", **home})
+    assert not list(tmp_path.iterdir())
