@@ -106,8 +106,8 @@ def tune(
     ids = read_tokens(tokens, loaded.predicted_ids, None) if tokens is not None else None
     try:
         done = choose(loaded, out, asked, tokens=ids, tokenizer=carried, force=force, progress=output.step)
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt("what was made so far is kept: run it again to go on.") from error
+    except KeyboardInterrupt:
+        raise click.Abort("what was made so far is kept: run the same command again to go on.") from None
     output.result(_data(done, out, asked), _text(done, out, asked))
     if plot is not None:
         _draw(output, plot, done, asked)

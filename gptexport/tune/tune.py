@@ -94,6 +94,9 @@ def tune(
         except ExportError as error:
             left_out[candidate.name] = str(error)
             progress(f"without {candidate.name}: {error}")
+    if not made:
+        reasons = dict.fromkeys(left_out.values())
+        raise ExportError(f"none of {len(left_out)} candidates could be exported: {' '.join(reasons)}")
     measurements, baseline = _timed(made, work, asked, progress)
     within = ranked(measurements, asked.bounds)
     for chosen in within:

@@ -25,7 +25,7 @@ from gptexport.tune.candidates import Candidate, candidates
 from gptexport_runtime.backends.ort.providers import why_not
 from gptexport_runtime.contract.heads import DECODE
 from tests.docs.test_schemas import SCHEMAS, closed, problems
-from tests.support.builders import tiny_nanogpt
+from tests.support.builders import nanogpt_meta, tiny_nanogpt
 from tests.support.cli import Cli
 
 SOME = [Candidate(PORTABLE, FLOAT32, "cpu"), Candidate(CPU, FLOAT32, "cpu"), Candidate(CPU, INT8, "cpu")]
@@ -82,7 +82,18 @@ def injected(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("injected")
 def test_the_fastest_within_the_bound_is_kept_and_certified(cli: Cli, tmp_path: Path) -> None:
     ckpt, chart = tiny_nanogpt(tmp_path / "ckpt.pt"), tmp_path / "tune.svg"
-    options = ("--shape", "1x5", "--max-kl", 1e-9, "--tokenizer", "bytes", "--json", "-q", "--plot", chart)
+    options = (
+        "--shape",
+        "1x5",
+        "--max-kl",
+        1e-9,
+        "--tokenizer",
+        nanogpt_meta(tmp_path / "meta.pkl"),
+        "--json",
+        "-q",
+        "--plot",
+        chart,
+    )
     ran = cli("tune", ckpt, "-o", tmp_path / "gpt", *options)
     assert ran.code == 0, ran.err
     answer = json.loads(ran.out)
@@ -94,7 +105,7 @@ def test_the_fastest_within_the_bound_is_kept_and_certified(cli: Cli, tmp_path: 
     assert [c["frontier"] for c in answer["candidates"] if c["name"] == "cpu-int8"] == [True]
     with gptexport_runtime.load(tmp_path / "gpt", "cpu", require_parity=True) as gpt:
         assert gpt.manifest is not None and gpt.manifest.tokenizer is not None
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pt", "gpt", "tune.svg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pt", "gpt", "meta.pkl", "tune.svg"]
     assert len(list(ElementTree.parse(chart).iter("{http://www.w3.org/2000/svg}circle"))) == 3
 
 
@@ -116,11 +127,18 @@ def test_a_stopped_run_goes_on_and_an_impossible_bound_is_refused(
     monkeypatch.setattr(tuning, "export", stops)
     asked = ("tune", ckpt, "-o", tmp_path / "gpt", "--shape", "1x5", "--max-kl", 0, "-q")
     ran = cli(*asked)
-    assert ran.code == 130 and "what was made so far is kept: run it again to go on." in ran.err
+    assert ran.code == 130 and "what was made so far is kept: run the same command again" in ran.err
     ran = cli(*asked)
     assert ran.code == 1 and "none of 3 candidates is within the bounds" in ran.err
     assert exported == ["export", "export", "stopped", "export"], "two were measured before"
     assert not (tmp_path / "gpt").exists() and (tmp_path / ".gpt.tune").is_dir()
+
+
+@pytest.mark.usefixtures("injected")
+def test_each_reason_is_told_where_nothing_can_be_exported(cli: Cli, tmp_path: Path) -> None:
+    ckpt = tiny_nanogpt(tmp_path / "ckpt.pt")  # of 97 ids, where bytes are 256
+    ran = cli("tune", ckpt, "-o", tmp_path / "gpt", "--shape", "1x5", "--tokenizer", "bytes", "-q")
+    assert ran.code == 1 and "none of 3 candidates could be exported" in ran.err and "256" in ran.err
 
 
 def test_a_folder_of_the_works_name_is_not_taken(cli: Cli, tmp_path: Path) -> None:
