@@ -38,6 +38,11 @@ class Gates:
     perplexity_ratio: float | None = None  # at most, and at least its inverse; on real text
     statistical: bool = False  # for quantized weights
 
+    @property
+    def steps_kl(self) -> float | None:
+        """How far, in nats, what single steps predict may be from what the whole text does: each errs by `kl_mean`."""
+        return 2 * self.kl_mean if self.statistical and self.kl_mean is not None else None
+
 
 class Quantizer(Protocol):
     """Makes quantized weights, in two steps."""

@@ -91,6 +91,8 @@ def _certificate(described: Manifest | EngineInfo, of: str) -> str:
 
 def _measured(parity: Mapping[str, Any]) -> str:
     """The figures that were judged: of quantized weights those over all positions, else the noise ratio."""
+    if not parity.get("passed") and (reasons := parity.get("reasons")):
+        return f": {reasons[0]}"
     if statistics := parity.get("statistics"):
         return "".join(f", {name_of(each['gate'])} {figure(each['gate'], each['value'])}" for each in statistics)
     ratio = parity.get("noise_ratio")

@@ -45,6 +45,7 @@ class HeadExport:
     file: FileEntry | None = None
     undone: list[str] = field(default_factory=list)  # rewrites that made it another function
     error: float = 0.0  # relative RMS from eager
+    cache_kl: float | None = None  # nats that a cache in 8 bits loses; None: it has none
 
 
 def apply_rewrites(trace: Trace, head: Head, recipe: Recipe, limits: Limits, skip: Collection[str] = ()) -> None:
@@ -149,12 +150,25 @@ def _write_again(
     Raises:
         ExportError: it is not the function; `graph` is what it was.
     """
+    trace, file = _make_again(graph, traced, recipe, limits, weights, path, skip)
+    graph.error = _check(path, graph.head, traced.samples, recipe)
+    graph.trace, graph.file = trace, file
+
+
+def _make_again(
+    graph: HeadExport,
+    traced: Traced,
+    recipe: Recipe,
+    limits: Limits,
+    weights: Weights,
+    path: Path,
+    skip: Collection[str] = (),
+) -> tuple[Trace, FileEntry]:
+    """Make and write a head's graph by another recipe."""
     fresh = replace(traced.trace, model=traced.trace.model.clone(), audit={})
     trace = HEAD_GRAPHS[graph.head.name].build(fresh, recipe)
     apply_rewrites(trace, graph.head, recipe, limits, skip)
-    file = write_graph(trace.model, weights, path)
-    graph.error = _check(path, graph.head, traced.samples, recipe)
-    graph.trace, graph.file = trace, file
+    return trace, write_graph(trace.model, weights, path)
 
 
 def quantize_cache(
@@ -188,19 +202,24 @@ def quantize_cache(
     narrow = path.with_name(f"{path.stem}.8-bits{path.suffix}")
     chosen = replace(recipe, target=replace(recipe.target, attend=lambda _precision: in_8_bits(text.scales)))
     try:
-        _write_again(graph, traced, chosen, limits, weights, narrow)
+        trace, file = _make_again(graph, traced, chosen, limits, weights, narrow)
     except ExportError as error:
-        why = str(error).rstrip(".")
-        raise ExportError(f"the cache cannot be quantized: {why}. Leave quantize_cache out.") from error
+        raise ExportError(f"the cache cannot be quantized: {error}. Leave quantize_cache out.") from error
+    try:
+        graph.error = _check(narrow, graph.head, traced.samples, chosen)
+    except ExportError as error:
+        raise ExportError(
+            "8 bits lose this model's keys or values, though not those of text of its own: some that it seldom has are "
+            f"far larger. Leave quantize_cache out. ({error})"
+        ) from error
     lost = divergence(path, narrow, text.judged)
     progress(f"keys and values in 8 bits lose a mean KL divergence of {lost:.1e} on such text")
     narrow.replace(path)
-    assert graph.file is not None
-    graph.file = replace(graph.file, file=path.name)
-    allowed = recipe.precision.gates.kl_mean
+    graph.trace, graph.file, graph.cache_kl = trace, replace(file, file=path.name), lost
+    allowed = recipe.precision.gates.steps_kl
     if allowed is not None and not lost <= allowed:
         return [
             f"keys and values in 8 bits lose a mean KL divergence of {lost:.1e} on text of the model's own, where "
-            f"parity allows weights {allowed}: without quantize_cache nothing of it is lost"
+            f"parity allows {allowed}: without quantize_cache nothing of it is lost"
         ]
     return []

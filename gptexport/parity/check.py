@@ -240,12 +240,11 @@ def _with_other_heads(
     progress("comparing the other graphs of the bundle")
     shapes = [s.shape for s in measured.stats]
     many, longest = max(shapes, key=lambda s: s[0] * (s[1] > 1)), max(shapes, key=lambda s: s[1])
-    allowed, gates = allowed_change(measured.stats, measured.precision), measured.precision.gates
-    two_errors = 2 * gates.kl_mean if gates.statistical and gates.kl_mean is not None else None
+    allowed, allowed_kl = allowed_change(measured.stats, measured.precision), measured.precision.gates.steps_kl
     with opened(prepack=False) as lean:  # each graph of a session has its own copy
         source = TokenSource(lean.config.predicted_ids, tokens)
         batches = [source.batch(shape, seed=2) for shape in dict.fromkeys((many, longest))]
-        found = measure_heads(lean, artifact.heads, batches, allowed, two_errors)
+        found = measure_heads(lean, artifact.heads, batches, allowed, allowed_kl)
     return replace(measured, invariances=(*measured.invariances, *found))
 
 

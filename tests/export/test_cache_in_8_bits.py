@@ -16,7 +16,7 @@ import gptexport_runtime
 from gptexport.architectures.llama import Llama, LlamaConfig
 from gptexport.checkpoints import Checkpoint, load_checkpoint
 from gptexport.errors import ExportError
-from gptexport.export import export_onnx, settle
+from gptexport.export import cache_scales, export_onnx, settle
 from gptexport.export.cache_scales import ROOM, write_text
 from gptexport.export.cached_in_8_bits import LARGEST, MANY
 from gptexport.parity import check_parity
@@ -105,12 +105,53 @@ def test_scales_hold_what_was_seen_and_the_text_that_judges_is_another(tmp_path:
     export_onnx(gpt2(tmp_path), tmp_path / "wide", quantize="int8")
     graph = tmp_path / "wide" / DECODE.file
     text = write_text(graph, LIMITS)
-    assert text.judged.shape[1] == T and text.judged.max() < V
-    values, _ = held(graph, [text.judged])
+    (rows, [long_row]) = text.judged
+    assert len(rows) * T >= 1024 and len(long_row) == T and max(row.max() for row in (*rows, long_row)) < V
+    values, _ = held(graph, [np.stack(rows)])
     by_name = np.stack([text.scales["past_key_0"], text.scales["past_value_0"]])
     peaks = np.abs(values[:, 0]).max(axis=(1, 3))  # of other text of the same kind
     assert (peaks <= 2 * ROOM * LARGEST * by_name).all()
     assert (peaks > 0.2 * LARGEST * by_name).all(), "scales are no larger than they need to be"
+
+
+LATE = """
+import torch, torch.nn as nn, torch.nn.functional as F
+V, C, H, BLOCK = 31, 32, 2, 600
+
+class Late(nn.Module):
+    \"\"\"Values that are loud from position 400 on.\"\"\"
+    block_size, vocab_size = BLOCK, V
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.wte, self.wpe = nn.Embedding(V, C), nn.Embedding(BLOCK, C)
+        with torch.no_grad():
+            self.wpe.weight *= 0.1
+            self.wpe.weight[400:] *= 300.0
+        self.c_attn, self.head = nn.Linear(C, 3 * C), nn.Linear(C, V)
+
+    def forward(self, idx):
+        B, T = idx.shape
+        x = self.wte(idx) + self.wpe(torch.arange(T))
+        q, k, v = (t.view(B, T, H, C // H).transpose(1, 2) for t in self.c_attn(x).split(C, dim=2))
+        y = F.scaled_dot_product_attention(0.01 * q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, C)
+        return self.head(self.wte(idx) + 0.3 * y)
+"""
+
+
+def test_late_positions_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the scales; and by parity, where scales do not hold them."""
+    (tmp_path / "late.py").write_text(LATE)
+    checkpoint = load_checkpoint(f"{tmp_path}/late.py:Late")
+    export_onnx(checkpoint, tmp_path / "right", quantize="int8w", quantize_cache=True)
+    result = check_parity(tmp_path / "right", checkpoint, shapes=[(1, 1), (2, 33), (1, 600)])
+    assert result, result.verdict.reasons
+    monkeypatch.setattr(cache_scales, "LONGEST", 256)
+    export_onnx(checkpoint, tmp_path / "wrong", quantize="int8w", quantize_cache=True)
+    result = check_parity(tmp_path / "wrong", checkpoint, shapes=[(1, 1), (2, 33), (1, 600)])
+    assert [reason.split(":")[0] for reason in result.verdict.reasons][:1] == ["decode against logits, KL"]
+    assert result.diagnosis.attribution is None, "the logits are right"
 
 
 def test_parity_rows_and_texts(tmp_path: Path) -> None:

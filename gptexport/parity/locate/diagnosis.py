@@ -67,7 +67,7 @@ def diagnose(
     Args:
         causes: on a failure run the other stages too, which exports the checkpoint afresh.
     """
-    if not verdict.shapes:
+    if not verdict.shapes or _is_another_head(verdict):
         return Diagnosis()
     notes: list[str] = []
     source = TokenSource(checkpoint.predicted_ids, tokens)
@@ -86,6 +86,13 @@ def diagnose(
                 right = artifact.graph if verdict.passed else fresh() if _export_is_right(attribution) else None
                 found = search.steps(artifact.graph, right, once=verdict.passed)
     return replace(found, attribution=attribution, notes=tuple(notes))
+
+
+def _is_another_head(verdict: Verdict) -> bool:
+    """Quantized logits are right, and another graph of the bundle is not: what made the logits is not the cause."""
+    wrong = [each for each in verdict.invariances if not each.passed]
+    rest = all(row.passed for row in verdict.shapes) and all(each.passed for each in verdict.statistics)
+    return verdict.gates.statistical and rest and bool(wrong) and all(each.kind is Invariant.HEAD for each in wrong)
 
 
 def _has_steps(artifact: Artifact, verdict: Verdict, attribution: Attribution | None) -> bool:

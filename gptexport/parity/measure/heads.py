@@ -60,7 +60,7 @@ class Stepped:
     """How far the logits of single steps are from those of the whole text."""
 
     change: float  # the largest
-    kl: float  # mean, in nats
+    kl: float  # in nats, the mean of those steps, of the middle or the end, where it is worst
 
 
 def head_change(session: Session, head: Head, ids: Ids, logits: Logits) -> float:
@@ -73,22 +73,26 @@ def head_change(session: Session, head: Head, ids: Ids, logits: Logits) -> float
 
 
 def cached_change(session: Session, head: Head, ids: Ids, logits: Logits, *, single: int = SINGLE_STEPS) -> Stepped:
-    """Like `head_change`: prompts of mixed lengths, then single tokens, then longer pieces to the end.
+    """Like `head_change`: prompts of mixed lengths, then single tokens, then longer pieces, then single tokens again.
 
     Args:
-        single: how many steps of one token.
+        single: how many steps of one token, in the middle of rows and at their end each.
     """
     B, T = ids.shape
     first = np.maximum(1, (T - single) // 2 - np.arange(B))
-    ends = [np.minimum(first + step, T) for step in range(single + 1)]
-    ends += [np.full(B, end) for end in np.linspace(T // 2, T, 4, dtype=int)[1:]]
+    middle = [np.minimum(first + step, T) for step in range(single + 1)]
+    last = max(int(middle[-1].max()), T - single)
+    pieces = [np.full(B, end) for end in np.linspace(T // 2, last, 4, dtype=int)[1:]]
     changes, divergences = [0.0], [0.0]
     with session.cache(rows=B, capacity=T) as cache:
-        for grown, actual in feed_pieces(cache, list(ids), ends):
-            expected = head.from_logits(logits, ids, cache.lengths)[grown]
-            changes.append(largest_difference(expected, actual))
-            divergences.append(mean_kl(expected, actual))
-    return Stepped(float(np.max(changes)), float(np.mean(divergences[1:] or divergences)))
+        for ends in (middle, pieces, [np.full(B, end) for end in range(last + 1, T + 1)]):
+            lost = []
+            for grown, actual in feed_pieces(cache, list(ids), ends):
+                expected = head.from_logits(logits, ids, cache.lengths)[grown]
+                changes.append(largest_difference(expected, actual))
+                lost.append(mean_kl(expected, actual))
+            divergences += [float(np.mean(lost))] if lost else []
+    return Stepped(float(np.max(changes)), float(np.max(divergences)))
 
 
 def _sensitivity(head: Head, ids: Ids, logits: Logits, change: float) -> float:

@@ -140,7 +140,7 @@ def judge(measured: Measured, gates: Gates | None = None) -> Verdict:
 
 
 def _changed(i: Invariance) -> str:
-    reason = f"{i.name}: what must not change did, by {i.max_change:.1e}; rounding explains {i.allowed:.1e}"
+    reason = f"{i.name}: what must not change did, by {i.max_change:.1e}; {i.allowed:.1e} is allowed"
     if i.eager_change is not None and i.eager_change > i.allowed:
         reason += f". The model's own logits change by {i.eager_change:.1e}: it is no causal model, or mixes its rows"
     return reason
