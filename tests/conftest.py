@@ -9,10 +9,14 @@ import pytest
 
 from tests.support.cli import Cli, Ran
 
-# Every worker of pytest-xdist has a core of its own: more threads of PyTorch only wait for each other (a third slower).
-# Set before torch is imported; what a test starts inherits it.
-if "PYTEST_XDIST_WORKER" in os.environ:
+# Every worker of pytest-xdist has a core of its own: more threads of PyTorch only wait for each other (a third slower),
+# and so do those of ONNX Runtime, of which there is one for each core that a process may use.
+# Set before either is imported; what a test starts inherits it.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) is not None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 # Ignored where a shell started pytest in its background; children inherit that, and tests interrupt some.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -36,7 +36,7 @@ def doctor(output: Output) -> None:
     reasons += [(each.name, each.reason) for each in health.engines]
     why = facts([(f"why not {name}", reason) for name, reason in reasons])
     problems = "\n".join(f"problem: {problem}" for problem in health.problems) or "no problems found"
-    best = f"fastest unquantized: gptexport onnx CHECKPOINT {health.export_with}" if health.export_with else ""
+    best = f"fastest in floats: gptexport onnx CHECKPOINT {health.export_with}" if health.export_with else ""
     best += "\nto be measured: gptexport tune CHECKPOINT -o OUT, with int8 and int4 beside it" if best else ""
     parts = [machine, versions, providers, engines, why, best, problems]
     output.result({"ok": True, **health.to_dict()}, "\n\n".join(filter(None, parts)))

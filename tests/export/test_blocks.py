@@ -98,7 +98,7 @@ def test_int4_is_close_and_small(tmp_path: Path, options: dict[str, bool]) -> No
         assert len(gpt.generate([[1, 2]], max_new_tokens=3, temperature=0)[0]) == 3
 
 
-@pytest.mark.parametrize("target", ["cpu", "openvino"])
+@pytest.mark.parametrize("target", few(["cpu", "openvino"], 1))
 def test_int8w_errs_less_than_int8(target: str, tmp_path: Path) -> None:
     """With outliers, in the session that users run."""
     if target == "openvino":

@@ -138,5 +138,5 @@ def test_in_float32_it_is_a_graph_for_any_cpu(source: str, tmp_path: Path) -> No
 
 def test_in_bfloat16_the_cpu_provider_is_no_stand_in(source: str, tmp_path: Path) -> None:
     export_onnx(load_checkpoint(source), tmp_path / "gpt", target="openvino", dtype="bfloat16", graphs=["logits"])
-    with pytest.raises(BackendUnavailableError, match="--target openvino in bfloat16, which runs on OPENVINO alone"):
+    with pytest.raises(BackendUnavailableError, match="--target openvino in bfloat16, which runs on OpenVINO alone"):
         gptexport_runtime.load(tmp_path / "gpt", "cpu")
