@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gptexport.bench.worker import Burst, Forward, Shape, burst, random_ids
+from gptexport.progress import seldom
 
 SETTLE = 0.06  # seconds of calls before those that count: another side's threads may spin so long after its last
 SPEND = 0.12  # seconds of calls that count, in each round
 PAUSE = 0.25  # seconds before a cold call
 COLD_ROUNDS = 3
-SILENCE = 10.0  # seconds between two words on how far it is
 NOISY = 1.5  # a ratio whose quartiles are so many times apart says nothing,
 BUSY = 60.0  # nor does one of a process that lost a core so many times a second: its threads wait for one another
 
@@ -87,11 +87,9 @@ def measure(
         progress(f"B,T = {B},{T}: {rounds} rounds of {', '.join(sides)}")
         warm: dict[str, list[float]] = {name: [] for name in sides}
         preempted: dict[str, list[float]] = {name: [] for name in sides}
-        said = time.monotonic()
+        now_and_then = seldom(progress)
         for counted in range(-1, rounds):
-            if time.monotonic() - said > SILENCE:
-                said = time.monotonic()
-                progress(f"B,T = {B},{T}: {max(counted, 0)} of {rounds} rounds are done")
+            now_and_then(f"B,T = {B},{T}: {max(counted, 0)} of {rounds} rounds are done")
             for name, side in sides.items():
                 made = side((B, T), settle=SETTLE, spend=SPEND)
                 if counted >= 0:

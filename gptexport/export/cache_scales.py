@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gptexport.errors import ExportError
 from gptexport.export.cached_in_8_bits import LARGEST, Scales
+from gptexport.export.rewrites.own_text import mean_kl
 from gptexport.export.verify import special_ids
 from gptexport.recipe import Limits
 from gptexport.teacher_forcing import feed_pieces
@@ -81,7 +82,7 @@ def divergence(wide: Path, narrow: Path, texts: Sequence[Rows]) -> float:
     Each reads the first half of a text's rows as prompts, then some tokens one by one, and likewise at their end.
     """
     decoders = [_open(wide), _open(narrow)]
-    worst = 0.0
+    groups = []
     for rows in texts:
         B, T = len(rows), len(rows[0])
         caches = [Cache(each, B, T, each.info.vocab_size) for each in decoders]
@@ -89,11 +90,9 @@ def divergence(wide: Path, narrow: Path, texts: Sequence[Rows]) -> float:
             ends = [np.full(B, end) for end in range(max(1, last - STEPS), last + 1)]
             found = []
             for (_, expected), (_, actual) in zip(*(feed_pieces(each, rows, ends) for each in caches), strict=True):
-                p, q = (torch.log_softmax(torch.from_numpy(logits).double(), dim=-1) for logits in (expected, actual))
-                found.append(float((p.exp() * (p - q)).sum(-1).mean()))
-            single = found[1:] or found  # the first piece was read at once, in float32
-            worst = max(worst, float(np.mean(single)))
-    return worst
+                found.append(mean_kl(torch.from_numpy(expected), torch.from_numpy(actual)))
+            groups.append(float(np.mean(found[1:] or found)))  # the first piece was read at once, in float32
+    return float(np.max(groups))  # NaN stays NaN, which max() may lose
 
 
 def _write(

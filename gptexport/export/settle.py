@@ -128,31 +128,13 @@ def _undo(graph: HeadExport, traced: Traced, recipe: Recipe, limits: Limits, wei
         attempts.insert(0, ([CACHED], plain, []))
     for undone, chosen, skip in attempts:
         try:
-            _write_again(graph, traced, chosen, limits, weights, path, skip)
+            trace, file = _make_again(graph, traced, chosen, limits, weights, path, skip)
+            graph.error = _check(path, graph.head, traced.samples, chosen)
         except ExportError:
             continue
-        graph.undone = undone
+        graph.trace, graph.file, graph.undone = trace, file, undone
         return True
     return False
-
-
-def _write_again(
-    graph: HeadExport,
-    traced: Traced,
-    recipe: Recipe,
-    limits: Limits,
-    weights: Weights,
-    path: Path,
-    skip: Collection[str] = (),
-) -> None:
-    """Make, write and check a head's graph by another recipe.
-
-    Raises:
-        ExportError: it is not the function; `graph` is what it was.
-    """
-    trace, file = _make_again(graph, traced, recipe, limits, weights, path, skip)
-    graph.error = _check(path, graph.head, traced.samples, recipe)
-    graph.trace, graph.file = trace, file
 
 
 def _make_again(

@@ -16,7 +16,7 @@ from gptexport.artifacts import describe_artifact
 from gptexport.checkpoints import load_checkpoint
 from gptexport.export import export_onnx
 from gptexport.export.rewrites import blocks
-from gptexport.export.rewrites.own_text import divergence
+from gptexport.export.rewrites.own_text import divergence, mean_kl
 from gptexport.export.rewrites.rounding import Rounded, round_weight
 from gptexport.export.targets import CPU
 from gptexport.parity import check_parity
@@ -226,3 +226,11 @@ def test_what_rounding_loses_is_what_the_rounded_model_loses() -> None:
         found = torch.log_softmax(model(ids), -1)
     assert lost == pytest.approx(float((expected.exp() * (expected - found)).sum(-1).mean()), rel=1e-3)
     assert lost > 1e-4
+
+
+def test_a_divergence_of_tokens_that_cannot_come_is_a_number_and_one_of_nan_is_none() -> None:
+    """Halves, beside a quarter and three quarters."""
+    expected, found = torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([[0.0, float(np.log(3)), -torch.inf]])
+    assert mean_kl(expected, found) == pytest.approx(0.5 * np.log(4 / 3))
+    assert mean_kl(expected, expected) == 0
+    assert np.isnan(mean_kl(expected, found * torch.nan))

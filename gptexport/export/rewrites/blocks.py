@@ -12,7 +12,6 @@ blocks are smaller and faster, and lose more: how much is seen on more of that t
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from gptexport.export.rewrites.rounding import BLOCKS, FLAT, Rounded, round_weig
 from gptexport.export.rewrites.smoothing import calibration_ids, smooth_norms
 from gptexport.export.trace import Trace
 from gptexport.precision import INT8W
+from gptexport.progress import seldom
 from gptexport.recipe import Limits
 from gptexport_runtime.contract.names import META_ACTIVATION_BLOCK
 
@@ -42,7 +42,6 @@ SMALL_HEAD = 0.1  # of the linears' weights: in 8 bits it makes a bundle at most
 LONG, SHORT = BLOCKS[0], BLOCKS[-1]
 ALLOWED = 0.5  # of the divergence that parity allows: so much may long blocks lose on text of the model's own
 JUDGED = 2  # rows of that text
-SILENCE = 10.0  # seconds between two words on how far it is
 
 
 class Blocks:
@@ -131,19 +130,16 @@ class Blocks:
         sizes = {linear.weight.data_ptr(): linear.weight.numel() for linear in linears}
         last = dict(model.named_parameters(remove_duplicate=False)).get(head or "")
         few = last is not None and last.numel() <= SMALL_HEAD * sum(sizes.values())
-        said = time.monotonic()
+        now_and_then = seldom(progress)
         in_8_bits = last.data_ptr() if last is not None and few else None
 
         def see(linear: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            nonlocal said
             assert isinstance(linear, nn.Linear)
             key = linear.weight.data_ptr()
             if key not in self._rounded:
                 seen, bits = inputs[0].reshape(-1, inputs[0].shape[-1]), 8 if key == in_8_bits else self._bits
                 self._rounded[key] = round_weight(linear.weight, seen, bits=bits, longest=self._longest)
-                if time.monotonic() - said > SILENCE:
-                    said = time.monotonic()
-                    progress(f"rounded {len(self._rounded)} of {len(sizes)} weights")
+                now_and_then(f"rounded {len(self._rounded)} of {len(sizes)} weights")
 
         hooks = [linear.register_forward_pre_hook(see) for linear in linears]
         try:

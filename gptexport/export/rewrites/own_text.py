@@ -54,12 +54,18 @@ def divergence(model: nn.Module, rounded: Mapping[int, Rounded], ids: torch.Tens
     ]
     losses = []
     for row in ids.split(1):
-        expected = torch.log_softmax(model(row).float(), dim=-1)
+        expected = model(row)
         hooks = [module.register_forward_hook(instead) for module in replaced]
         try:
-            found = torch.log_softmax(model(row).float(), dim=-1)
+            found = model(row)
         finally:
             for hook in hooks:
                 hook.remove()
-        losses.append(float((expected.exp() * (expected - found)).sum(-1).mean()))
+        losses.append(mean_kl(expected, found))
     return sum(losses) / len(losses)
+
+
+def mean_kl(expected: torch.Tensor, found: torch.Tensor) -> float:
+    """The mean KL divergence, in nats, of what logits (…,V) predict; of a token that cannot come, minus infinity, 0."""
+    p, q = (torch.log_softmax(logits.double(), dim=-1) for logits in (expected, found))
+    return float(torch.where(p == -torch.inf, 0.0, p.exp() * (p - q)).sum(-1).mean())

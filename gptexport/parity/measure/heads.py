@@ -44,9 +44,9 @@ def measure_heads(
         name = f"{head} against logits"
         if head.cached:
             pieces = [cached_change(session, head, *of) for of in zip(batches, logits, strict=True)]
-            change = max(each.change for each in pieces)
+            change = float(np.max([each.change for each in pieces]))  # NaN stays NaN
             if allowed_kl is not None:
-                kl = max(each.kl for each in pieces)
+                kl = float(np.max([each.kl for each in pieces]))
                 found.append(Invariance(kind=Invariant.HEAD, name=f"{name}, KL", max_change=kl, allowed=allowed_kl))
         else:
             change = head_change(session, head, batches[0], logits[0])
